@@ -1,0 +1,64 @@
+"""The one table of architectures: where each family keeps the modules that tracing and editing need.
+
+A new family is one row here. Names are paths inside the Hugging Face module tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rome_core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Module paths of one family. `attn_out` and `mlp_out` are relative to a block.
+
+    attn_out: the attention's output projection. mlp_out: the MLP's down projection W, whose input is the key
+    (in a gated MLP the product act(gate)·up) and whose output is the value. Their outputs are what the module adds
+    to the residual stream (Gemma 2 and 3 put a norm in between).
+    """
+
+    embed: str
+    blocks: str
+    attn_out: str
+    mlp_out: str
+    norm: str
+
+    def block(self, layer: int) -> str:
+        return f"{self.blocks}.{layer}"
+
+    def module(self, site: str, layer: int) -> str:
+        """Path of the module at a site ("attn_out", "mlp_out") of a layer."""
+        return f"{self.block(layer)}.{getattr(self, site)}"
+
+
+_LLAMA = Layout("model.embed_tokens", "model.layers", "self_attn.o_proj", "mlp.down_proj", "model.norm")
+
+LAYOUTS: dict[str, Layout] = {
+    "gpt2": Layout("transformer.wte", "transformer.h", "attn.c_proj", "mlp.c_proj", "transformer.ln_f"),
+    "gptj": Layout("transformer.wte", "transformer.h", "attn.out_proj", "mlp.fc_out", "transformer.ln_f"),
+    "gpt_neox": Layout(
+        "gpt_neox.embed_in", "gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    "gemma3": Layout(  # the text half of the models that also read images
+        "model.language_model.embed_tokens",
+        "model.language_model.layers",
+        "self_attn.o_proj",
+        "mlp.down_proj",
+        "model.language_model.norm",
+    ),
+}
+
+
+def layout_of(model_type: str) -> Layout:
+    """The layout of a `config.model_type`. Raises ModelError for a family that is not in the table."""
+    try:
+        return LAYOUTS[model_type]
+    except KeyError:
+        raise ModelError(
+            f"Models of type '{model_type}' are not supported.",
+            f"Supported types are {', '.join(sorted(LAYOUTS))}.",
+            "Choose a model of one of these families, or add a row to rome_core/layout.py.",
+        ) from None

@@ -1,0 +1,33 @@
+"""Settings as frozen dataclasses whose fields carry their own range, explanation and source.
+
+Forms are drawn from them, so a hyper-parameter is described in exactly one place: the field that it sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class About:
+    """What a form needs to know of one field: its name on the screen, a sentence, where it comes from, its range."""
+
+    label: str
+    help: str
+    source: str = ""
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    unit: str = ""
+
+
+def setting(default: Any, label: str, help: str, **about: Any) -> Any:
+    """A dataclass field with its description. `None` as default means: this model's preset."""
+    return field(default=default, metadata={"about": About(label, help, **about)})
+
+
+def about(config: Any) -> dict[str, About]:
+    """Descriptions of the fields of a config (class or instance) that a form should show, in order."""
+    return {f.name: f.metadata["about"] for f in fields(config) if "about" in f.metadata}
