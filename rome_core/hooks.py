@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,12 @@ def hooked(
     patches: Sequence[tuple[Point, Patch]] = (),
     keep: Callable[[Point, Tensor], None] | None = None,
     points: Collection[Point] = (),
+    calls: Callable[[int, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Iterator[None]:
-    """Hold the model for one pass: edits are added first, then patches replace states, then states are handed out."""
+    """Hold the model for one pass: edits are added first, then patches replace states, then states are handed out.
+
+    calls: sees the arguments by name that each block is called with, and returns those it shall be called with.
+    """
     with lm.lock:
         handles = []
         try:
@@ -86,6 +91,9 @@ def hooked(
             for point in points:
                 assert keep is not None
                 handles.append(_attach(lm, point, lambda state, point=point: keep(point, state)))
+            if calls is not None:
+                for layer, block in enumerate(lm.blocks):
+                    handles.append(block.register_forward_pre_hook(_rewrite(layer, calls), with_kwargs=True))
             yield
         finally:
             for handle in handles:
@@ -94,6 +102,16 @@ def hooked(
 
 def _overlay(delta: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return lambda module, args, output: output + delta(args[0])
+
+
+def _rewrite(layer: int, calls: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        signature = inspect.signature(block.forward)
+        bound = signature.bind(*args, **kwargs).arguments
+        extra = next((name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+        return (), calls(layer, {**bound.pop(extra, {}), **bound})
+
+    return before
 
 
 def _attach(lm: LanguageModel, point: Point, change: Callable[[Tensor], Tensor | None]) -> Any:

@@ -28,6 +28,7 @@ class LanguageModel:
 
     fingerprint: a hash of configuration and weights, which everything computed from this model carries.
     lock: held for one forward pass at a time, because hooks belong to the modules and not to the caller.
+    memo: what was found out about this model once, such as whether replay agrees with plain hooks on it.
     """
 
     hf: PreTrainedModel
@@ -36,6 +37,7 @@ class LanguageModel:
     name: str
     fingerprint: str
     lock: threading.RLock = field(default_factory=threading.RLock)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:

@@ -1,0 +1,41 @@
+"""The editing methods under one interface: METHODS[name](...) is a config, solve(...) makes an Edit of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rome_core.edits import Edit
+from rome_core.methods.config import MethodConfig
+from rome_core.methods.rome import POLICIES
+from rome_core.methods.value import Report, ignore
+from rome_core.model import LanguageModel
+from rome_core.moment import Moment
+from rome_core.presets import resolve
+from rome_core.progress import Track, silent
+from rome_core.tokens import EditRequest
+
+METHODS: dict[str, type[MethodConfig]] = {policy.name: policy for policy in POLICIES}
+DEFAULT_METHOD = "r-rome"
+
+
+def solve(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: MethodConfig,
+    *,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+    report: Report = ignore,
+) -> Edit:
+    """Solve requests into an edit, which does nothing until it is passed to a call.
+
+    moments: C by layer; None takes the shipped or cached one, or estimates it. edits: those that are active already;
+    the new one is solved on top of them. report: called with every step of the optimisation.
+
+        edit = solve(lm, [EditRequest(Prompt("The {} is in the city of", "Eiffel Tower"), "Rome", "Paris")],
+                     METHODS["r-rome"](layer=5))
+    """
+    return resolve(lm, config).solve(
+        lm, list(requests), moments=moments, edits=list(edits), track=track, report=report
+    )

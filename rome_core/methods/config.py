@@ -1,0 +1,36 @@
+"""What every editing method offers: a frozen config that can solve requests into an Edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rome_core.edits import Edit
+from rome_core.methods.value import Report
+from rome_core.model import LanguageModel
+from rome_core.moment import Moment
+from rome_core.progress import Track
+from rome_core.tokens import EditRequest
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of the methods' configs. `name` is the key in METHODS, `title` and `formula` are shown on the page."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    formula: ClassVar[str]
+
+    def solve(
+        self,
+        lm: LanguageModel,
+        requests: Sequence[EditRequest],
+        *,
+        moments: Mapping[int, Moment] | None,
+        edits: Sequence[Edit],
+        track: Track,
+        report: Report,
+    ) -> Edit:
+        """The edit of these requests on top of `edits`. Configs arrive here resolved for the model."""
+        raise TypeError(f"{type(self).__name__} is the base of the methods and solves nothing itself.")

@@ -1,0 +1,240 @@
+"""Rank-one model editing with every key policy (Meng et al. 2022, section 3.1; Gupta et al. 2024; Yang et al. 2024).
+
+The policies differ in one place, `policy_terms`: which key the update divides by and which residual it carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.edits import Delta, Edit
+from rome_core.errors import EditError
+from rome_core.methods.config import MethodConfig
+from rome_core.methods.value import (
+    KlAt,
+    Keys,
+    Report,
+    ValueSettings,
+    final_by_hooks,
+    final_by_replay,
+    keys_of,
+    optimise_delta,
+    prompts_of,
+    sampled_prefixes,
+)
+from rome_core.model import LanguageModel
+from rome_core.moment import Moment, moments_for
+from rome_core.progress import Track
+from rome_core.settings import setting
+from rome_core.tokens import EditRequest
+from rome_core.tracing import replay_note
+
+AUTHORS = "Meng et al. 2022, the authors' code"
+
+
+@dataclass(frozen=True)
+class RomeConfig(MethodConfig):
+    """Hyper-parameters of the ROME family. prefixes: texts put before the prompt, "" for none; None = sampled."""
+
+    layer: int | None = setting(
+        None, "Layer", "The block whose down projection is edited.", source="preset of the model", low=0, high=199, step=1
+    )
+    clamp: float | None = setting(
+        None,
+        "Clamp",
+        "‖δ‖ may grow to this many times ‖v_0‖. Small values bleed less, too small ones do not reach the target.",
+        source="preset of the model; 4 in the authors' GPT-2 settings",
+        low=0.1,
+        high=20.0,
+        step=0.05,
+        unit="‖v_0‖",
+    )
+    steps: int = setting(
+        20, "Steps", "Evaluations of the loss; the last one is not followed by an update.", source=AUTHORS, low=1,
+        high=200, step=1,
+    )
+    lr: float = setting(0.5, "Learning rate", "Of Adam on δ.", source=AUTHORS, low=0.001, high=5.0, step=0.05)
+    kl_weight: float = setting(
+        0.0625,
+        "KL weight",
+        "Holds on to what the model says of the subject in general, on '{subject} is a'.",
+        source=AUTHORS + " (the paper says 100)",
+        low=0.0,
+        high=200.0,
+        step=0.0125,
+    )
+    decay: float = setting(
+        0.5, "Decay", "Weight of ‖δ‖/‖v_0‖² in the loss.", source=AUTHORS + " (the paper says 0.0015)", low=0.0,
+        high=50.0, step=0.1,
+    )
+    stop_loss: float = setting(
+        0.05, "Stop below", "The optimisation ends once the loss is below this.", source=AUTHORS, low=0.0, high=5.0,
+        step=0.01, unit="nats",
+    )
+    kl_at: KlAt = setting(
+        "subject",
+        "KL read at",
+        "The subject's last token, as in the authors' code, or the end of '{subject} is a', as in the paper.",
+        source=AUTHORS,
+        choices=("subject", "prompt end"),
+    )
+    ridge: float = setting(
+        1e-6, "Ridge", "Added to the diagonal of C, in units of its mean entry.", source="numerical safety", low=0.0,
+        high=10.0, step=1e-6,
+    )
+    seed: int = setting(0, "Seed", "Of the sampled prefixes.", low=0, high=2**31 - 1, step=1)
+    prefixes: tuple[str, ...] | None = None
+
+    def solve(
+        self,
+        lm: LanguageModel,
+        requests: Sequence[EditRequest],
+        *,
+        moments: Mapping[int, Moment] | None,
+        edits: Sequence[Edit],
+        track: Track,
+        report: Report,
+    ) -> Edit:
+        return solve_rome(lm, requests, self, moments=moments, edits=edits, track=track, report=report)
+
+    @property
+    def value_settings(self) -> ValueSettings:
+        assert self.clamp is not None
+        return ValueSettings(
+            self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at
+        )
+
+
+class Rome(RomeConfig):
+    name: ClassVar[str] = "rome"
+    title: ClassVar[str] = "ROME as published: direction from k*, residual and denominator from the bare prompt's key."
+    formula: ClassVar[str] = r"\Delta = \frac{(v^* - W k_0)\,(C^{-1}k^*)^\top}{k_0^\top C^{-1} k^*}"
+
+
+class RRome(RomeConfig):
+    name: ClassVar[str] = "r-rome"
+    title: ClassVar[str] = "r-ROME: the mean key k* of the prefixed prompts everywhere."
+    formula: ClassVar[str] = r"\Delta = \frac{(v_0 + \delta - \overline{W k})\,(C^{-1}k^*)^\top}{{k^*}^\top C^{-1} k^*}"
+
+
+class PRome(RomeConfig):
+    name: ClassVar[str] = "p-rome"
+    title: ClassVar[str] = "p-ROME: the bare prompt's key k_0 everywhere."
+    formula: ClassVar[str] = r"\Delta = \frac{\delta\,(C^{-1}k_0)^\top}{k_0^\top C^{-1} k_0}"
+
+
+class CRome(RomeConfig):
+    name: ClassVar[str] = "c-rome"
+    title: ClassVar[str] = "C-ROME: r-ROME's update; a prefix is put before the prompt when the edited model is used, too."
+    formula: ClassVar[str] = RRome.formula
+
+
+class HRome(RomeConfig):
+    name: ClassVar[str] = "h-rome"
+    title: ClassVar[str] = "h-ROME: fully homogeneous, δ is added at the mean key, whatever the model says there."
+    formula: ClassVar[str] = r"\Delta = \frac{\delta\,(C^{-1}k^*)^\top}{{k^*}^\top C^{-1} k^*}"
+
+
+POLICIES = (Rome, RRome, PRome, CRome, HRome)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Δ = residual (C⁻¹ direction)ᵀ / (denominatorᵀ C⁻¹ direction)."""
+
+    direction: Float[Tensor, " d_mlp"]
+    denominator: Float[Tensor, " d_mlp"]
+    residual: Float[Tensor, " d_model"]
+
+
+def policy_terms(policy: str, keys: Keys, delta: Float[Tensor, " d_model"]) -> Terms:
+    """What distinguishes the key policies, all of it (SPEC of each in the classes' formulas).
+
+    v* = v_0 + δ, and v_0 = W k_0, so v* − W k_0 = δ.
+    """
+    k_star = keys.keys.mean(0)
+    match policy:
+        case "rome":
+            return Terms(k_star, keys.k_0, delta)
+        case "r-rome" | "c-rome":
+            return Terms(k_star, k_star, keys.v_0 + delta - keys.values.mean(0))
+        case "p-rome":
+            return Terms(keys.k_0, keys.k_0, delta)
+        case "h-rome":
+            return Terms(k_star, k_star, delta)
+    raise EditError(f"There is no key policy '{policy}'.", "", f"Choose of {', '.join(p.name for p in POLICIES)}.")
+
+
+def rank_one(module: str, terms: Terms, moment: Moment, ridge: float) -> Delta:
+    """The update's two factors, solved in float64 (Meng et al. 2022, equation 2)."""
+    u = moment.solve(terms.direction.cpu(), ridge)
+    denominator = float(terms.denominator.double().cpu() @ u)
+    if denominator == 0 or not torch.isfinite(u).all():
+        raise EditError(
+            "The key has no extent under C⁻¹, so the update cannot be formed.",
+            "The key is zero or not finite.",
+            "Choose another layer or subject.",
+        )
+    U = (terms.residual.double().cpu() / denominator)[:, None]
+    device, dtype = terms.residual.device, terms.residual.dtype
+    return Delta(module, U.to(device, dtype), u[None].to(device, dtype))
+
+
+def solve_rome(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: RomeConfig,
+    *,
+    moments: Mapping[int, Moment] | None,
+    edits: Sequence[Edit],
+    track: Track,
+    report: Report,
+) -> Edit:
+    """k*, v* and the rank-one update of one request."""
+    if len(requests) != 1:
+        raise EditError(
+            f"{config.name} edits one fact at a time; {len(requests)} were given.",
+            "",
+            "Solve them one after another, each with the former ones in edits=.",
+        )
+    (request,), layer = requests, config.layer
+    if layer is None or not 0 <= layer < lm.n_layers:
+        raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
+    moment = moments_for(lm, [layer], moments, track)[layer]
+    prefixes = sampled_prefixes(lm, config.seed, edits) if config.prefixes is None else config.prefixes
+    prompts = prompts_of(lm, request, prefixes, config.kl_at)
+    keys = keys_of(lm, prompts, layer, edits)
+    final = (final_by_hooks if replay_note(lm) else final_by_replay)(lm, prompts, layer, edits)
+    # The clamp and the decay refer to the module's whole output, bias included, as in the authors' code.
+    delta, history = optimise_delta(
+        lm, prompts, keys.v_0 + keys.bias, final, config.value_settings, track=track, report=report
+    )
+    terms = policy_terms(config.name, keys, delta)
+    W_k = keys.v_0 if config.name in ("rome", "p-rome") else keys.values.mean(0)
+    return Edit(
+        requests=(request,),
+        method=config.name,
+        config=_with_prefixes(config, prefixes),
+        deltas=(rank_one(lm.down_projection(layer), terms, moment, config.ridge),),
+        k_star=terms.direction,
+        v_star=W_k + terms.residual,
+        k_0=keys.k_0,
+        v_0=keys.v_0,
+        history=history,
+        base=lm.fingerprint,
+        on=tuple(edit.id for edit in edits),
+        notes={"keys": keys, "delta": delta, "moment": (moment.corpus, moment.n_tokens)},
+    )
+
+
+def _with_prefixes(config: RomeConfig, prefixes: Sequence[str]) -> RomeConfig:
+    """The settings as they were used: the prefixes are part of the edit."""
+    from dataclasses import replace
+
+    return replace(config, prefixes=tuple(prefixes))
