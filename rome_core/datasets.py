@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rome_core.assets import ASSETS
 from rome_core.errors import DataError, RomeError
 from rome_core.tokens import EditRequest, Prompt
 
-OWN_FACTS = Path(__file__).parent.parent / "assets" / "facts.json"
+OWN_FACTS = ASSETS / "facts.json"
 N_NEIGHBOURS = 10  # as many as CounterFact gives
 
 

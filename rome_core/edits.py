@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Edit:
     k_star, v_star: the key and the value that the update associates, d_mlp and d_model (one row a request in batches).
     k_0, v_0: key and MLP output of the bare prompt, before the edit.
     base: fingerprint of the model that the edit was solved for; on: ids of the edits that were active then.
+    corpus: what C was made from. extras: what the method wants to keep, e.g. δ and the prefixed prompts' keys.
     """
 
     requests: tuple[EditRequest, ...]
@@ -72,7 +73,8 @@ class Edit:
     history: tuple[Step, ...]
     base: str
     on: tuple[str, ...] = ()
-    notes: Mapping[str, Any] | None = None
+    corpus: str = ""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.assets import ASSETS
 from rome_core.default_model import cache_dir
 from rome_core.edits import Edit
 from rome_core.errors import MomentError
@@ -24,7 +25,7 @@ from rome_core.progress import Track, silent
 from rome_core.scoring import BATCH_TOKENS
 from rome_core.tokens import text_ids
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "moments"
+SHIPPED = ASSETS / "moments"
 TEXT_TOKENS = 128  # length of a text the model writes
 TEXTS_AT_ONCE = 64
 

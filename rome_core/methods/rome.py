@@ -6,14 +6,14 @@ The policies differ in one place, `policy_terms`: which key the update divides b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.edits import Delta, Edit
+from rome_core.edits import Delta, Edit, Step
 from rome_core.errors import EditError
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.value import (
@@ -215,26 +215,45 @@ def solve_rome(
     delta, history = optimise_delta(
         lm, prompts, keys.v_0 + keys.bias, final, config.value_settings, track=track, report=report
     )
+    return _edit(lm, request, replace(config, prefixes=tuple(prefixes)), keys, delta, moment, history, [e.id for e in edits])
+
+
+def _edit(
+    lm: LanguageModel,
+    request: EditRequest,
+    config: RomeConfig,
+    keys: Keys,
+    delta: Float[Tensor, " d_model"],
+    moment: Moment,
+    history: tuple[Step, ...],
+    on: Sequence[str],
+) -> Edit:
     terms = policy_terms(config.name, keys, delta)
     W_k = keys.v_0 if config.name in ("rome", "p-rome") else keys.values.mean(0)
     return Edit(
         requests=(request,),
         method=config.name,
-        config=_with_prefixes(config, prefixes),
-        deltas=(rank_one(lm.down_projection(layer), terms, moment, config.ridge),),
+        config=config,
+        deltas=(rank_one(lm.down_projection(moment.layer), terms, moment, config.ridge),),
         k_star=terms.direction,
         v_star=W_k + terms.residual,
         k_0=keys.k_0,
         v_0=keys.v_0,
         history=history,
         base=lm.fingerprint,
-        on=tuple(edit.id for edit in edits),
-        notes={"keys": keys, "delta": delta, "moment": (moment.corpus, moment.n_tokens)},
+        on=tuple(on),
+        corpus=f"{moment.corpus}, {moment.n_tokens:,} tokens",
+        extras={"delta": delta, "keys": keys.keys, "values": keys.values, "bias": keys.bias},
     )
 
 
-def _with_prefixes(config: RomeConfig, prefixes: Sequence[str]) -> RomeConfig:
-    """The settings as they were used: the prefixes are part of the edit."""
-    from dataclasses import replace
-
-    return replace(config, prefixes=tuple(prefixes))
+def repolicy(lm: LanguageModel, edit: Edit, policy: str, moments: Mapping[int, Moment] | None = None) -> Edit:
+    """The same request, δ and keys under another key policy, without optimising again."""
+    config_class = next((p for p in POLICIES if p.name == policy), None)
+    if config_class is None or "keys" not in edit.extras:
+        raise EditError(f"An edit by '{edit.method}' cannot be turned into '{policy}'.", "", "Solve it again.")
+    config = config_class(**{f.name: getattr(edit.config, f.name) for f in fields(config_class)})
+    moment = moments_for(lm, [config.layer], moments)[config.layer]
+    kept = edit.extras
+    keys = Keys(kept["keys"], kept["values"], edit.k_0, edit.v_0, kept["bias"])
+    return _edit(lm, edit.requests[0], config, keys, kept["delta"], moment, edit.history, edit.on)

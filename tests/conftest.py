@@ -1,0 +1,43 @@
+"""What holds for all tests: which are offline, in which order they run, and which need a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; set before huggingface_hub reads it
+
+CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def chrome() -> str | None:
+    """Path of the browser that tests drive: $CHROME, else the first one found."""
+    return os.environ.get("CHROME") or next(filter(None, map(shutil.which, CHROME_NAMES)), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, then slow ones, then the browser, so that a simple mistake shows within seconds."""
+    no_chrome = pytest.mark.skip(reason="no Chromium found: install it, or set CHROME to its path")
+    for item in items:
+        if item.get_closest_marker("browser") and chrome() is None:
+            item.add_marker(no_chrome)
+    items.sort(key=_cost)
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test loads no pretrained model: it sees an empty cache and a pip that downloads nothing."""
+    if _cost(request.node) == 0:
+        empty: Path = request.getfixturevalue("tmp_path") / "cache"
+        monkeypatch.setenv("ROME_EXPLORER_CACHE", str(empty))
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", "")
+
+
+def _cost(item: pytest.Item) -> int:
+    if item.get_closest_marker("browser"):
+        return 2
+    return 1 if item.get_closest_marker("slow") else 0
