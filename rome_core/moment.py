@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from rome_core.tokens import text_ids
 
 SHIPPED = ASSETS / "moments"
 TEXT_TOKENS = 128  # length of a text the model writes
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def estimate_moment(
     but padding counts. Keys in the model's precision, sums in float64: 8·d_mlp² bytes a layer.
     """
     own = texts is None
-    source = _self_written(lm, n_tokens, seed, edits, track) if texts is None else list(texts)
+    source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
     corpus = "self-written text" if own else f"{len(rows)} texts, {_hash(source)}"
     sums = {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
@@ -122,15 +123,38 @@ def estimate_moment(
     }
 
 
-def _self_written(
-    lm: LanguageModel, n_tokens: int, seed: int, edits: Sequence[Edit], track: Track
-) -> Iterator[str]:
+def self_written_texts(
+    lm: LanguageModel, n_tokens: int, seed: int, *, edits: Sequence[Edit] = (), track: Track = silent
+) -> list[str]:
+    """About n_tokens of text that the model writes, in batches that are kept on disk: another layer needs no new text.
+
+    The unedited model's text depends on model, seed and batch alone. An edited model writes its own, which is not kept.
+    """
+    texts: list[str] = []
     written, batch = 0, 0
     while written < n_tokens:
-        texts = sample_texts(lm, TEXTS_AT_ONCE, TEXT_TOKENS, seed=seed + batch, edits=edits, track=track)
-        written += sum(len(text_ids(lm.tokenizer, text)) for text in texts)
+        more = _written_batch(lm, seed, batch, edits, track)
+        if not more:
+            raise MomentError(f"'{lm.name}' writes no text from an empty page.", "", "Give texts of your own.")
+        written += sum(len(text_ids(lm.tokenizer, text)) for text in more)
+        texts += more
         batch += 1
-        yield from texts
+    return texts
+
+
+def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Edit], track: Track) -> list[str]:
+    name = f"{lm.fingerprint}-seed{seed}-batch{batch}.json"
+    folders = () if edits else (SHIPPED, cache_dir() / "moments")
+    for folder in folders:
+        if (folder / name).exists():
+            return list(json.loads((folder / name).read_text(encoding="utf-8")))
+    texts = sample_texts(lm, TEXTS_AT_ONCE, TEXT_TOKENS, seed=1_000 * seed + batch, edits=edits, track=track)
+    if folders:
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folders[-1], delete=False, encoding="utf-8") as file:
+            json.dump(texts, file, ensure_ascii=False)
+        os.replace(file.name, folders[-1] / name)
+    return texts
 
 
 def _batches(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[list[tuple[int, ...]]]:
