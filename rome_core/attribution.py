@@ -12,8 +12,10 @@ from torch import Tensor
 from rome_core.edits import Edit
 from rome_core.hooks import Patch, Point, hooked
 from rome_core.model import LanguageModel
+from rome_core.restoring import window_of
+from rome_core.runs import Runs, TraceConfig, TracedSite, prepare
 from rome_core.tokens import Prompt
-from rome_core.tracing import Runs, Trace, TraceConfig, TracedSite, empty_trace, prepare, window_of
+from rome_core.tracing import Trace, empty_trace
 
 SITES: tuple[TracedSite, ...] = ("resid_post", "mlp_out", "attn_out")
 

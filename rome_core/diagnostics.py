@@ -62,10 +62,12 @@ class Diagnosis:
 def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None = None) -> Diagnosis:
     """Judge an edit of the ROME family from its keys, C and factors. Nothing is applied.
 
-        diagnose(lm, edit).verdict      # "safe" | "caution" | "disabling"
+    diagnose(lm, edit).verdict      # "safe" | "caution" | "disabling"
     """
     if "keys" not in edit.extras or len(edit.deltas) != 1:
-        raise EditError(f"Edits by '{edit.method}' have no single key to judge.", "", "Choose an edit by a ROME policy.")
+        raise EditError(
+            f"Edits by '{edit.method}' have no single key to judge.", "", "Choose an edit by a ROME policy."
+        )
     (delta,), layer, ridge = edit.deltas, edit.config.layer, edit.config.ridge
     moment = moments_for(lm, [layer], moments)[layer]
     k_0, k_mean = edit.k_0.double().cpu(), edit.extras["keys"].double().cpu().mean(0)
@@ -76,9 +78,7 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     W = weight_of(lm, delta.module).double().cpu()
     relative_F = delta.norm() / float(W.norm())
     first = encode(lm.tokenizer, edit.requests[0].prompt).last_subject == 0
-    verdict: Verdict = (
-        "disabling" if not relative_F < DISABLING else "caution" if relative_F >= CAUTION else "safe"
-    )
+    verdict: Verdict = "disabling" if not relative_F < DISABLING else "caution" if relative_F >= CAUTION else "safe"
     cosine = float(torch.cosine_similarity(k_0, k_mean, dim=0))
     return Diagnosis(
         verdict=verdict,

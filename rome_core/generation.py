@@ -27,9 +27,7 @@ def generate(
     seed: int = 0,
 ) -> str:
     """The text that follows `text`, without it. temperature 0 is greedy. Ends early at the model's end token."""
-    return generate_many(
-        lm, [text], max_new_tokens, edits=edits, temperature=temperature, top_k=top_k, seed=seed
-    )[0]
+    return generate_many(lm, [text], max_new_tokens, edits=edits, temperature=temperature, top_k=top_k, seed=seed)[0]
 
 
 def generate_many(
@@ -63,9 +61,7 @@ def sample_texts(
     track: Track = silent,
 ) -> list[str]:
     """n texts of at most `length` tokens that the model writes from an empty page (after its document start token)."""
-    steps = decode(
-        lm, [(lm.document_start,)] * n, length, edits=edits, temperature=temperature, top_k=top_k, seed=seed
-    )
+    steps = decode(lm, [(lm.document_start,)] * n, length, edits=edits, temperature=temperature, top_k=top_k, seed=seed)
     tokens = torch.stack(list(track(steps, "The model writes text", length)), 1).tolist()
     texts = [str(lm.tokenizer.decode(_until_end(lm, row), skip_special_tokens=True)) for row in tokens]
     return [text for text in texts if text.strip()]

@@ -47,7 +47,7 @@ class Moment:
     seed: int | None = None
     _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
-    def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
+    def solve(self, keys: Float[Tensor, d_mlp * n], ridge: float) -> Float[Tensor, d_mlp * n]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
         columns = keys.double() if keys.dim() == 2 else keys.double()[:, None]
         solved = torch.cholesky_solve(columns, self.factor(ridge))
@@ -209,7 +209,11 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
             C[columns, rows] = upper
             seed = int(data["seed"])
             moment = Moment(
-                int(data["layer"]), C, int(data["n_tokens"]), str(data["corpus"]), str(data["fingerprint"]),
+                int(data["layer"]),
+                C,
+                int(data["n_tokens"]),
+                str(data["corpus"]),
+                str(data["fingerprint"]),
                 None if seed < 0 else seed,
             )
     except (OSError, ValueError, KeyError, EOFError) as error:

@@ -39,9 +39,7 @@ class Scored:
         return math.exp(-self.nll)
 
 
-def score(
-    lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Edit] = ()
-) -> list[Scored]:
+def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Edit] = ()) -> list[Scored]:
     """Score (text, continuation) pairs; a continuation is taken as it is, with its leading space."""
     rows = [(text_ids(lm.tokenizer, text), target_ids(lm.tokenizer, text, more)) for text, more in pairs]
     order = sorted(range(len(rows)), key=lambda r: len(rows[r][0]) + len(rows[r][1]))
@@ -83,6 +81,6 @@ def continuation_probabilities(
 ) -> list[float]:
     """Joint probability of each continuation of `text`, over all of its tokens.
 
-        continuation_probabilities(lm, "The Eiffel Tower is located in the city of", [" Rome", " Paris"], edits=[edit])
+    continuation_probabilities(lm, "The Eiffel Tower is located in the city of", [" Rome", " Paris"], edits=[edit])
     """
     return [scored.p_joint for scored in score(lm, [(text, more) for more in continuations], edits=edits)]

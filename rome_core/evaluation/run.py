@@ -50,7 +50,7 @@ def evaluate(
 ) -> Evaluation:
     """Edit each fact by itself on top of `edits` and score it: ES, PS, NS, S and magnitudes with intervals.
 
-        evaluate(lm, load_facts()[:100], METHODS["r-rome"]()).scores["ES"].value
+    evaluate(lm, load_facts()[:100], METHODS["r-rome"]()).scores["ES"].value
     """
     records = tuple(track(measure(lm, facts, config, moments=moments, edits=edits), "Editing facts", len(facts)))
     done = [record for record in records if record.after is not None]

@@ -17,8 +17,8 @@ from rome_core.edits import Delta, Edit, Step
 from rome_core.errors import EditError
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.value import (
-    KlAt,
     Keys,
+    KlAt,
     Report,
     ValueSettings,
     final_by_hooks,
@@ -31,9 +31,9 @@ from rome_core.methods.value import (
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
 from rome_core.progress import Track
+from rome_core.restoring import replay_note
 from rome_core.settings import setting
 from rome_core.tokens import EditRequest
-from rome_core.tracing import replay_note
 
 AUTHORS = "Meng et al. 2022, the authors' code"
 
@@ -43,7 +43,13 @@ class RomeConfig(MethodConfig):
     """Hyper-parameters of the ROME family. prefixes: texts put before the prompt, "" for none; None = sampled."""
 
     layer: int | None = setting(
-        None, "Layer", "The block whose down projection is edited.", source="preset of the model", low=0, high=199, step=1
+        None,
+        "Layer",
+        "The block whose down projection is edited.",
+        source="preset of the model",
+        low=0,
+        high=199,
+        step=1,
     )
     clamp: float | None = setting(
         None,
@@ -56,8 +62,13 @@ class RomeConfig(MethodConfig):
         unit="‖v_0‖",
     )
     steps: int = setting(
-        20, "Steps", "Evaluations of the loss; the last one is not followed by an update.", source=AUTHORS, low=1,
-        high=200, step=1,
+        20,
+        "Steps",
+        "Evaluations of the loss; the last one is not followed by an update.",
+        source=AUTHORS,
+        low=1,
+        high=200,
+        step=1,
     )
     lr: float = setting(0.5, "Learning rate", "Of Adam on δ.", source=AUTHORS, low=0.001, high=5.0, step=0.05)
     kl_weight: float = setting(
@@ -70,12 +81,23 @@ class RomeConfig(MethodConfig):
         step=0.0125,
     )
     decay: float = setting(
-        0.5, "Decay", "Weight of ‖δ‖/‖v_0‖² in the loss.", source=AUTHORS + " (the paper says 0.0015)", low=0.0,
-        high=50.0, step=0.1,
+        0.5,
+        "Decay",
+        "Weight of ‖δ‖/‖v_0‖² in the loss.",
+        source=AUTHORS + " (the paper says 0.0015)",
+        low=0.0,
+        high=50.0,
+        step=0.1,
     )
     stop_loss: float = setting(
-        0.05, "Stop below", "The optimisation ends once the loss is below this.", source=AUTHORS, low=0.0, high=5.0,
-        step=0.01, unit="nats",
+        0.05,
+        "Stop below",
+        "The optimisation ends once the loss is below this.",
+        source=AUTHORS,
+        low=0.0,
+        high=5.0,
+        step=0.01,
+        unit="nats",
     )
     kl_at: KlAt = setting(
         "subject",
@@ -85,8 +107,13 @@ class RomeConfig(MethodConfig):
         choices=("subject", "prompt end"),
     )
     ridge: float = setting(
-        1e-6, "Ridge", "Added to the diagonal of C, in units of its mean entry.", source="numerical safety", low=0.0,
-        high=10.0, step=1e-6,
+        1e-6,
+        "Ridge",
+        "Added to the diagonal of C, in units of its mean entry.",
+        source="numerical safety",
+        low=0.0,
+        high=10.0,
+        step=1e-6,
     )
     seed: int = setting(0, "Seed", "Of the sampled prefixes.", low=0, high=2**31 - 1, step=1)
     prefixes: tuple[str, ...] | None = None
@@ -106,9 +133,7 @@ class RomeConfig(MethodConfig):
     @property
     def value_settings(self) -> ValueSettings:
         assert self.clamp is not None
-        return ValueSettings(
-            self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at
-        )
+        return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
 
 
 class Rome(RomeConfig):
@@ -131,7 +156,9 @@ class PRome(RomeConfig):
 
 class CRome(RomeConfig):
     name: ClassVar[str] = "c-rome"
-    title: ClassVar[str] = "C-ROME: r-ROME's update; a prefix is put before the prompt when the edited model is used, too."
+    title: ClassVar[str] = (
+        "C-ROME: r-ROME's update; a prefix is put before the prompt when the edited model is used, too."
+    )
     formula: ClassVar[str] = RRome.formula
 
 
@@ -215,7 +242,9 @@ def solve_rome(
     delta, history = optimise_delta(
         lm, prompts, keys.v_0 + keys.bias, final, config.value_settings, track=track, report=report
     )
-    return _edit(lm, request, replace(config, prefixes=tuple(prefixes)), keys, delta, moment, history, [e.id for e in edits])
+    return _edit(
+        lm, request, replace(config, prefixes=tuple(prefixes)), keys, delta, moment, history, [e.id for e in edits]
+    )
 
 
 def _edit(

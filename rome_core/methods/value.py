@@ -64,16 +64,12 @@ class Prompts:
 def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Edit] = ()) -> tuple[str, ...]:
     """The empty prefix, 10 texts of 5 tokens and 10 of 10 that the model writes, each followed by ". "."""
     texts = [
-        text
-        for length in (5, 10)
-        for text in sample_texts(lm, 10, length, seed=seed + length, top_k=5, edits=edits)
+        text for length in (5, 10) for text in sample_texts(lm, 10, length, seed=seed + length, top_k=5, edits=edits)
     ]
     return ("", *(text.replace("{}", " ").strip() + ". " for text in texts))
 
 
-def prompts_of(
-    lm: LanguageModel, request: EditRequest, prefixes: Sequence[str], kl_at: KlAt = "subject"
-) -> Prompts:
+def prompts_of(lm: LanguageModel, request: EditRequest, prefixes: Sequence[str], kl_at: KlAt = "subject") -> Prompts:
     """Token ids, built once: prompt ids and target ids of every prefixed prompt."""
     bare = encode(lm.tokenizer, request.prompt)
     used = [encode(lm.tokenizer, request.prompt.behind(prefix)) for prefix in prefixes]
