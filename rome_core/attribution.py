@@ -35,8 +35,7 @@ def preview(
     Windows add their layers up. A saturated softmax makes it wrong (AtP*, Kramár et al. 2024): it is a preview, and
     `trace` gives the values.
     """
-    options = {"noise": noise, "answer": answer, "foil": foil, "edits": edits}
-    return previews(lm, prompt, [config], **options)[0]
+    return previews(lm, prompt, [config], noise=noise, answer=answer, foil=foil, edits=edits)[0]
 
 
 def previews(

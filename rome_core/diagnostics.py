@@ -1,4 +1,4 @@
-"""Seeing a disabling edit before it happens (Yang et al. 2024, arXiv 2406.11263; Gupta et al. 2024, arXiv 2403.07175)."""
+"""Seeing a disabling edit before it happens (Yang et al. 2024, arXiv 2406.11263; Gupta et al., arXiv 2403.07175)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,7 @@ def hooked(
                 handles.append(_attach(lm, point, patch))
             for point in points:
                 assert keep is not None
-                handles.append(_attach(lm, point, lambda state, point=point: keep(point, state)))
+                handles.append(_attach(lm, point, partial(keep, point)))
             if calls is not None:
                 for layer, block in enumerate(lm.blocks):
                     handles.append(block.register_forward_pre_hook(_rewrite(layer, calls), with_kwargs=True))
@@ -161,11 +162,8 @@ def activations(
         if len(kept) == len(set(points)):
             raise _Enough
 
-    with hooked(lm, edits, patches, keep, list(dict.fromkeys(points))):
-        try:
-            _backbone(lm, batch)
-        except _Enough:
-            pass
+    with hooked(lm, edits, patches, keep, list(dict.fromkeys(points))), suppress(_Enough):
+        _backbone(lm, batch)
     return kept
 
 

@@ -151,7 +151,9 @@ def load_model(
             _reason(error, local=Path(source).exists()),
             "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
         ) from error
-    return from_pretrained_parts(hf if placement == "auto" else hf.to(placement), tokenizer, str(name), layout)
+    if placement != "auto":
+        hf.to(torch.device(placement))
+    return from_pretrained_parts(hf, tokenizer, str(name), layout)
 
 
 def from_pretrained_parts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,7 +152,7 @@ def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Edi
         folders[-1].mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folders[-1], delete=False, encoding="utf-8") as file:
             json.dump(texts, file, ensure_ascii=False)
-        os.replace(file.name, folders[-1] / name)
+        Path(file.name).replace(folders[-1] / name)
     return texts
 
 
@@ -192,7 +191,7 @@ def save_moment(moment: Moment, path: Path) -> None:
             fingerprint=moment.fingerprint,
             seed=-1 if moment.seed is None else moment.seed,
         )
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def load_moment(path: Path, lm: LanguageModel) -> Moment:

@@ -26,7 +26,7 @@ CACHE_NAMES = ("past_key_values", "layer_past")  # how the families call a block
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One pass, kept so that it can be resumed. `states[b]` is what block b read; the last entry is what it all made."""
+    """One pass, kept so that it can be resumed. `states[b]` is what block b read, the last one what came out."""
 
     batch: Batch
     edits: tuple[Edit, ...]

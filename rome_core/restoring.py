@@ -17,7 +17,7 @@ DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
 
 
 def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
-    """Layers [start, stop) that a window centred on `layer` restores: clipped at the ends, as the authors' code does."""
+    """Layers [start, stop) that a window centred on `layer` restores: clipped at the ends, as by the authors."""
     return max(0, layer - width // 2), min(n_layers, layer + width - width // 2)
 
 

@@ -117,7 +117,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
 
 def labels(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> list[str]:
     """One readable piece of text a token. Tokens that hold a part of a character show its bytes' token instead."""
-    pieces = [tokenizer.decode([token]) for token in ids]
+    pieces = [str(tokenizer.decode([token])) for token in ids]
     return [
         str(tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in piece or not piece else piece
         for token, piece in zip(ids, pieces, strict=True)

@@ -165,8 +165,9 @@ def trace(
         t = trace(lm, Prompt("The {} is located in the city of", "Colosseum"), TraceConfig(site="mlp_out"))
         t.indirect_effect      # [pos, layer]
     """
-    options = {"noise": noise, "answer": answer, "foil": foil, "edits": edits, "budget": budget, "track": track}
-    *_, last = trace_steps(lm, prompt, config, **options)
+    *_, last = trace_steps(
+        lm, prompt, config, noise=noise, answer=answer, foil=foil, edits=edits, budget=budget, track=track
+    )
     return last
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rome_core.datasets import Fact
 from rome_core.edits import Edit
@@ -14,6 +15,7 @@ from rome_core.scoring import Scored, score
 from rome_core.tokens import as_target
 
 RESAMPLES = 2_000
+Rows = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Case:
 
 
 def case_of(lm: LanguageModel, fact: Fact, *, edits: Sequence[Edit] = ()) -> Case:
-    """Score a fact's edit prompt, paraphrases and neighbours. On neighbours the new object competes with the right one."""
+    """Score a fact's edit prompt, paraphrases and neighbours. On neighbours the new object competes with theirs."""
     kinds = [
         (fact.prompt.text, fact.target_true),
         *((text, fact.target_true) for text in fact.paraphrases),
@@ -88,14 +90,14 @@ def summarise(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Score]:
     return scores
 
 
-def _harmonic(rows: np.ndarray) -> np.ndarray:
+def _harmonic(rows: Rows) -> Rows:
     """Harmonic mean of each row; 0 where an entry is 0."""
-    positive = (rows > 0).all(1)
+    positive: npt.NDArray[np.bool_] = (rows > 0).all(axis=1)
     safe = np.where(positive[:, None], rows, 1.0)
     return np.where(positive, rows.shape[1] / (1 / safe).sum(1), 0.0)
 
 
-def _score(value: float, resampled: np.ndarray, n: int) -> Score:
+def _score(value: float, resampled: Rows, n: int) -> Score:
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return Score(value, float(low), float(high), n)
 

@@ -282,7 +282,8 @@ def repolicy(lm: LanguageModel, edit: Edit, policy: str, moments: Mapping[int, M
     if config_class is None or "keys" not in edit.extras:
         raise EditError(f"An edit by '{edit.method}' cannot be turned into '{policy}'.", "", "Solve it again.")
     config = config_class(**{f.name: getattr(edit.config, f.name) for f in fields(config_class)})
-    moment = moments_for(lm, [config.layer], moments)[config.layer]
+    layer = edit.config.layer
+    moment = moments_for(lm, [layer], moments)[layer]
     kept = edit.extras
     keys = Keys(kept["keys"], kept["values"], edit.k_0, edit.v_0, kept["bias"])
     return _edit(lm, edit.requests[0], config, keys, kept["delta"], moment, edit.history, edit.on)
