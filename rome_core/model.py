@@ -152,7 +152,7 @@ def load_model(
             "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
         ) from error
     if placement != "auto":
-        hf.to(torch.device(placement))
+        nn.Module.to(hf, torch.device(placement))
     return from_pretrained_parts(hf, tokenizer, str(name), layout)
 
 

@@ -92,7 +92,7 @@ def summarise(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Score]:
 
 def _harmonic(rows: Rows) -> Rows:
     """Harmonic mean of each row; 0 where an entry is 0."""
-    positive: npt.NDArray[np.bool_] = (rows > 0).all(axis=1)
+    positive = rows.min(axis=1) > 0
     safe = np.where(positive[:, None], rows, 1.0)
     return np.where(positive, rows.shape[1] / (1 / safe).sum(1), 0.0)
 
