@@ -45,7 +45,7 @@ def generate_many(
         raise PromptError("The text to continue is empty.", "", "Write the beginning of a sentence.")
     rows = [text_ids(lm.tokenizer, text) for text in texts]
     steps = decode(lm, rows, max_new_tokens, edits=edits, temperature=temperature, top_k=top_k, seed=seed)
-    tokens = torch.stack(list(steps), 1).tolist()
+    tokens = torch.stack([torch.empty(len(rows), dtype=torch.long), *steps], 1)[:, 1:].tolist()
     return [str(lm.tokenizer.decode(_until_end(lm, row), skip_special_tokens=True)) for row in tokens]
 
 
@@ -77,14 +77,17 @@ def decode(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """The next token of every row, n_tokens times. Rows of different length are aligned at their ends."""
+    """The next token of every row, n_tokens times or until the model's positions are used up.
+
+    Rows of different length are aligned at their ends.
+    """
     from transformers import DynamicCache
 
     batch = batch_of(lm, rows, align=[len(row) - 1 for row in rows])
     mask, ids, positions = batch.mask.long(), batch.ids, batch.positions
     cache = DynamicCache(config=lm.hf.config)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(n_tokens):
+    for _ in range(min(n_tokens, lm.max_positions - batch.ids.shape[1] + 1)):
         with hooked(lm, edits), torch.no_grad():
             hidden = lm.hf.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

@@ -14,16 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rome_core.edits import Edit
-from rome_core.errors import EditError
+from rome_core.errors import EditError, PromptError
 from rome_core.model import LanguageModel
 
-Site = Literal["embed", "resid_post", "attn_out", "mlp_out", "mlp_key"]
+Site = Literal["embed", "resid_post", "attn_out", "mlp_in", "mlp_out", "mlp_key"]
 
 
 @dataclass(frozen=True)
 class Point:
     """A place in the network: the token embeddings (after the model's own scaling), a block's output, the attention's
-    or the MLP's output, or the key (the down projection's input)."""
+    or the MLP's output, the MLP's input (behind its norm), or the key (the down projection's input)."""
 
     site: Site
     layer: int = 0
@@ -54,6 +54,12 @@ class Batch:
 
 def batch_of(lm: LanguageModel, rows: Sequence[Sequence[int]], align: Sequence[int] | None = None) -> Batch:
     """Pad token sequences; with `align`, so that token align[r] of each row r stands in one common column."""
+    if not rows or not all(rows):
+        raise PromptError("The text is empty.", "", "Write the beginning of a sentence.")
+    if (longest := max(map(len, rows))) > lm.max_positions:
+        raise PromptError(
+            f"The text has {longest:,} tokens; '{lm.name}' can read {lm.max_positions:,}.", "", "Shorten the text."
+        )
     starts = [max(align) - at for at in align] if align else [0] * len(rows)
     width = max(start + len(row) for start, row in zip(starts, rows, strict=True))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -117,13 +123,13 @@ def _rewrite(layer: int, calls: Callable[[int, dict[str, Any]], dict[str, Any]])
 
 def _attach(lm: LanguageModel, point: Point, change: Callable[[Tensor], Tensor | None]) -> Any:
     """Hook one point. Blocks return a tensor or a tuple that begins with it, by family."""
-    if point.site == "mlp_key":
+    if point.site in ("mlp_key", "mlp_in"):
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             changed = change(args[0])
             return None if changed is None else (changed, *args[1:])
 
-        return lm.module(lm.down_projection(point.layer)).register_forward_pre_hook(before)
+        return lm.module(_path(lm, point)).register_forward_pre_hook(before)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         changed = change(output[0] if isinstance(output, tuple) else output)
@@ -139,7 +145,9 @@ def _path(lm: LanguageModel, point: Point) -> str:
         return lm.layout.embed
     if point.site == "resid_post":
         return lm.layout.block(point.layer)
-    return lm.layout.module(point.site, point.layer)
+    if point.site == "mlp_in":
+        return lm.down_projection(point.layer).rpartition(".")[0]
+    return lm.layout.module("mlp_out" if point.site == "mlp_key" else point.site, point.layer)
 
 
 class _Enough(Exception):

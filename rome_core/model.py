@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rome_core.default_model import DEFAULT_MODEL, fetch_default_model
@@ -136,16 +137,19 @@ def load_model(
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         placement = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf, report = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
             # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
             attn_implementation="eager",
             **({"device_map": "auto"} if placement == "auto" else {}),
         )
-    except (OSError, ValueError) as error:
+        if lost := sorted(map(str, report["missing_keys"])):
+            raise ValueError(f"Its weights are incomplete: {lost[0]} and {len(lost) - 1} others are missing.")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The model '{name}' could not be loaded.",
             _reason(error, local=Path(source).exists()),
@@ -176,8 +180,8 @@ def fingerprint(hf: PreTrainedModel) -> str:
     A sum of integers does not depend on the number of threads, so the hash is the same on every machine.
     """
     text_config = hf.config.get_text_config()
-    shape = {key: getattr(text_config, key, None) for key in ("model_type", "num_hidden_layers", "hidden_size")}
-    digest = hashlib.blake2b(json.dumps(shape).encode(), digest_size=16)
+    settings = {key: getattr(text_config, key, None) for key in _BEHAVIOUR}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     with torch.no_grad():
         for path, parameter in sorted(hf.named_parameters()):
             bits = parameter.detach().reshape(-1).view(_BITS[parameter.element_size()])
@@ -187,6 +191,14 @@ def fingerprint(hf: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+# Settings that change what equal weights compute. Named one by one, because new releases add fields to every config.
+_BEHAVIOUR = (
+    *("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "hidden_activation", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
+    *("rope_parameters", "rotary_dim", "rotary_pct", "sliding_window", "layer_types", "query_pre_attn_scalar"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "use_parallel_residual", "scale_attn_weights"),
+    "scale_attn_by_inverse_layer_idx",
+)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -124,7 +124,7 @@ def run_block(
         return value[:, :, token:stop, :stop] if name == "attention_mask" else value[:, token:stop]
 
     arguments = {name: cut(name, value) for name, value in recording.calls[layer].items()}
-    earlier = (kept[layer][rows][:, :, :token] for kept in (recording.keys, recording.values))
+    earlier = (kept[layer][:, :, :token][rows] for kept in (recording.keys, recording.values))
     arguments[recording.cache_name] = _Earlier(*earlier)
     with hooked(lm, recording.edits, patches):
         output = lm.blocks[layer](hidden_states=hidden, **arguments)
@@ -177,38 +177,68 @@ def sweep(
     """States after the last block, at the last `tail` tokens, of the restored runs of one of `batches`.
 
     Yields after every block (n_layers − first entry times), with the finished cells the last time, so that the caller
-    can show progress and stop in between. Cost in block·token·row units: samples·(1 + (n_layers − 1 − entry)·(tokens −
-    token)) a cell, nothing for the 1 where a residual state is restored; a plain run costs n_layers·tokens·samples.
+    can show progress and stop in between. Cells are one run until the first layer where their windows differ.
+
+    Cost in block·token·row units: a cell takes samples·(n_layers − 1 − entry)·(tokens − token), and samples more where
+    its entry is a module's output; blocks that cells share count once, and of the last block's MLP only the tail is
+    run. A plain run takes n_layers·tokens·samples for each cell.
     """
-    token, samples = cells[0].token, corrupted.states[0].shape[0]
+    token, (samples, width, _) = cells[0].token, corrupted.states[0].shape
     each = torch.arange(samples, device=corrupted.states[0].device)
-    active: list[Cell] = []
+    active: list[list[Cell]] = []  # runs, each with the cells that it has stood for so far
     state = corrupted.states[0][:0, token:]
+    last = lm.n_layers - 1
     for layer in range(cells[0].entry, lm.n_layers):
         if active:
-            rows = each.repeat(len(active))
-            state = run_block(lm, corrupted, layer, token, state, rows, _patches(layer, token, active, samples))
+            active, origin = _split(active, layer)
+            if len(origin) > len(state) // samples:
+                state = state.unflatten(0, (-1, samples))[origin].flatten(0, 1)
+            changes = _patches(layer, token, active, samples)
+            if layer == last and token < width - tail:
+                changes = _tail_only(last, tail, width - token)
+            state = run_block(lm, corrupted, layer, token, state, each.repeat(len(active)), changes)
         if fresh := [cell for cell in cells if cell.entry == layer]:
-            own = torch.cat([_entered(lm, clean, corrupted, cell, each) for cell in fresh])
-            rest = corrupted.states[layer + 1][:, token + 1 :].repeat(len(fresh), 1, 1)
+            runs, _ = _split([fresh], layer)
+            own = torch.cat([_entered(lm, clean, corrupted, run, each) for run in runs])
+            rest = corrupted.states[layer + 1][:, token + 1 :].repeat(len(runs), 1, 1)
             state = torch.cat([state, torch.cat([own, rest], 1)])
-            active += fresh
-        yield [] if layer < lm.n_layers - 1 else _unstack(active, state[:, -tail:], samples)
+            active += runs
+        yield [] if layer < last else _unstack(active, state[:, -tail:], samples)
+
+
+def _split(runs: Sequence[Sequence[Cell]], layer: int) -> tuple[list[list[Cell]], list[int]]:
+    """Runs whose cells want different things of this layer become several; with the index of each one's origin."""
+    parts: list[list[Cell]] = []
+    origin: list[int] = []
+    for index, run in enumerate(runs):
+        wishes: dict[object, list[Cell]] = {}
+        for cell in run:
+            wish = (cell.resid == layer, *((w.site, id(w.source)) for w in _acting(cell, layer)))
+            wishes.setdefault(wish, []).append(cell)
+        parts += wishes.values()
+        origin += [index] * len(wishes)
+    return parts, origin
+
+
+def _acting(cell: Cell, layer: int) -> list[Window]:
+    return [window for window in cell.windows if window.start <= layer < window.stop]
 
 
 def _entered(
-    lm: LanguageModel, clean: Recording, corrupted: Recording, cell: Cell, each: Tensor
+    lm: LanguageModel, clean: Recording, corrupted: Recording, run: Sequence[Cell], each: Tensor
 ) -> Float[Tensor, "samples 1 d_model"]:
-    """The cell's own token after its entry block, where no other token has changed yet: one row to run, or none."""
+    """The run's own token after its entry block, where no other token has changed yet: one row to run, or none."""
+    cell = run[0]
     here = slice(cell.token, cell.token + 1)
     if cell.resid is not None:
         return clean.states[cell.entry + 1][:, here].expand(len(each), -1, -1)
-    patches = _patches(cell.entry, cell.token, [cell], len(each))
+    patches = _patches(cell.entry, cell.token, [run], len(each))
     return run_block(lm, corrupted, cell.entry, cell.token, corrupted.states[cell.entry][:, here], each, patches)
 
 
-def _unstack(cells: Sequence[Cell], state: Tensor, samples: int) -> Finished:
-    return list(zip(cells, state.unflatten(0, (len(cells), samples)), strict=True))
+def _unstack(runs: Sequence[Sequence[Cell]], state: Tensor, samples: int) -> Finished:
+    states = state.unflatten(0, (len(runs), samples))
+    return [(cell, run_state) for run, run_state in zip(runs, states, strict=True) for cell in run]
 
 
 def _bytes_per_row(lm: LanguageModel, tail: int, width: int) -> int:
@@ -218,18 +248,18 @@ def _bytes_per_row(lm: LanguageModel, tail: int, width: int) -> int:
     return 4 * (tail * (6 * lm.d_model + 4 * lm.d_mlp) + 4 * heads * tail * width + 6 * lm.d_model * width)
 
 
-def _patches(layer: int, token: int, cells: Sequence[Cell], samples: int) -> list[tuple[Point, Patch]]:
-    """Patches that give the cells' windows, in a batch where cell c has rows [c·samples, (c+1)·samples)."""
+def _patches(layer: int, token: int, runs: Sequence[Sequence[Cell]], samples: int) -> list[tuple[Point, Patch]]:
+    """Patches that give the runs' windows, in a batch where run r has rows [r·samples, (r+1)·samples)."""
     patches: list[tuple[Point, Patch]] = []
     for site in ("attn_out", "mlp_out"):
         wanted = [
-            (c, window.source.outputs[site][layer][:, token])
-            for c, cell in enumerate(cells)
-            for window in cell.windows
-            if window.site == site and window.start <= layer < window.stop
+            (r, window.source.outputs[site][layer][:, token])
+            for r, run in enumerate(runs)
+            for window in _acting(run[0], layer)
+            if window.site == site
         ]
         if wanted:
-            index = torch.cat([torch.arange(c * samples, (c + 1) * samples) for c, _ in wanted])
+            index = torch.cat([torch.arange(r * samples, (r + 1) * samples) for r, _ in wanted])
             source = torch.cat([value.expand(samples, -1) for _, value in wanted])
             patches.append((Point(site, layer), _put(index.to(source.device), source)))
     return patches
@@ -237,11 +267,18 @@ def _patches(layer: int, token: int, cells: Sequence[Cell], samples: int) -> lis
 
 def _put(index: Tensor, source: Tensor) -> Patch:
     def patch(state: Tensor) -> Tensor:
-        state = state.clone()
-        state[index, 0] = source
+        state[index, 0] = source  # the module has just made this tensor, and nobody else has seen it
         return state
 
     return patch
+
+
+def _tail_only(layer: int, tail: int, tokens: int) -> list[tuple[Point, Patch]]:
+    """After the last block only the tail is read, and an MLP works token by token: run it on the tail alone."""
+    return [
+        (Point("mlp_in", layer), lambda state: state[:, -tail:]),
+        (Point("mlp_out", layer), lambda state: torch.nn.functional.pad(state, (0, 0, tokens - tail, 0))),
+    ]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rome_core.edits import Edit
+from rome_core.errors import PromptError
 from rome_core.hooks import batch_of, hidden_states
 from rome_core.model import LanguageModel
 from rome_core.tokens import target_ids, text_ids
@@ -41,6 +42,8 @@ class Scored:
 
 def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Edit] = ()) -> list[Scored]:
     """Score (text, continuation) pairs; a continuation is taken as it is, with its leading space."""
+    if not all(text.strip() for text, _ in pairs):
+        raise PromptError("The text before the answer is empty.", "", "Write the beginning of a sentence.")
     rows = [(text_ids(lm.tokenizer, text), target_ids(lm.tokenizer, text, more)) for text, more in pairs]
     order = sorted(range(len(rows)), key=lambda r: len(rows[r][0]) + len(rows[r][1]))
     scored: dict[int, Scored] = {}

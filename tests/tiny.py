@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rome_core.edits import Delta, Edit
 from rome_core.layout import LAYOUTS
+from rome_core.methods import METHODS
 from rome_core.model import LanguageModel, from_pretrained_parts
+from rome_core.moment import Moment
+from rome_core.tokens import EditRequest, Prompt
 
 FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3" also reads images: a test of its own
 
@@ -34,13 +40,32 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
+    return _wrapped(tokenizer)
+
+
+def tokenizer_with_start() -> PreTrainedTokenizerFast:
+    """The same tokenizer, but it puts a start token in front of every text, as Llama's and Gemma's do."""
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return _wrapped(tokenizer)
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
 
 
 def tiny_model(
-    family: str = "llama", *, layers: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+    family: str = "llama",
+    *,
+    layers: int = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **changes: Any,
 ) -> LanguageModel:
     """A random decoder with all the family's peculiarities: grouped heads, sliding windows, soft caps, post-norms."""
     torch.manual_seed(seed)
@@ -52,7 +77,7 @@ def tiny_model(
                 parameter.normal_(0.0, 1.0 if "embed" in name or "wte" in name else 0.25)
             elif "bias" in name:
                 parameter.normal_(0.0, 0.1)
-    return from_pretrained_parts(hf, tiny_tokenizer(), f"tiny-{family}")
+    return from_pretrained_parts(hf, tokenizer or tiny_tokenizer(), f"tiny-{family}")
 
 
 def _sizes(family: str, layers: int) -> dict[str, Any]:
@@ -76,3 +101,75 @@ def _sizes(family: str, layers: int) -> dict[str, Any]:
         kinds = ["sliding_attention", "full_attention"]
         sizes |= {"sliding_window": 6, "layer_types": [kinds[i % 2] for i in range(layers)]}
     return {**common, **sizes}
+
+
+REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
+
+
+def random_edit(lm: LanguageModel, layer: int = 1, *, rank: int = 1, seed: int = 0, size: float = 0.2) -> Edit:
+    """An edit that nobody solved: random factors on one down projection, large enough to change every output."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    k, v, n = lm.d_mlp, lm.d_model, 3
+    return Edit(
+        requests=(REQUEST,),
+        method="r-rome",
+        config=METHODS["r-rome"](layer=layer, clamp=1.0, prefixes=("", "x. ", "So it is. ")),
+        deltas=(Delta(lm.down_projection(layer), size * normal(v, rank), normal(rank, k)),),
+        k_star=normal(k),
+        v_star=normal(v),
+        k_0=normal(k),
+        v_0=normal(v),
+        history=(),
+        base=lm.fingerprint,
+        extras={"delta": normal(v), "keys": normal(n, k), "values": normal(n, v), "bias": normal(v)},
+    )
+
+
+def random_moment(lm: LanguageModel, layer: int = 1, *, seed: int = 0) -> Moment:
+    """A well-conditioned C that is far from a multiple of I."""
+    d = lm.d_mlp
+    keys = torch.randn(4 * d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    keys *= torch.linspace(0.3, 3.0, d, dtype=torch.float64)
+    return Moment(layer, keys.T @ keys / len(keys), len(keys), "random numbers", lm.fingerprint)
+
+
+def plain_run(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], hooks: Mapping[str, Callable[[Tensor], Tensor | None]] = {}
+) -> Tensor:
+    """The oracle: logits of the Hugging Face model itself, [batch pos vocab], for rows of one length.
+
+    hooks: by module path, what sees the module's output and may return another one.
+    """
+
+    def hook(change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+        def after(module: Any, args: Any, output: Any) -> Any:
+            changed = change(output[0] if isinstance(output, tuple) else output)
+            return changed if changed is None or not isinstance(output, tuple) else (changed, *output[1:])
+
+        return after
+
+    handles = [lm.hf.get_submodule(path).register_forward_hook(hook(change)) for path, change in hooks.items()]
+    try:
+        return lm.hf(input_ids=torch.tensor([list(row) for row in rows]), use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_states(lm: LanguageModel, row: Sequence[int], path: str) -> tuple[Tensor, Tensor]:
+    """Input and output of one module while the Hugging Face model reads one row of tokens: [pos d], [pos d]."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        seen.append((args[0] if args else output, output[0] if isinstance(output, tuple) else output))
+
+    handle = lm.hf.get_submodule(path).register_forward_hook(after)
+    try:
+        lm.hf(input_ids=torch.tensor([list(row)]), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0][0][0], seen[0][1][0]
