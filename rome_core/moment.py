@@ -96,30 +96,76 @@ def estimate_moment(
     """C of several layers in one pass over text that stops after the last of them.
 
     texts: a corpus of one's own; without it the model writes the text (seeded sampling at temperature 1). Every token
-    but padding counts. Keys in the model's precision, sums in float64: 8·d_mlp² bytes a layer.
+    but padding counts. Memory: see `memory_needed`.
     """
+    *_, last = moment_steps(lm, layers, n_tokens, seed=seed, texts=texts, edits=edits, track=track)
+    return last
+
+
+def moment_steps(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    n_tokens: int = 50_000,
+    *,
+    seed: int = 0,
+    texts: Sequence[str] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[dict[int, Moment]]:
+    """C as it grows: at every doubling of the number of tokens, and at the end."""
     own = texts is None
     source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
     corpus = "self-written text" if own else f"{len(rows)} texts, {_hash(source)}"
     sums = {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
-    seen = 0
+    points = {layer: Point("mlp_key", layer) for layer in layers}
+    seen, shown = 0, 0
+
+    def moments() -> dict[int, Moment]:
+        return {
+            layer: Moment(layer, total / seen, seen, corpus, lm.fingerprint, seed if own else None)
+            for layer, total in sums.items()
+        }
+
     chunks = list(_batches(rows, n_tokens))
     for chunk in track(chunks, "Collecting keys", len(chunks)):
         batch = batch_of(lm, chunk)
-        points = {layer: Point("mlp_key", layer) for layer in layers}
-        with torch.no_grad():
-            kept = activations(lm, batch, list(points.values()), edits=edits)
+        kept = activations(lm, batch, list(points.values()), edits=edits)
         for layer, point in points.items():
             keys = kept[point][batch.mask].double().cpu()
             sums[layer] += keys.T @ keys
         seen += int(batch.mask.sum())
+        if seen >= 2 * shown:
+            shown = seen
+            yield moments()
     if not seen:
         raise MomentError("The texts hold no tokens.", "", "Give texts with words in them.")
-    return {
-        layer: Moment(layer, total / seen, seen, corpus, lm.fingerprint, seed if own else None)
-        for layer, total in sums.items()
-    }
+    if shown != seen:
+        yield moments()
+
+
+def memory_needed(lm: LanguageModel, layers: Sequence[int]) -> int:
+    """Bytes that collecting C of these layers takes besides the model: float64 sums, and one batch of keys."""
+    sums = 8 * lm.d_mlp**2 * len(layers)
+    return sums + 12 * BATCH_TOKENS * lm.d_mlp * len(layers)
+
+
+def combine(a: Moment, b: Moment) -> Moment:
+    """C over both corpora: more data added to what exists (the mean weighted by the numbers of tokens)."""
+    if (a.layer, a.fingerprint, a.C.shape) != (b.layer, b.fingerprint, b.C.shape):
+        raise MomentError("These two C belong to different layers or models.", "", "Combine C of one layer.")
+    if a.corpus == b.corpus and a.seed == b.seed:
+        raise MomentError(f"Both C were made from the same corpus ({a.corpus}).", "", "Use another seed or text.")
+    n = a.n_tokens + b.n_tokens
+    C = (a.n_tokens * a.C.double() + b.n_tokens * b.C.double()) / n
+    return Moment(a.layer, C, n, f"{a.corpus} (seed {a.seed}) + {b.corpus} (seed {b.seed})", a.fingerprint)
+
+
+def convergence(steps: Sequence[Moment], keys: Float[Tensor, "n d_mlp"], ridge: float) -> list[tuple[int, float]]:
+    """How settled C is: (tokens, mean cosine between C_n⁻¹k and C_2n⁻¹k over some keys) for each doubling."""
+    solved = [moment.solve(keys.T.cpu(), ridge) for moment in steps]
+    pairs = zip(steps, solved, solved[1:], strict=False)
+    return [(m.n_tokens, float(torch.cosine_similarity(now, then, dim=0).mean())) for m, now, then in pairs]
 
 
 def self_written_texts(

@@ -1,5 +1,6 @@
 """Measuring edits: does it hold, does it generalise, does it leave the rest alone."""
 
+from rome_core.evaluation.known import known_facts
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.evaluation.run import Evaluation, evaluate, measure
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
@@ -11,6 +12,7 @@ __all__ = [
     "case_of",
     "evaluate",
     "general_texts",
+    "known_facts",
     "measure",
     "perplexity",
     "summarise",

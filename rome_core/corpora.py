@@ -1,0 +1,63 @@
+"""Texts to collect keys from: a file of the user's, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rome_core.errors import DataError
+
+
+def texts_from_file(path: str | Path) -> list[str]:
+    """Paragraphs of a text file (blank lines between them), or the texts of a JSON list of strings or {"text": ...}."""
+    source = Path(path)
+    try:
+        content = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{source.name}' cannot be read as text.", str(error)[:100], "Give a UTF-8 file.") from None
+    texts = list(_json_texts(content, source.name)) if source.suffix == ".json" else content.split("\n\n")
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"'{source.name}' holds no text.", "", "Give a file with words in it.")
+    return texts
+
+
+def _json_texts(content: str, name: str) -> Iterator[str]:
+    try:
+        records = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(f"'{name}' is not JSON: {error.msg} in line {error.lineno}.") from None
+    for index, record in enumerate(records if isinstance(records, list) else []):
+        text = record if isinstance(record, str) else _text_field(record)
+        if text is None:
+            raise DataError(f"'{name}', record {index + 1}: there is no text in it.", "", 'Give {"text": "..."}.')
+        yield text
+
+
+def _text_field(record: object) -> str | None:
+    if not isinstance(record, dict):
+        return None
+    return next((value for key, value in record.items() if key.lower() == "text" and isinstance(value, str)), None)
+
+
+def texts_from_dataset(
+    name: str, *, config: str | None = None, split: str = "train", column: str = "text", limit: int = 10_000
+) -> list[str]:
+    """The first `limit` texts of a dataset on the Hugging Face hub or in a local folder, streamed. Needs `datasets`."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(
+            "Reading Hugging Face datasets needs the package 'datasets'.", "", "Install it: pip install datasets."
+        ) from None
+    try:
+        rows = load_dataset(name, config, split=split, streaming=True)
+        return [row[column] for row in itertools.islice(rows, limit) if row[column].strip()]
+    except KeyError:
+        raise DataError(f"'{name}' has no column '{column}'.", "", "Name the column that holds the text.") from None
+    except Exception as error:  # the hub, the network and the dataset's own script raise whatever they like
+        raise DataError(
+            f"The dataset '{name}' could not be read.", str(error).splitlines()[0][:150], "Use a text file instead."
+        ) from error

@@ -1,0 +1,17 @@
+"""What the model knows before anything is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rome_core.datasets import Fact
+from rome_core.edits import Edit
+from rome_core.model import LanguageModel
+from rome_core.scoring import score
+from rome_core.tokens import as_target
+
+
+def known_facts(lm: LanguageModel, facts: Sequence[Fact], *, edits: Sequence[Edit] = ()) -> list[bool]:
+    """For each fact, whether every token of its true object is the model's first choice after the edit prompt."""
+    pairs = [(fact.prompt.text, as_target(fact.target_true)) for fact in facts]
+    return [all(scored.hits) for scored in score(lm, pairs, edits=edits)]

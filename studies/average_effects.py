@@ -1,0 +1,56 @@
+"""AIE and ATE of the default model over the project's own facts: `python studies/average_effects.py --facts 50`.
+
+Writes docs/studies/average_effects.jsonl (one fact a line, resumable) and docs/studies/average_effects.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rome_core import TraceConfig, load_facts, load_model
+from rome_core.averages import FactEffect, fact_effects
+from studies.common import RESULTS, append, read
+
+
+def load(path: Path) -> list[FactEffect]:
+    """The stored records."""
+    return [
+        FactEffect(
+            r["fact"],
+            r["clean"],
+            r["corrupted"],
+            {site: torch.tensor(values) for site, values in r["effects"].items()},
+            r["dropped"],
+        )
+        for r in read(path)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", type=int, default=50, help="how many facts that the model knows")
+    parser.add_argument("--seed", type=int, default=0, help="of the order in which facts are tried")
+    parser.add_argument("--out", type=Path, default=RESULTS / "average_effects.jsonl")
+    args = parser.parse_args()
+    lm = load_model()
+    facts = list(load_facts())
+    random.Random(args.seed).shuffle(facts)
+    rows = load(args.out)
+    known = sum(not row.dropped for row in rows)
+    bar = tqdm(total=args.facts, initial=known)
+    steps = fact_effects(lm, facts, TraceConfig(), done={row.fact for row in rows})
+    while known < args.facts and (row := next(steps, None)) is not None:
+        effects = {site: values.tolist() for site, values in row.effects.items()}
+        record = {"fact": row.fact, "clean": row.clean, "corrupted": row.corrupted, "dropped": row.dropped}
+        append(args.out, {**record, "effects": effects})
+        known += not row.dropped
+        bar.update(not row.dropped)
+
+
+if __name__ == "__main__":
+    main()

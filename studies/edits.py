@@ -1,0 +1,101 @@
+"""Key policies and second moments compared on the project's facts: `python studies/edits.py --facts 100`.
+
+Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
+changes, and every variant is made from it, measured (ES, PS, NS, perplexity on ten passages) and written as one JSON
+line to docs/studies/edits.jsonl. A stopped study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rome_core import METHODS, Edit, Fact, LanguageModel, Moment, estimate_moment, load_facts, load_model, solve
+from rome_core.evaluation import case_of, general_texts, perplexity
+from rome_core.methods.rome import POLICIES, repolicy
+from rome_core.moment import moments_for
+from rome_core.presets import resolve
+from studies.common import RESULTS, append, read
+
+
+def second_moments(lm: LanguageModel, layer: int, texts: Path | None) -> dict[str, Moment]:
+    """C from the model's own text, from the texts of a file, and C = I."""
+    moments = {"self": moments_for(lm, [layer], None)[layer]}
+    if texts is not None:
+        passages = [record["Text"] for record in json.loads(texts.read_text(encoding="utf-8"))]
+        moments["texts"] = estimate_moment(lm, [layer], 10**9, texts=passages)[layer]
+    moments["identity"] = replace(moments["self"], C=torch.eye(lm.d_mlp, dtype=torch.float64), _factors={})
+    return moments
+
+
+def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moment]) -> Iterator[tuple[str, str, Edit]]:
+    """Every policy with the model's own C, and r-rome with the other ones."""
+    layer = edit.config.layer
+    for policy in POLICIES:
+        if policy.name != "c-rome":  # the same update as r-rome
+            yield policy.name, "self", repolicy(lm, edit, policy.name, {layer: moments["self"]})
+    for name in moments.keys() - {"self"}:
+        yield "r-rome", name, repolicy(lm, edit, "r-rome", {layer: moments[name]})
+
+
+def chosen(n: int, seed: int) -> list[Fact]:
+    """n facts, half of them beginning with their subject, in random order."""
+    facts = list(load_facts())
+    random.Random(seed).shuffle(facts)
+    first = [fact for fact in facts if fact.prompt.span[0] == 0]
+    later = [fact for fact in facts if fact.prompt.span[0] > 0]
+    return [fact for pair in zip(first, later, strict=False) for fact in pair][:n]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
+    parser.add_argument("--layer", type=int, default=None, help="default: the preset's")
+    parser.add_argument("--texts", type=Path, default=None, help='JSON list of {"Text": ...} for a second C')
+    parser.add_argument("--out", type=Path, default=RESULTS / "edits.jsonl")
+    args = parser.parse_args()
+    lm = load_model()
+    config = resolve(lm, METHODS["r-rome"](layer=args.layer))
+    moments = second_moments(lm, config.layer, args.texts)  # type: ignore[attr-defined]
+    passages = general_texts()[:10]
+    done = {record["fact"] for record in read(args.out)}
+    todo = [fact for fact in chosen(args.facts, args.seed) if fact.id not in done]
+    before = perplexity(lm, passages)
+    prefixes = None
+    for fact in tqdm(todo):
+        edit = solve(lm, [fact.request], replace(config, prefixes=prefixes), moments={config.layer: moments["self"]})
+        prefixes = edit.config.prefixes
+        results = [
+            {
+                "policy": policy,
+                "C": C,
+                "case": case_of(lm, fact, edits=[variant]).values(),
+                "relative_norm": variant.delta_norm / float(lm.weight(config.layer).norm()),
+                "perplexity": perplexity(lm, passages, edits=[variant]),
+            }
+            for policy, C, variant in variants(lm, edit, moments)
+        ]
+        append(
+            args.out,
+            {
+                "fact": fact.id,
+                "first": fact.prompt.span[0] == 0,
+                "layer": config.layer,
+                "before": case_of(lm, fact).values(),
+                "perplexity_before": before,
+                "loss": edit.history[-1].loss,
+                "variants": results,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
