@@ -74,11 +74,15 @@ class TraceConfig:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The clean and the corrupted run of one prompt, and how an answer is read off a run's last states."""
+    """The clean and the corrupted run of one prompt, and how an answer is read off a run's last states.
+
+    asked: the answer as it was given; None if it is the clean run's most probable next token.
+    """
 
     labels: tuple[str, ...]
     subject: tuple[int, int]
     answer: tuple[int, ...]
+    asked: str | None
     foil: int | None
     sigma: float
     clean: Recording
@@ -110,7 +114,8 @@ def noise_sigma(lm: LanguageModel, source: Literal["subjects", "vocabulary"]) ->
     with torch.no_grad():
         if source == "vocabulary":
             return float(embed(torch.arange(embed.weight.shape[0], device=lm.device)).double().std())
-        ids = [i for fact in load_facts() for i in lm.tokenizer(fact.prompt.subject)["input_ids"]]
+        subjects = [fact.prompt.subject for fact in load_facts()]
+        ids = [i for s in subjects for i in lm.tokenizer(s, add_special_tokens=False)["input_ids"]]
         return float(embed(torch.tensor(ids, device=lm.device)).double().std())
 
 
@@ -163,7 +168,7 @@ def prepare(
     corruption: tuple[Point, Patch] = (Point("embed"), corrupt)
     clean = record(lm, batch_of(lm, [ids]), edits=edits)
     corrupted = record(lm, batch_of(lm, [ids] * len(noise)), edits=edits, patches=[corruption])
-    return Runs(encoded.labels, encoded.subject, answer_ids, foil_id, sigma, clean, corrupted, corruption)
+    return Runs(encoded.labels, encoded.subject, answer_ids, answer, foil_id, sigma, clean, corrupted, corruption)
 
 
 def _foil(lm: LanguageModel, prompt: Prompt, foil: str | None, answer_ids: tuple[int, ...]) -> int:

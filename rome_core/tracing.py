@@ -26,7 +26,8 @@ class Trace:
 
     clean, corrupted, probabilities: p(answer), averaged over the draws after the softmax. spread: its standard
     deviation over the draws. indirect_effect: restored minus corrupted in the config's metric; clean_score and
-    corrupted_score are the two ends of that scale.
+    corrupted_score are the two ends of that scale. asked: the answer as it was given, None where it is the clean run's
+    most probable next token.
     """
 
     prompt: Prompt
@@ -36,6 +37,7 @@ class Trace:
     labels: tuple[str, ...]
     subject: tuple[int, int]
     answer: str
+    asked: str | None
     foil: str | None
     clean: float
     corrupted: float
@@ -122,6 +124,7 @@ def empty_trace(lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Ru
         labels=runs.labels,
         subject=runs.subject,
         answer="".join(labels(lm.tokenizer, runs.answer)),
+        asked=runs.asked,
         foil=foil,
         clean=float(runs.log_p_of_logits(clean).exp()[0]),
         corrupted=float(p.mean()),
@@ -212,7 +215,7 @@ def attention(
 
 def snippet(result: Trace) -> str:
     """Python that makes the same numbers again."""
-    answer = "" if result.answer is None else f", answer={result.answer!r}"
+    answer = "" if result.asked is None else f", answer={result.asked!r}"
     foil = f", foil={result.foil!r}" if result.foil else ""
     edited = "  # made with edits active: pass edits=[load_edit(path), ...]" if result.edits else ""
     return (

@@ -1,0 +1,147 @@
+"""The app under test: in memory on a tiny model (AppTest), or for real in Chromium on the default one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import rome_core
+from tests.conftest import chrome
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60  # for one script run; this may be a busy machine
+LONG = 300_000  # ms: the default model's first answer in the browser
+
+
+# ------------------------------------------------------------------------------------------------------------ AppTest
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The app after its first run, with a tiny random model as the default one."""
+    tiny = tiny_model("llama", layers=4)
+
+    def load(name: str, **options: Any) -> rome_core.LanguageModel:
+        return tiny if name == rome_core.DEFAULT_MODEL else rome_core.load_model(name, **options)
+
+    monkeypatch.setattr("pages.shared.session.load_model", load)
+    st.cache_resource.clear()
+    return AppTest.from_file(ROOT / "app.py", default_timeout=SECONDS).run()
+
+
+def goto(app: AppTest, page: str, **query: str) -> AppTest:
+    """Open a page as a link with this query does."""
+    for name, value in query.items():
+        app.query_params[name] = value
+    return app.switch_page(f"pages/{page}.py").run()
+
+
+def wait_for(app: AppTest, ended: Callable[[AppTest], bool]) -> AppTest:
+    """Run the page again and again, as its polling does in a browser, until something has happened."""
+    deadline = time.monotonic() + SECONDS
+    while not ended(app):
+        assert time.monotonic() < deadline, [e.value for e in app.error] or "nothing happened"
+        time.sleep(0.05)
+        app.run()
+    return app
+
+
+def texts(elements: Any) -> str:
+    """The values of a kind of element, one after the other."""
+    return "\n".join(str(element.value) for element in elements)
+
+
+# ------------------------------------------------------------------------------------------------------------ browser
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    """A freshly started server of the app; the first page that a test opens on it is a cold deep link."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.port",
+        str(port),
+        "--server.headless",
+        "true",
+    ]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(url)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def wait_until_healthy(url: str) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
+                if answer.read() == b"ok":
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the app did not start")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chrome(), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of its own session. In the end nothing may have failed in it, nor asked another machine."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(LONG)
+    opened = context.new_page()
+    errors: list[str] = []
+    outside: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("request", lambda request: outside.append(request.url) if is_outside(request.url) else None)
+    yield opened
+    assert errors == []
+    assert outside == [], "the app must not ask another machine for anything"
+    assert opened.get_by_test_id("stException").count() == 0
+    context.close()
+
+
+def is_outside(url: str) -> bool:
+    return url.startswith(("http", "ws")) and "//127.0.0.1" not in url
+
+
+def screenshot(page: Any, name: str) -> None:
+    """Keep a picture of the whole page where SCREENSHOTS says; for people, not for asserting."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        height = page.evaluate("document.querySelector('.stMain').scrollHeight")
+        size = page.viewport_size
+        page.set_viewport_size({"width": size["width"], "height": int(height) + 20})
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+        page.set_viewport_size(size)
