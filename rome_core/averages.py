@@ -121,7 +121,7 @@ def _one(
     known = score(lm, [(fact.prompt.text, answer)], edits=edits)[0]
     if not all(known.hits):
         return FactEffect(fact.id, known.p_joint, float("nan"), {}, "the model's answer is another one")
-    effects = {}
+    effects: dict[str, Tensor] = {}
     for site in sites:
         result = trace(lm, fact.prompt, replace(config, site=site), answer=answer, edits=edits, budget=budget)
         effects[site] = grouped(result)

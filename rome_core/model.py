@@ -137,7 +137,7 @@ def load_model(
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         placement = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
@@ -147,6 +147,7 @@ def load_model(
             attn_implementation="eager",
             **({"device_map": "auto"} if placement == "auto" else {}),
         )
+        hf, report = loaded
         if lost := sorted(map(str, report["missing_keys"])):
             raise ValueError(f"Its weights are incomplete: {lost[0]} and {len(lost) - 1} others are missing.")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

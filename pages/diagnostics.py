@@ -1,0 +1,125 @@
+"""Diagnostics: will this edit break the model? Answered before it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import streamlit as st
+
+from pages.shared import diagnosis_views, frame, request, session, track
+from pages.shared.diagnosis_report import Foresight, examine, foresee, try_out
+from pages.shared.edit_report import same_fact
+from rome_core import DEFAULT_METHOD, LanguageModel
+from rome_core.diagnostics import Diagnosis
+from rome_core.edits import Edit
+from rome_core.methods.rome import repolicy
+
+JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
+NEW = "A new edit"
+Work = tuple[str, Callable[[track.Job], Foresight]]
+
+
+def main() -> None:
+    st.title("Diagnose an edit")
+    st.markdown(
+        "Will this edit break the model? The update divides by one number, which is known before it is applied."
+    )
+    lm = session.model()
+    item = chosen()
+    work = of_session(lm, item) if item else of_form(lm)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button("Diagnose", key="diagnose", type="primary", shortcut="Ctrl+Enter")
+        st.caption("Solves the edit and applies nothing.", width="content")
+    if pressed and work:
+        session.remember(JOB, track.submit(*work))
+        session.remember(TRIED, None)
+    job = session.recall(JOB)
+    if job is None:
+        st.info("Press Diagnose: the verdict and the numbers behind it appear here. The last example breaks the model.")
+    elif job.state == "done":
+        show(lm, job.result)
+    else:
+        track.panel(job, lambda job: None)
+
+
+def chosen() -> session.ActiveEdit | None:
+    """One of this session's edits, or None for a new one."""
+    items = {item.edit.id: item for item in session.edits()}
+    if not items:
+        return None
+    name = lambda id: items[id].label if id in items else NEW  # noqa: E731
+    return items.get(st.selectbox("What to diagnose", [NEW, *items], format_func=name, key="what"))
+
+
+def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
+    below = beneath(item.edit)
+    return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below)
+
+
+def of_form(lm: LanguageModel) -> Work | None:
+    """The work of diagnosing what the form describes: the edit is solved, and not applied."""
+    request.example_buttons()
+    wanted = request.request_form()
+    config = request.method_form(lm, DEFAULT_METHOD, "edit")
+    if wanted is None:
+        return None
+    below = tuple(edit for edit in session.active() if not same_fact(edit, wanted))
+    title = f"Diagnosing {wanted.prompt.subject} → {wanted.target_new.strip()}"
+    return title, lambda job: foresee(lm, wanted, config, below, job.track)
+
+
+def beneath(edit: Edit) -> tuple[Edit, ...]:
+    """The active edits that this one was solved on top of."""
+    return tuple(other for other in session.active() if other.id in edit.on)
+
+
+# --------------------------------------------------------------------------------------------------------- the result
+
+
+def show(lm: LanguageModel, foresight: Foresight) -> None:
+    diagnosis_views.forecast(lm, foresight)
+    actions(lm, foresight)
+    tried(lm)
+    numbers, policies = st.tabs(["Quantities", "Policies"])
+    with numbers:
+        diagnosis_views.numbers(foresight)
+    with policies:
+        diagnosis_views.policies(foresight)
+
+
+def actions(lm: LanguageModel, foresight: Foresight) -> None:
+    """Apply it after all, or the safe policy instead. Either joins this session's edits, and its effect is measured."""
+    safest = foresight.safest
+    with st.container(horizontal=True):
+        if st.button(f"Apply this edit ({foresight.edit.method})", key="apply"):
+            apply(lm, foresight, foresight.edit, foresight.diagnosis)
+        if foresight.diagnosis.verdict == "safe" or safest is None:
+            return
+        if st.button(f"Apply the safe policy instead ({safest})", key="apply-safe"):
+            apply(lm, foresight, repolicy(lm, foresight.edit, safest), foresight.policies[safest])
+
+
+def apply(lm: LanguageModel, foresight: Foresight, edit: Edit, diagnosis: Diagnosis) -> None:
+    (wanted, *_) = edit.requests
+    mine = session.edits()
+    mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
+    label = f"{wanted.prompt.subject} → {wanted.target_new.strip()} ({edit.method})"
+    session.add_edit(edit, label)
+    work = partial(try_out, lm, edit, foresight.below, diagnosis)
+    session.remember(TRIED, track.submit(f"Measuring {label}", lambda job: work(job.track)))
+    st.rerun()
+
+
+def tried(lm: LanguageModel) -> None:
+    job = session.recall(TRIED)
+    if job is None:
+        return
+    if job.state == "done":
+        diagnosis_views.aftermath(job.result)
+    else:
+        track.panel(job, lambda job: None)
+
+
+frame.require_frame()
+main()

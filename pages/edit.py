@@ -1,0 +1,177 @@
+"""Edit: change one fact by a rank-one update, watch how, and see what else changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from pages.shared import edit_figures, edit_files, edit_views, frame, request, session, track, verdicts
+from pages.shared.edit_report import Report, measure, same_fact, solve_and_measure, why_no_effect
+from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
+from rome_core.edits import Edit, Step
+
+JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
+
+
+def main() -> None:
+    st.title("Edit a fact")
+    st.markdown(
+        "What does the model say once one fact is rewritten by a rank-one update, and what else changes with it?"
+    )
+    lm = session.model()
+    request.example_buttons()
+    wanted = request.request_form()
+    if wanted:
+        request.token_inspector(lm, wanted)
+    config = request.method_form(lm, DEFAULT_METHOD, "edit")
+    below = others(wanted)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
+        st.caption(stacking(below), width="content")
+    if pressed and wanted:
+        start(lm, wanted, config, below)
+    result(lm)
+    with st.expander("Open a saved edit"):
+        edit = edit_files.opened(lm)
+    if edit:
+        show_opened(lm, edit)
+
+
+def others(wanted: EditRequest | None) -> tuple[Edit, ...]:
+    """The active edits that a new one is solved on top of: all but an earlier edit of the same fact."""
+    return tuple(edit for edit in session.active() if wanted is None or not same_fact(edit, wanted))
+
+
+def stacking(below: tuple[Edit, ...]) -> str:
+    if below:
+        return f"Solved on top of {len(below)} active edit{'s' if len(below) > 1 else ''}."
+    return "Solved on the original model."
+
+
+# ----------------------------------------------------------------------------------------------------------- the work
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The search for v* so far, and what it is for."""
+
+    wanted: EditRequest
+    config: Any
+    below: tuple[Edit, ...]
+    steps: tuple[Step, ...] = ()
+
+
+def start(lm: LanguageModel, wanted: EditRequest, config: Any, below: tuple[Edit, ...]) -> None:
+    """Queue the edit. Once solved it joins this session's edits, in place of an earlier one of the same fact."""
+    mine = session.edits()
+
+    def work(job: track.Job) -> Report:
+        publish = partial(setattr, job, "partial")
+        publish(Search(wanted, config, below))
+        report = solve_and_measure(
+            lm, wanted, config, below, job.track, lambda steps: publish(Search(wanted, config, below, steps))
+        )
+        mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
+        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.diagnosis.verdict != "disabling"))
+        return report
+
+    session.remember(JOB, track.submit(f"{wanted.prompt.subject} → {wanted.target_new.strip()}", work))
+    session.remember(RIVAL, None)
+
+
+def label(edit: Edit) -> str:
+    (wanted, *_) = edit.requests
+    return f"{wanted.prompt.subject} → {wanted.target_new.strip()} ({edit.method})"
+
+
+def show_opened(lm: LanguageModel, edit: Edit) -> None:
+    """Take an edit from a file among this session's and measure it like a new one."""
+    below = others(edit.requests[0])
+    session.add_edit(edit, label(edit))
+    session.remember(JOB, track.submit(label(edit), lambda job: measure(lm, edit, below, job.track)))
+    session.remember(RIVAL, None)
+    st.rerun()
+
+
+# --------------------------------------------------------------------------------------------------------- the result
+
+
+def result(lm: LanguageModel) -> None:
+    job = session.recall(JOB)
+    if job is None:
+        st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
+    elif job.state == "done":
+        show(lm, job.result)
+    else:
+        track.panel(job, partial(watch, lm))
+
+
+def watch(lm: LanguageModel, job: track.Job) -> None:
+    """The search as it runs."""
+    if job.partial:
+        at: Search = job.partial
+        words = edit_views.conditions(lm, at.wanted, at.config, at.below)
+        target = at.wanted.target_new.strip()
+        edit_views.metrics_so_far(at.steps, target)
+        figure = edit_figures.steps_figure(at.steps, target, at.config.steps, words, edit_views.look())
+        edit_views.chart(figure, "search")
+
+
+def show(lm: LanguageModel, report: Report) -> None:
+    edit_views.metrics(report)
+    reason = why_no_effect(report)
+    if reason:
+        st.warning(f"No effect: {reason}")
+    st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
+    views = {
+        "Before / after": edit_views.before_after,
+        "Search for v*": edit_views.search,
+        "k*": edit_views.key_view,
+        "v*": edit_views.value_view,
+        "Δ": edit_views.update_view,
+        "Compare": compare,
+        "Save": edit_files.downloads,
+    }
+    for tab, view in zip(st.tabs(list(views), key="edit-tab", on_change="rerun"), views.values(), strict=True):
+        if tab.open:
+            with tab:
+                view(lm, report)
+
+
+def whether_on(report: Report) -> str:
+    if report.diagnosis.verdict == "disabling":
+        return f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
+    return "It is on in this session: the sidebar switches it off, scales it or removes it."
+
+
+def compare(lm: LanguageModel, report: Report) -> None:
+    """A second method on the same request, side by side. It is not switched on."""
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    names = [name for name in METHODS if name != report.edit.method]
+    name = left.selectbox(
+        "Second method, on the same request with the same settings", names, format_func=lambda name: METHODS[name].title
+    )
+    if right.button("Compare", key="compare", width="stretch"):
+        config = with_settings_of(report.edit.config, METHODS[name])
+        work = lambda job: solve_and_measure(lm, report.request, config, report.below, job.track)  # noqa: E731
+        session.remember(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
+    job = session.recall(RIVAL)
+    if job is None:
+        st.caption("Press Compare: both edits stand here side by side. The second one is not switched on.")
+    elif job.state == "done":
+        edit_views.comparison(report, job.result)
+        st.caption(edit_views.caption(lm, job.result))
+    else:
+        track.panel(job, lambda job: None)
+
+
+def with_settings_of(config: Any, other: type) -> Any:
+    """Another method's config with the same values in the fields that both have."""
+    return other(**{f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)})
+
+
+frame.require_frame()
+main()

@@ -1,0 +1,133 @@
+"""What is known of an edit before it is applied, and what came of it: data, no widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pages.shared import verdicts
+from pages.shared.edit_report import Continuation, Probe, continuations, generation_texts, probe, questions
+from pages.shared.text import number
+from pages.shared.verdicts import large
+from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, diagnose, solve
+from rome_core.diagnostics import Diagnosis, forecast
+from rome_core.edits import Edit
+from rome_core.evaluation import perplexity
+from rome_core.progress import Track, silent
+
+SAFER = ("h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
+
+
+@dataclass(frozen=True, eq=False)
+class Foresight:
+    """An edit that is not applied yet, with its diagnosis and that of every other policy with the same δ."""
+
+    edit: Edit
+    below: tuple[Edit, ...]
+    diagnosis: Diagnosis
+    policies: dict[str, Diagnosis]
+
+    @property
+    def safest(self) -> str | None:
+        """The policy to offer instead: the default one if it is safe here, else another one that is."""
+        order = dict.fromkeys([DEFAULT_METHOD, *SAFER])
+        safe = [name for name in order if name in self.policies and self.policies[name].verdict == "safe"]
+        return next((name for name in safe if name != self.edit.method), None)
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What an edit did once it was applied, next to the model without it."""
+
+    target: str
+    verdict: str  # what the forecast was
+    perplexity: tuple[float, float]
+    probes: tuple[Probe, ...]
+    continuations: tuple[Continuation, ...]
+
+
+def foresee(
+    lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edit, ...], track: Track = silent
+) -> Foresight:
+    """Solve an edit without applying it, and diagnose it."""
+    return examine(lm, solve(lm, [request], config, edits=below, track=track), below)
+
+
+def examine(lm: LanguageModel, edit: Edit, below: tuple[Edit, ...]) -> Foresight:
+    """Diagnose a solved edit, and its δ under every other policy."""
+    return Foresight(edit, below, diagnose(lm, edit), forecast(lm, edit))
+
+
+def try_out(
+    lm: LanguageModel, edit: Edit, below: tuple[Edit, ...], diagnosis: Diagnosis, track: Track = silent
+) -> Aftermath:
+    """Perplexity on general text, the answers and a text, without and with the edit."""
+    request = edit.requests[0]
+    without, with_it = (
+        perplexity(lm, edits=edits) for edits in track((below, (*below, edit)), "Measuring perplexity", 2)
+    )
+    return Aftermath(
+        request.target_new.strip(),
+        diagnosis.verdict,
+        (without, with_it),
+        probe(lm, edit, below, questions(request, 1), track),
+        continuations(lm, edit, below, generation_texts(request)[:1], track=track),
+    )
+
+
+Row = tuple[str, str, str]
+
+
+def quantities(diagnosis: Diagnosis, edit: Edit) -> list[Row]:
+    """Every number that the verdict rests on: its symbol, its value, one line on what it means."""
+    d = diagnosis
+    position = "yes" if d.subject_first else "no"
+    return [
+        (
+            "denominator",
+            f"{large(d.denominator)}",
+            f"what {edit.method} divides by; small or negative means a huge update",
+        ),
+        ("k₀ᵀC⁻¹k*", f"{large(d.k0_kstar)}", "how alike the bare prompt's key and the mean key are, as C sees it"),
+        ("k*ᵀC⁻¹k*", f"{large(d.kstar_kstar)}", "the size of the mean key, as C sees it"),
+        ("k₀ᵀC⁻¹k₀", f"{large(d.k0_k0)}", "the size of the bare prompt's key, as C sees it"),
+        ("cos(k₀, k*)", f"{d.cosine:.3f}", "1: the prefixes do not change the key; near 0: they are strangers"),
+        (
+            "cos(k₀, k*), whitened",
+            f"{d.cosine_whitened:.3f}",
+            "the same after C^(−1/2), the geometry that the update uses",
+        ),
+        ("subject at position 0", position, "the first token's key is an attention sink's, unlike every other"),
+        ("‖δ‖ / ‖v₀‖", f"{number(d.value_ratio)}", "how far the value has to move, relative to what it was"),
+        (
+            "‖Δ‖ / ‖W‖",
+            f"{number(d.relative_F)}",
+            f"how far the weights move in all in the Frobenius norm (‖Δ‖ = {number(d.norm_F)})",
+        ),
+        ("‖Δ‖₂ / ‖W‖₂", f"{number(d.relative_2)}", "how far they move in the worst direction (spectral norm)"),
+    ]
+
+
+def policy_rows(foresight: Foresight) -> list[dict[str, str]]:
+    """A row for each policy: what it divides by, how far it would move the weights, what to expect."""
+    return [
+        {
+            "policy": name + (" (this edit)" if name == foresight.edit.method else ""),
+            "denominator": f"{large(d.denominator)}",
+            "‖Δ‖ / ‖W‖": f"{number(d.relative_F)}",
+            "verdict": verdicts.label(d.verdict),
+        }
+        for name, d in foresight.policies.items()
+    ]
+
+
+def damage(perplexities: Sequence[float]) -> str:
+    """Perplexity before and after in a few words."""
+    before, after = perplexities
+    ratio = after / before
+    if ratio > 2:
+        return f"broken: {large(ratio)} times the perplexity"
+    if ratio > 1.1:
+        return f"hurt: perplexity {ratio - 1:+.0%}"
+    return f"unharmed: perplexity {ratio - 1:+.1%}"

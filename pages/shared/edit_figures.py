@@ -1,0 +1,255 @@
+"""Figures of one edit: result -> plotly, pure. Before is grey-blue, after is amber, everything else is ink or grey."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.shared.edit_report import Probe
+from pages.shared.figures import MONO, Theme, frame
+from pages.shared.text import count, number, show_token
+from rome_core.edits import Delta, Step
+
+BEFORE, AFTER = "#5B7083", "#D9822B"
+TERMS = (("nll", "−log p(target)", "#6B7785"), ("kl", "KL term", "#A9B2BC"), ("decay", "‖δ‖ term", "#D3D8DD"))
+
+
+def framed(
+    fig: go.Figure, title: str, caption: str, height: int, look: Theme, *, top: int = 64, left: int = 44
+) -> go.Figure:
+    """The look of every figure of the app, with the panels' own titles and an optional legend in a row on top."""
+    panels = [{**title.to_plotly_json(), "font": {"size": 13, "color": look.ink}} for title in fig.layout.annotations]
+    fig.layout.annotations = ()  # plotly would merge the caption into the first of them
+    frame(fig, html.escape(title, quote=False), caption, height, look, left)
+    fig.update_layout(
+        annotations=[*fig.layout.annotations, *panels],
+        height=fig.layout.height + top - fig.layout.margin.t,
+        margin_t=top,
+        margin_r=16,
+        legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top", "traceorder": "normal"},
+        dragmode=False,
+        modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]},
+    )
+    for axes in (fig.update_xaxes, fig.update_yaxes):
+        axes(gridcolor=look.rule, zeroline=False, linecolor=look.rule, automargin=False, title_standoff=6)
+        axes(tickfont_color=look.ink, title_font={"color": look.grey, "size": 13})
+    return fig
+
+
+def legend_below_title(fig: go.Figure, look: Theme) -> go.Figure:
+    """Put the legend in a row of its own between title and panels."""
+    return fig.update_layout(legend={"y": 1 - 34 / fig.layout.height, "font": {"color": look.ink, "size": 12}})
+
+
+# ---------------------------------------------------------------------------------------------- while v* is optimised
+
+
+def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str, look: Theme) -> go.Figure:
+    """The search for v*, a point an evaluation: the loss by its terms, p(target), ‖δ‖ with its clamp, the rank."""
+    titles = (
+        "loss (nats), by term",
+        f"p({html.escape(target)})",
+        "‖δ‖ and its clamp",
+        f"rank of {html.escape(target)}",
+    )
+    fig = make_subplots(rows=2, cols=2, horizontal_spacing=0.08, vertical_spacing=0.16, subplot_titles=titles)
+    x = [step.index + 1 for step in steps]
+    for field, name, colour in TERMS:
+        fig.add_scatter(
+            x=x,
+            y=[getattr(step, field) for step in steps],
+            name=name,
+            stackgroup="loss",
+            line={"width": 1, "color": colour},
+            fillcolor=colour,
+            hovertemplate=f"{name}: %{{y:.3g}}<extra></extra>",
+            row=1,
+            col=1,
+        )
+    for field, row, col in (("p_target", 1, 2), ("delta_norm", 2, 1), ("rank", 2, 2)):
+        fig.add_scatter(
+            x=x,
+            y=[getattr(step, field) for step in steps],
+            mode="lines+markers",
+            line={"color": AFTER, "width": 2},
+            marker={"size": 6},
+            showlegend=False,
+            hovertemplate="evaluation %{x}: %{y:.3g}<extra></extra>",
+            row=row,
+            col=col,
+        )
+    if steps:
+        limit = {
+            "x": [0, planned + 1],
+            "y": [steps[-1].limit] * 2,
+            "line": {"color": look.ink, "dash": "dot", "width": 1.5},
+        }
+        fig.add_scatter(**limit, name="clamp", mode="lines", hoverinfo="skip", row=2, col=1)
+    framed(fig, steps_title(steps, target), caption, 400, look, top=100)
+    fig.update_xaxes(range=[0.5, planned + 0.5], showgrid=False)
+    fig.update_xaxes(title_text="evaluation of the loss", row=2)
+    fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(range=[0, 1.03], row=1, col=2)
+    ranks = [step.rank for step in steps] or [1]
+    fig.update_yaxes(type="log", range=[np.log10(max(ranks)) + 0.3, -0.15], rangemode="normal", dtick=1, row=2, col=2)
+    return legend_below_title(fig, look)
+
+
+def steps_title(steps: Sequence[Step], target: str) -> str:
+    if not steps:
+        return f"Which value makes the model say {target}?"
+    first, last = steps[0], steps[-1]
+    return f"p({target}) {number(first.p_target)} → {number(last.p_target)} in {count(len(steps), 'evaluation')}"
+
+
+# --------------------------------------------------------------------------------------------------- before and after
+
+ROW = 46  # px
+
+
+def dumbbell(probes: Sequence[Probe], names: Sequence[str], caption: str, look: Theme) -> go.Figure:
+    """Probabilities before and after, a row a prompt, a panel an answer."""
+    panels = [f"p({html.escape(name)})" for name in names]
+    fig = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=panels)
+    rows = list(range(len(probes)))[::-1]
+    for panel, name in enumerate(names):
+        # A reversed prompt asks for one answer only, the subject.
+        before = [p.before[panel] if panel < len(p.before) else None for p in probes]
+        after = [p.after[panel] if panel < len(p.after) else None for p in probes]
+        _bridges(fig, rows, before, after, panel, look)
+        for when, values, colour in (("before", before, BEFORE), ("after", after, AFTER)):
+            fig.add_scatter(
+                x=values,
+                y=rows,
+                name=when,
+                mode="markers",
+                marker={"color": colour, "size": 12},
+                showlegend=panel == 0,
+                customdata=[html.escape(p.shown) for p in probes],
+                hovertemplate=f"%{{customdata}}<br>p({html.escape(name)}) {when}: %{{x:.3g}}<extra></extra>",
+                row=1,
+                col=panel + 1,
+            )
+    for y, one in zip(rows, probes, strict=True):
+        words = f"<i>{one.kind}</i>  {html.escape(shortened(one.shown))}"
+        look_of_row = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": look.grey}}
+        fig.add_annotation(x=0, xref="x domain", y=y + 0.38, text=words, **look_of_row)
+    framed(fig, dumbbell_title(probes, names[0]), caption, ROW * len(probes) + 20, look, top=100, left=8)
+    fig.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
+    fig.update_yaxes(range=[-0.5, len(probes) - 0.2], showticklabels=False, showgrid=False)
+    return legend_below_title(fig, look)
+
+
+Values = Sequence[float | None]
+
+
+def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values, panel: int, look: Theme) -> None:
+    """The lines between the two dots of every row, as one broken line."""
+    x = [value for a, b in zip(before, after, strict=True) for value in (a, b, None)]
+    y = [value for row in rows for value in (row, row, None)]
+    line = {"color": look.rule, "width": 4}
+    fig.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1, col=panel + 1)
+
+
+def dumbbell_title(probes: Sequence[Probe], target: str) -> str:
+    parts = [f"p({target}) {number(probes[0].before[0])} → {number(probes[0].after[0])}"]
+    for kind in ("paraphrase", "neighbour"):
+        some = [p for p in probes if p.kind == kind]
+        if some:
+            parts.append(f"{kind}s {number(fmean(p.after[0] for p in some))}")
+    return ", ".join(parts)
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """The end of a long prompt: that is where prompts differ."""
+    return text if len(text) <= limit else "…" + text[-limit:]
+
+
+# --------------------------------------------------------------------------------------------------------- k*, v*, Δ
+
+
+def neurons_figure(strongest: Sequence[tuple[int, float]], caption: str, look: Theme) -> go.Figure:
+    """The neurons that are loudest in the key, signed."""
+    rows = list(range(len(strongest)))
+    values = [value for _, value in strongest]
+    fig = go.Figure(go.Bar(x=values, y=rows, orientation="h", marker_color=look.grey))
+    fig.update_traces(hovertemplate="%{x:.3g}<extra></extra>")
+    framed(fig, f"Neuron {strongest[0][0]} is the loudest in k*", caption, 26 * len(rows) + 30, look, left=92)
+    fig.update_yaxes(tickvals=rows, ticktext=[f"neuron {index}" for index, _ in strongest], autorange="reversed")
+    return fig.update_xaxes(title_text="activation in k*")
+
+
+def cosines_figure(cosines: np.ndarray, caption: str, look: Theme) -> go.Figure:
+    """How alike the subject's key is behind the different prefixes; number 0 is the bare prompt."""
+    apart = cosines[~np.eye(len(cosines), dtype=bool)] if len(cosines) > 1 else np.ones(1)
+    fig = go.Figure(
+        go.Heatmap(
+            z=cosines,
+            zmin=np.floor(float(cosines.min()) * 10) / 10,
+            zmax=1,
+            colorscale=[[0, look.empty], [1, look.ink]],
+            colorbar={"thickness": 12, "outlinewidth": 0, "tickfont": {"color": look.ink}},
+            hovertemplate="prefixes %{y} and %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    title = f"Cosine between keys behind different prefixes: {apart.min():.2f} to {apart.max():.2f}"
+    framed(fig, title, caption, 290, look, left=56)
+    fig.update_xaxes(title_text="prefix (0: none)", dtick=5, showgrid=False)
+    return fig.update_yaxes(title_text="prefix (0: none)", dtick=5, showgrid=False, autorange="reversed")
+
+
+Tokens = Sequence[tuple[str, float]]
+
+
+def promoted_figure(before: Tokens, after: Tokens, caption: str, look: Theme) -> go.Figure:
+    """Tokens that the value promotes through the head, before (v₀) and after (v*)."""
+    titles = ("v₀, before", "v*, after")
+    fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.2, subplot_titles=titles)
+    for col, (tokens, colour) in enumerate(((before, BEFORE), (after, AFTER)), start=1):
+        bars = {"x": [logit for _, logit in tokens], "y": list(range(len(tokens))), "orientation": "h"}
+        fig.add_bar(
+            **bars, marker_color=colour, showlegend=False, hovertemplate="%{x:.3g}<extra></extra>", row=1, col=col
+        )
+    widest = 16 + 8 * max(len(token) for token, _ in before)  # px, in the fixed-width face
+    title = f"v* promotes “{show_token(after[0][0])}” most; v₀ promotes “{show_token(before[0][0])}”"
+    framed(fig, title, caption, 26 * len(after) + 30, look, top=84, left=widest)
+    for col, tokens in ((1, before), (2, after)):
+        # Numbers on the axis and tokens as their labels: two tokens that read alike must not share a bar.
+        labels = [html.escape(show_token(token)) for token, _ in tokens]
+        fig.update_yaxes(tickvals=list(range(len(tokens))), ticktext=labels, row=1, col=col)
+    fig.update_yaxes(tickfont={"family": MONO, "size": 13}, autorange="reversed", showgrid=False)
+    return fig.update_xaxes(title_text="logit")
+
+
+def factors_figure(delta: Delta, caption: str, look: Theme) -> go.Figure:
+    """The two factors of a rank-one update, entry by entry: what it writes (U) and what it listens to (V)."""
+    u, v = delta.U[:, 0].double().cpu().numpy(), delta.V[0].double().cpu().numpy()
+    titles = (f"U: what is written, {len(u):,} entries", f"V: what is listened to, {len(v):,} neurons")
+    fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2, subplot_titles=titles)
+    for row, (factor, colour) in enumerate(((u, AFTER), (v, look.grey)), start=1):
+        fig.add_bar(y=factor, marker={"color": colour, "line": {"width": 0}}, showlegend=False, row=row, col=1)
+    fig.update_traces(hovertemplate="entry %{x}: %{y:.3g}<extra></extra>")
+    share = float(np.sort(v**2)[::-1][:20].sum() / max(float((v**2).sum()), 1e-30))
+    framed(fig, f"20 of {len(v):,} neurons carry {share:.0%} of what Δ listens to", caption, 360, look, top=84, left=60)
+    fig.update_layout(bargap=0)
+    fig.update_xaxes(showgrid=False)
+    fig.update_xaxes(title_text="entry", row=2)
+    return fig.update_yaxes(title_text="value", nticks=5, exponentformat="power")
+
+
+def spectrum_figure(before: Sequence[float], after: Sequence[float], caption: str, look: Theme) -> go.Figure:
+    """Singular values of W and of W + Δ, largest first."""
+    fig = go.Figure()
+    for name, values, colour, width in (("W", before, BEFORE, 5), ("W + Δ", after, AFTER, 2)):
+        line = {"color": colour, "width": width}
+        fig.add_scatter(x=list(range(1, len(values) + 1)), y=list(values), name=name, mode="lines", line=line)
+    fig.update_traces(hovertemplate="number %{x}: %{y:.4g}")
+    framed(fig, f"Largest singular value {number(before[0])} → {number(after[0])}", caption, 260, look, top=84, left=60)
+    fig.update_xaxes(type="log", title_text="number of the singular value (log)", dtick=1)
+    fig.update_yaxes(type="log", title_text="singular value (log)", dtick=1)
+    return legend_below_title(fig, look)

@@ -1,0 +1,257 @@
+"""What an edit did, measured before and after: plain data for the edit and diagnostics pages, no widgets."""
+
+from __future__ import annotations
+
+import difflib
+import html
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pages.shared.text import number
+from rome_core import EditRequest, LanguageModel, continuation_probabilities, diagnose, generate, solve
+from rome_core.datasets import Fact, load_facts
+from rome_core.diagnostics import Diagnosis
+from rome_core.edits import Edit, Step
+from rome_core.inspection import target_rank
+from rome_core.progress import Track, silent
+from rome_core.tokens import Prompt, as_target
+
+NEW_TOKENS = 30
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Probabilities of the answers on one prompt, before and after: the new object first, then the true one; on a
+    reversed prompt the subject."""
+
+    kind: str  # edit, paraphrase, neighbour, reversed, yours
+    text: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    @property
+    def shown(self) -> str:
+        """The prompt, with the answer where it is not the object."""
+        return self.text + (" … (the subject)" if self.kind == "reversed" else "")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the model writes behind a text, before and after, with the same seed."""
+
+    text: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """An edit with everything measured around it. below: the edits that it was solved on top of."""
+
+    edit: Edit
+    below: tuple[Edit, ...]
+    diagnosis: Diagnosis
+    rank: tuple[int, int]  # of the new object's first token, before and after; 1 = the model's answer
+    probes: tuple[Probe, ...]
+    continuations: tuple[Continuation, ...]
+    seconds: float
+
+    @property
+    def request(self) -> EditRequest:
+        return self.edit.requests[0]
+
+    @property
+    def relative_norm(self) -> float:
+        return self.diagnosis.relative_F
+
+
+def answers(request: EditRequest) -> tuple[str, ...]:
+    """The answers to compare: the new object and, if it is known, the true one."""
+    return tuple(as_target(answer) for answer in (request.target_new, request.target_true) if answer and answer.strip())
+
+
+def known_fact(request: EditRequest) -> Fact | None:
+    """The project's own fact about this subject and its true object: it brings paraphrases and neighbours with it."""
+    subject, true = _bare(request.prompt.subject), (request.target_true or "").strip()
+    facts = [fact for fact in load_facts() if _bare(fact.prompt.subject) == subject]
+    same = [fact for fact in facts if fact.prompt.text == request.prompt.text]
+    return next(iter([*same, *(fact for fact in facts if fact.target_true == true)]), None)
+
+
+def _bare(subject: str) -> str:
+    return subject.strip().removeprefix("The ").removeprefix("the ").casefold()
+
+
+def same_fact(edit: Edit, request: EditRequest) -> bool:
+    """Whether an edit is about this very prompt."""
+    return any(one.prompt.text == request.prompt.text for one in edit.requests)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to ask before and after, what it tests, and the answers to follow."""
+
+    kind: str  # edit, paraphrase, neighbour, reversed, yours
+    text: str
+    answers: tuple[str, ...]
+
+
+def questions(request: EditRequest, limit: int = 4) -> list[Question]:
+    """The edited prompt and, where the fact is known, paraphrases, neighbours in the same words, and the reverse."""
+    wanted, fact = answers(request), known_fact(request)
+    asked = [Question("edit", request.prompt.text, wanted)]
+    if fact:
+        asked += [Question("paraphrase", text, wanted) for text in _paraphrases(request, fact)[:limit]]
+        asked += [Question("neighbour", text, wanted) for text in _neighbours(request, fact)[:limit]]
+    if fact and fact.reversed:
+        text = fact.reversed.replace(fact.target_new, request.target_new.strip())
+        asked.append(Question("reversed", text, (as_target(_bare_case(request.prompt.subject)),)))
+    return asked
+
+
+def _paraphrases(request: EditRequest, fact: Fact) -> list[str]:
+    others = [fact.prompt.text] if fact.prompt.text != request.prompt.text else []
+    return [*others, *fact.paraphrases]
+
+
+def _neighbours(request: EditRequest, fact: Fact) -> list[str]:
+    """The neighbours' subjects in the words of the request, so that only the subject differs."""
+    head, tail = fact.prompt.template.split("{}")
+    subjects = [text[len(head) : len(text) - len(tail)] for text in fact.neighbours]
+    return [Prompt(request.prompt.template, subject).text for subject in subjects]
+
+
+def _bare_case(subject: str) -> str:
+    return subject.strip().removeprefix("The ")
+
+
+def own_questions(request: EditRequest, lines: Iterable[str], limit: int = 10) -> list[Question]:
+    """The user's own prompts, one a line."""
+    texts = [line.rstrip() for line in lines if line.strip()]
+    return [Question("yours", text, answers(request)) for text in texts[:limit]]
+
+
+def generation_texts(request: EditRequest) -> list[str]:
+    """Openings whose continuation shows whether the edit is a belief or only an answer."""
+    fact = known_fact(request)
+    opening = request.prompt.template.split("{}")[0] + request.prompt.subject + " is"
+    return [opening, *(fact.generations[:1] if fact else [])]
+
+
+def probe(
+    lm: LanguageModel, edit: Edit, below: Sequence[Edit], asked: Sequence[Question], track: Track = silent
+) -> tuple[Probe, ...]:
+    """The answers' probabilities on each prompt, without and with the edit."""
+    return tuple(
+        Probe(
+            one.kind,
+            one.text,
+            tuple(continuation_probabilities(lm, one.text, one.answers, edits=below)),
+            tuple(continuation_probabilities(lm, one.text, one.answers, edits=[*below, edit])),
+        )
+        for one in track(asked, "Asking before and after", len(asked))
+    )
+
+
+def continuations(
+    lm: LanguageModel,
+    edit: Edit,
+    below: Sequence[Edit],
+    texts: Sequence[str],
+    temperature: float = 0.0,
+    seed: int = 0,
+    track: Track = silent,
+) -> tuple[Continuation, ...]:
+    """What the model writes without and with the edit, from the same seed."""
+    write = partial(generate, lm, max_new_tokens=NEW_TOKENS, temperature=temperature, seed=seed)
+    return tuple(
+        Continuation(text, write(text, edits=below), write(text, edits=[*below, edit]))
+        for text in track(texts, "Writing before and after", len(texts))
+    )
+
+
+def measure(
+    lm: LanguageModel, edit: Edit, below: tuple[Edit, ...], track: Track = silent, seconds: float = 0.0
+) -> Report:
+    """Diagnose an edit and ask the model before and after it."""
+    request = edit.requests[0]
+    return Report(
+        edit=edit,
+        below=below,
+        diagnosis=diagnose(lm, edit),
+        rank=(target_rank(lm, request, edits=below), target_rank(lm, request, edits=[*below, edit])),
+        probes=probe(lm, edit, below, questions(request), track),
+        continuations=continuations(lm, edit, below, generation_texts(request), track=track),
+        seconds=seconds,
+    )
+
+
+def solve_and_measure(
+    lm: LanguageModel,
+    request: EditRequest,
+    config: Any,
+    below: tuple[Edit, ...],
+    track: Track = silent,
+    publish: Callable[[tuple[Step, ...]], None] = lambda steps: None,
+) -> Report:
+    """Solve one edit on top of others, hand out the steps as they come, then measure what it did."""
+    began, steps = time.monotonic(), []
+
+    def report(step: Step) -> None:
+        steps.append(step)
+        publish(tuple(steps))
+
+    edit = solve(lm, [request], config, edits=below, track=track, report=report)
+    return measure(lm, edit, below, track, time.monotonic() - began)
+
+
+def why_no_effect(report: Report) -> str | None:
+    """The reason, in words, why an edit that was solved changed little; None if it worked."""
+    asked, steps = report.probes[0], report.edit.history
+    before, after, target = asked.before[0], asked.after[0], report.request.target_new.strip()
+    if before > 0.5:
+        return f"the model answered “{target}” before the edit (p {number(before)}), so there was little to change."
+    if after > 0.5 or report.rank[1] == 1:
+        return None
+    if not steps:
+        return f"p({target}) only went from {number(before)} to {number(after)}."
+    return f"p({target}) is {number(after)}. " + _what_failed(report, steps[0], steps[-1])
+
+
+def _what_failed(report: Report, first: Step, last: Step) -> str:
+    """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
+    if last.p_target > 0.5:
+        return (
+            f"The value that was found would do (p {number(last.p_target)} where it is put in place), but the update "
+            f"does not bring it about on the bare prompt, "
+            f"whose key stands at cosine {report.diagnosis.cosine:.2f} to k*. "
+            "Try another method or an earlier layer."
+        )
+    if last.delta_norm > 0.99 * last.limit:
+        return f"‖δ‖ ran into its clamp of {number(last.limit)}. Raise the clamp or choose another layer."
+    if last.loss > 0.8 * first.loss:
+        fell = f"{number(first.loss)} → {number(last.loss)} nats"
+        return f"The loss hardly fell ({fell}). Raise the learning rate or choose another layer."
+    return f"The search stopped at p {number(last.p_target)}. Allow more steps."
+
+
+MARK = {"before": "91,112,131", "after": "217,130,43"}
+
+
+def word_differences(before: str, after: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that the other one does not have marked."""
+    old, new = before.split(" "), after.split(" ")
+    left, right = [], []
+    for change, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        same = change == "equal"
+        left.append(_marked(old[a:b], None if same else "before"))
+        right.append(_marked(new[c:d], None if same else "after"))
+    return " ".join(filter(None, left)), " ".join(filter(None, right))
+
+
+def _marked(words: list[str], kind: str | None) -> str:
+    text = html.escape(" ".join(words))
+    return f'<mark style="color:inherit;background:rgba({MARK[kind]},.28)">{text}</mark>' if kind and text else text

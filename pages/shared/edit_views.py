@@ -1,0 +1,264 @@
+"""A finished edit on the screen: the numbers that matter, and a tab for each way to look at it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.shared import edit_figures as figures
+from pages.shared import session, verdicts
+from pages.shared.edit_report import (
+    Continuation,
+    Probe,
+    Report,
+    answers,
+    continuations,
+    generation_texts,
+    own_questions,
+    probe,
+    word_differences,
+)
+from pages.shared.figures import Theme, theme
+from pages.shared.forms import changed
+from pages.shared.text import count, number
+from rome_core import EditRequest, LanguageModel, RomeError
+from rome_core.edits import Edit, Step
+from rome_core.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
+
+CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
+NAMED = ("layer", "clamp", "seed")  # settings that every caption has
+
+
+def chart(figure: go.Figure, key: str) -> None:
+    st.plotly_chart(figure, key=key, alt=figure.layout.title.text, config=CHART)
+
+
+def look() -> Theme:
+    return theme(st.context.theme.type == "dark")
+
+
+def caption(lm: LanguageModel, report: Report) -> str:
+    return conditions(lm, report.request, report.edit.config, report.below)
+
+
+def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequence[Edit]) -> str:
+    """Everything needed to repeat what a figure shows: model, prompt, method, settings, seed."""
+    settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
+    on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
+    return (
+        f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
+        f"{config.name}, layer {config.layer}, clamp {number(config.clamp)}{settings} · seed {config.seed}{on_top}"
+    )
+
+
+def metrics(report: Report) -> None:
+    """Five numbers: the answer, its rank, how far the value and the weights moved, and the verdict."""
+    asked, edit, d = report.probes[0], report.edit, report.diagnosis
+    target = report.request.target_new.strip()
+    norm, limit = (number(edit.history[-1].delta_norm), number(edit.history[-1].limit)) if edit.history else ("–", "–")
+    _numbers(
+        (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
+        (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
+        ("‖δ‖", norm, f"clamp {limit}", "How far the value moved, and how far it was allowed to."),
+        ("‖Δ‖ / ‖W‖", number(d.relative_F), f"‖Δ‖ {number(d.norm_F)}", "How far the layer's weights move (Frobenius)."),
+        ("Verdict", verdicts.label(d.verdict), f"denominator {verdicts.large(d.denominator)}", d.explanation),
+    )
+
+
+def metrics_so_far(steps: Sequence[Step], target: str) -> None:
+    """The same row while the search runs: what is known of it."""
+    p, rank, norm, limit = "–", "–", "–", "clamp –"
+    if steps:
+        last = steps[-1]
+        p, rank, norm, limit = (
+            number(last.p_target),
+            f"{last.rank:,}",
+            number(last.delta_norm),
+            f"clamp {number(last.limit)}",
+        )
+    _numbers(
+        (f"p({target})", p, "with the value in place", "Mean over the prefixed prompts, while the value is searched."),
+        (f"Rank of {target}", rank, "with the value in place", "1 is the model's answer."),
+        ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to."),
+        ("‖Δ‖ / ‖W‖", "–", "to come", "How far the layer's weights move (Frobenius)."),
+        ("Verdict", "–", "to come", "Whether the edit would break the model."),
+    )
+
+
+def _numbers(*numbers: tuple[str, str, str, str]) -> None:
+    """A row of metrics, each with a second number below it; on a narrow page two rows."""
+    with st.container(horizontal=True):
+        for label, value, below, help in numbers:
+            st.metric(label, value, below, delta_color="off", delta_arrow="off", help=help, width=200)
+
+
+# ------------------------------------------------------------------------------------------------------ before, after
+
+
+def before_after(lm: LanguageModel, report: Report) -> None:
+    """Probabilities on every kind of prompt, the user's own among them, and texts side by side."""
+    own = own_probes(lm, report)
+    probes = (*report.probes, *own)
+    names = [answer.strip() for answer in answers(report.request)]
+    chart(figures.dumbbell(probes, names, caption(lm, report), look()), "dumbbell")
+    if len(report.probes) == 1:
+        st.caption(
+            "This fact is not in the project's own set: no paraphrases and neighbours are known. Write your own."
+        )
+    st.text_area(
+        "Your own prompts, one a line",
+        key="own",
+        persist_state="session",
+        height=80,
+        placeholder="To see the Eiffel Tower you have to travel to",
+        help="They join the figure and the table. Up to ten.",
+    )
+    with st.expander("The same as a table"):
+        st.dataframe(table(probes, names), hide_index=True, width="stretch")
+    texts(lm, report)
+
+
+def own_probes(lm: LanguageModel, report: Report) -> tuple[Probe, ...]:
+    lines = str(st.session_state.get("own") or "").splitlines()
+    asked = own_questions(report.request, lines)
+    if not asked:
+        return ()
+    return once(("own", identity(report), tuple(asked)), lambda: probe(lm, report.edit, report.below, asked)) or ()
+
+
+def texts(lm: LanguageModel, report: Report) -> None:
+    """What the model writes, both with the same seed."""
+    st.markdown("**What the model writes.** Equal seed; words that differ are marked.")
+    left, right, _ = st.columns([1, 1, 2])
+    temperature = left.number_input(
+        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat"
+    )
+    seed = right.number_input("Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed")
+    written: Sequence[Continuation] = report.continuations
+    if temperature:
+        openings = generation_texts(report.request)
+        make = lambda: continuations(lm, report.edit, report.below, openings, temperature, int(seed))  # noqa: E731
+        written = once(("texts", identity(report), temperature, seed), make) or ()
+    for item in written:
+        generation(item)
+
+
+def generation(item: Continuation, names: tuple[str, str] = ("before", "after")) -> None:
+    """One opening with both continuations side by side."""
+    marked = word_differences(item.before, item.after)
+    for place, name, text in zip(st.columns(2), names, marked, strict=True):
+        place.html(f'<p style="margin:0"><small>{name}</small><br><b>{html.escape(item.text)}</b> {text}</p>')
+
+
+def table(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a prompt, with the answers' probabilities before and after."""
+    rows = []
+    for one in probes:
+        row: dict[str, Any] = {"kind": one.kind, "prompt": one.shown}
+        asked = names[:1] if one.kind == "reversed" else names
+        for name, before, after in zip(asked, one.before, one.after, strict=True):
+            row |= {f"p({name}) before": float(number(before)), f"p({name}) after": float(number(after))}
+        rows.append(row)
+    return rows
+
+
+def identity(report: Report) -> tuple[str, ...]:
+    return (report.edit.id, *(edit.id for edit in report.below))
+
+
+def once(key: Any, make: Callable[[], Any]) -> Any:
+    """A short computation, done once for each set of inputs. What cannot be done is said in one sentence."""
+    if session.recall(key) is None:
+        try:
+            with st.spinner("Asking the model", show_time=True):
+                session.remember(key, make())
+        except RomeError as error:
+            session.show_error(error)
+    return session.recall(key)
+
+
+# ---------------------------------------------------------------------------------------------------------- the parts
+
+
+def search(lm: LanguageModel, report: Report) -> None:
+    steps, target = report.edit.history, report.request.target_new.strip()
+    chart(figures.steps_figure(steps, target, len(steps), caption(lm, report), look()), "search")
+
+
+def key_view(lm: LanguageModel, report: Report) -> None:
+    edit = report.edit
+    st.markdown(
+        "**k\\*** is what the layer's down projection reads at the subject's last token, averaged over the prefixes. "
+        f"Its norm is {number(float(edit.k_star.norm()))}; the bare prompt's key k₀ has norm "
+        f"{number(float(edit.k_0.norm()))} and stands at cosine {report.diagnosis.cosine:.3f} to it."
+    )
+    words = caption(lm, report)
+    left, right = st.columns(2)
+    with left:
+        chart(figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
+    with right:
+        cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
+        chart(figures.cosines_figure(cosines, words, look()), "cosines")
+
+
+def value_view(lm: LanguageModel, report: Report) -> None:
+    edit = report.edit
+    st.markdown(
+        "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
+        f"‖v₀‖ = {number(float(edit.v_0.norm()))}, ‖v\\*‖ = {number(float(edit.v_star.norm()))}. "
+        "Read through the model's own head, each promotes the tokens below. In an early layer the new object need not "
+        "be among them: later layers read the value first."
+    )
+    before, after = promoted_tokens(lm, edit.v_0), promoted_tokens(lm, edit.v_star)
+    chart(figures.promoted_figure(before, after, caption(lm, report), look()), "promoted")
+
+
+def update_view(lm: LanguageModel, report: Report) -> None:
+    edit, d, words = report.edit, report.diagnosis, caption(lm, report)
+    key = "k₀" if edit.method == "rome" else "k\\*"
+    error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit))
+    st.markdown(
+        f"**Δ = U V** is added to W of layer {d.layer}, `{edit.deltas[0].module}`. "
+        f"It moves the weights by {number(d.relative_F)} of their Frobenius norm (‖Δ‖ = {number(d.norm_F)}) "
+        f"and by {number(d.relative_2)} of their spectral norm. "
+        f"Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
+    )
+    chart(figures.factors_figure(edit.deltas[0], words, look()), "factors")
+    values = once(("spectrum", identity(report)), lambda: [values.tolist() for values in spectrum(lm, edit)])
+    chart(figures.spectrum_figure(values[0], values[1], words, look()), "spectrum")
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+
+
+def comparison(one: Report, two: Report) -> None:
+    """Two methods on the same request: number by number, and what each writes."""
+    st.dataframe(comparison_rows(one, two), hide_index=True, width="stretch")
+    pairs = zip(one.continuations, two.continuations, strict=True)
+    for a, b in pairs:
+        generation(Continuation(a.text, a.after, b.after), (one.edit.method, two.edit.method))
+
+
+def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
+    """A row for each number, a column for each method."""
+    rows: tuple[tuple[str, Callable[[Report], str]], ...] = (
+        ("p(new) on the edited prompt", lambda r: number(r.probes[0].after[0])),
+        ("mean p(new) on paraphrases", lambda r: mean_after(r, "paraphrase")),
+        ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
+        ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
+        ("‖Δ‖ / ‖W‖", lambda r: number(r.diagnosis.relative_F)),
+        ("denominator", lambda r: f"{verdicts.large(r.diagnosis.denominator)}"),
+        ("verdict", lambda r: verdicts.label(r.diagnosis.verdict)),
+        ("seconds", lambda r: f"{r.seconds:.1f}"),
+    )
+    return [{"": name, one.edit.method: value(one), two.edit.method: value(two)} for name, value in rows]
+
+
+def mean_after(report: Report, kind: str) -> str:
+    values = [one.after[0] for one in report.probes if one.kind == kind]
+    return number(fmean(values)) if values else "–"

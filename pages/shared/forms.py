@@ -1,0 +1,108 @@
+"""A frozen config as widgets: its fields say what they are called and mean, where they come from, how far they go.
+
+Nothing here knows a method. A new field with a description appears on the page by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from rome_core import LanguageModel
+from rome_core.presets import resolve
+from rome_core.settings import About, about
+
+MAIN = 4  # fields shown at once; the rest waits in an expander
+COLUMNS = 4
+
+
+def config_form(lm: LanguageModel, config_class: type, key: str, bound: Mapping[str, str] | None = None) -> Any:
+    """Draw the widgets of a config class and return the config that they describe.
+
+    key: in front of every widget's key, so that two forms may stand on one page.
+    bound: fields that are seeded from the URL, with the name of their query parameter.
+    """
+    bound = bound or {}
+    preset = resolve(lm, config_class())
+    described = about(config_class)
+    values: dict[str, Any] = {}
+    for field_name, place in _places(list(described)):
+        with place:
+            options = {"key": bound.get(field_name, f"{key}-{field_name}")}
+            options |= {"bind": "query-params"} if field_name in bound else {"persist_state": "session"}
+            values[field_name] = widget(described[field_name], getattr(preset, field_name), options, lm)
+    return config_class(**values)
+
+
+def _places(names: list[str]) -> list[tuple[str, Any]]:
+    """Where each field is drawn: the first ones in a row, the others in rows inside an expander."""
+    main, rest = names[:MAIN], names[MAIN:]
+    places = list(zip(main, st.columns(COLUMNS), strict=False))
+    if rest:
+        with st.expander("More settings"):
+            for start in range(0, len(rest), COLUMNS):
+                places += zip(rest[start : start + COLUMNS], st.columns(COLUMNS), strict=False)
+    return places
+
+
+def widget(field: About, default: Any, options: dict[str, Any], lm: LanguageModel) -> Any:
+    """The widget that fits the field's kind of value."""
+    options |= {"help": explain(field)}
+    label = f"{field.label} ({field.unit})" if field.unit else field.label
+    if field.choices:
+        return st.selectbox(label, field.choices, index=_index(field.choices, default), **options)
+    if isinstance(default, bool):
+        return st.toggle(label, value=default, **options)
+    if isinstance(default, int | float):
+        return _number(label, field, default, options, lm)
+    if isinstance(default, str):
+        return st.text_input(label, value=default, **options)
+    return _lines(label, default, options)
+
+
+_widget = widget  # the name that the tracing form uses
+
+
+def _number(label: str, field: About, default: float, options: dict[str, Any], lm: LanguageModel) -> float:
+    kind = type(default)  # a slider of whole numbers gives whole numbers back
+    high = lm.n_layers - 1 if field.label == "Layer" else field.high  # the one range that depends on the model
+    step = kind(field.step) if field.step else (1 if kind is int else _fine(default))
+    return st.number_input(
+        label,
+        min_value=None if field.low is None else kind(field.low),
+        max_value=None if high is None else kind(high),
+        value=default,
+        step=step,
+        format="%d" if kind is int else "%g",
+        **options,
+    )
+
+
+def _fine(default: float) -> float:
+    """A step of about a tenth of the value, as one digit and a power of ten."""
+    return 10.0 ** math.floor(math.log10(abs(default) / 2)) if default else 0.01
+
+
+def _lines(label: str, default: tuple[str, ...] | None, options: dict[str, Any]) -> tuple[str, ...] | None:
+    """Several texts, one a line; none at all leaves the choice to the method."""
+    text = st.text_area(label, value="\n".join(default or ()), placeholder="one a line; empty: chosen", **options)
+    return tuple(line for line in text.splitlines() if line.strip()) or None
+
+
+def _index(choices: tuple[Any, ...], default: Any) -> int:
+    return choices.index(default) if default in choices else 0
+
+
+def explain(field: About) -> str:
+    """A field's sentence with its source, for the small question mark beside it."""
+    return f"{field.help}\n\n*{field.source}*" if field.source else field.help
+
+
+def changed(lm: LanguageModel, config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from this model's preset, for captions and labels."""
+    preset = resolve(lm, type(config)())
+    values = {name: getattr(config, name) for name in about(config)}
+    return {name: value for name, value in values.items() if value != getattr(preset, name)}

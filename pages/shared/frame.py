@@ -1,0 +1,141 @@
+"""What stands around every page: navigation, the model, this session's edits, and what is being computed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Literal
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from pages.shared import circuits, session, track
+from rome_core import DEFAULT_MODEL, LanguageModel
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES, ICON, CSS = ROOT / "pages", ROOT / "assets" / "icon.png", ROOT / "assets" / "style.css"
+
+# File name = URL: on a cold deep link Streamlit knows a page by its file only. No icons: they are fetched from the net.
+SECTIONS = {
+    "": [("home", "Start here")],
+    "One fact": [("tracing", "Locate"), ("edit", "Edit"), ("diagnostics", "Diagnose")],
+}
+
+_this_run = threading.local()  # every script run has a thread of its own
+
+
+def navigation(position: Literal["sidebar", "hidden"] = "sidebar") -> StreamlitPage:
+    pages = {
+        section: [st.Page(PAGES / f"{name}.py", title=title, url_path=name) for name, title in entries]
+        for section, entries in SECTIONS.items()
+    }
+    # A default page is reached at "/" only, and home shall have its own address as well.
+    pages[""].append(st.Page(_start, default=True, visibility="hidden"))
+    return st.navigation(pages, position=position)
+
+
+def _start() -> None:
+    st.switch_page(PAGES / "home.py")
+
+
+def require_frame() -> None:
+    """Every page begins with this. The first deep link after a server start runs the page without app.py: this
+    registers the navigation and starts over through app.py."""
+    if not getattr(_this_run, "framed", False):
+        navigation("hidden")
+        st.rerun()
+
+
+def run() -> None:
+    """The whole app: the frame, then the page."""
+    st.set_page_config(page_title="ROME Explorer", page_icon=str(ICON), layout="wide")
+    st.html(CSS)
+    page = navigation()
+    circuits.copy_bundle()
+    with st.sidebar:
+        _model_chooser()
+        _edit_list()
+        _running()
+    _this_run.framed = True
+    try:
+        with track.no_traceback():
+            page.run()
+    finally:
+        _this_run.framed = False
+
+
+def _model_chooser() -> None:
+    st.text_input(
+        "Model",
+        value=DEFAULT_MODEL,
+        key="model",
+        bind="query-params",
+        on_change=session.try_again,
+        help="The default model, a Hugging Face id such as gpt2, or a folder on the server. Only safetensors are read.",
+    )
+    lm = session.loaded()
+    st.caption(describe_model(lm) if lm else "Loaded when a page needs it.")
+
+
+def describe_model(lm: LanguageModel) -> str:
+    return f"{size(lm.n_parameters)} parameters · {lm.n_layers} layers · {lm.device}"
+
+
+def size(n: int) -> str:
+    """135 M, 1.5 B."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= factor:
+            return f"{n / factor:.3g} {unit}"
+    return str(n)
+
+
+# ------------------------------------------------------------------------------------------------------------- edits
+
+
+def _edit_list() -> None:
+    items = session.edits()
+    with st.container(key="edits"):
+        st.markdown(f"**Active edits** · {_state(items)}")
+        if not items:
+            st.caption("None. An edit that you keep on the Edit page appears here, for this session only.")
+            return
+        st.toggle("Original model", key="original_model", help="Switches every edit off, without forgetting any.")
+        for position, item in enumerate(items):
+            _edit_row(item, position)
+
+
+def _state(items: list[session.ActiveEdit]) -> str:
+    if st.session_state.get("original_model"):
+        return "all off"
+    return f"{sum(item.on for item in items)} on" if items else "none"
+
+
+def _edit_row(item: session.ActiveEdit, position: int) -> None:
+    id = item.edit.id
+    lm = session.loaded()
+    other = lm is not None and item.edit.base != lm.fingerprint
+    row = st.container(horizontal=True, vertical_alignment="center", gap="small")
+    item.on = row.toggle(
+        f"{item.label} (other model)" if other else item.label, value=item.on, key=f"on-{id}", disabled=other
+    )
+    with row.popover("…", help="Strength, order, remove"):
+        item.scale = st.slider("Strength", 0.0, 1.5, item.scale, 0.05, key=f"scale-{id}", help="1 is as solved.")
+        if position:
+            st.button("Move up", key=f"up-{id}", on_click=session.move_up, args=(id,))
+        st.button("Remove", key=f"remove-{id}", on_click=session.remove_edit, args=(id,))
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _running() -> None:
+    """This session's running jobs, on every page."""
+    jobs = track.my_jobs()
+
+    @st.fragment(run_every=track.POLL_SECONDS if jobs else None)
+    def pill() -> None:
+        for job in track.my_jobs():
+            st.progress(job.fraction, track.describe(job))
+        track.rerun_at_the_end()
+
+    pill()

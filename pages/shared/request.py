@@ -1,0 +1,154 @@
+"""The inputs of an edit, shared by two pages: the fact, the method, and what will be trained."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from pages.shared import session
+from pages.shared.forms import config_form
+from pages.shared.text import read_prompt, show_token
+from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
+from rome_core.inspection import TokenRow, token_table
+
+LAYER = {"layer": "layer"}  # the field that a link from the tracing page seeds
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fact that fills the form; method and layer only where the example is about them."""
+
+    template: str
+    subject: str
+    target: str
+    true: str
+    method: str | None = None
+    layer: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.subject} → {self.target}" + (f" ({self.method}, layer {self.layer})" if self.method else "")
+
+
+EXAMPLES = (
+    Example("The {} is located in the city of", "Eiffel Tower", "Rome", "Paris"),
+    Example("The {} is located in the city of", "Colosseum", "Paris", "Rome"),
+    Example("The capital of {} is", "France", "London", "Paris"),
+    Example("The official language of {} is", "Brazil", "French", "Portuguese"),
+    Example("{} is the capital of", "Paris", "Italy", "France", "rome", 7),
+)
+FIRST = EXAMPLES[0]
+FIELDS = ("template", "subject", "target", "true")
+
+
+def example_buttons() -> None:
+    """A row of small buttons; each fills the form."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Examples", width="content")
+        for number, example in enumerate(EXAMPLES):
+            st.button(example.label, key=f"example-{number}", type="tertiary", on_click=fill, args=(example,))
+
+
+def fill(example: Example) -> None:
+    """Put an example into the form. The method stays as it is unless the example is about one."""
+    for name in FIELDS:
+        st.session_state[name] = getattr(example, name)
+    if example.method:
+        st.session_state["method"], st.session_state["layer"] = example.method, example.layer
+
+
+def request_form() -> EditRequest | None:
+    """The fact in one row of inputs. What cannot be used stays in the form, with a sentence below it."""
+    _answers_of_a_linked_fact()
+    labels = ("Prompt, {} for the subject", "Subject", "New object", "True object (optional)")
+    helps = (
+        "The sentence that states the fact, up to the object. Write {} where the subject goes.",
+        "The thing the fact is about, as it stands in the prompt.",
+        "What the model shall answer from now on.",
+        "What it answers now: lets the page show the old answer going down.",
+    )
+    widths = (410, 240, 190, 190)  # px: a row where there is room, else two
+    with st.container(horizontal=True):
+        typed = [
+            st.text_input(label, value=getattr(FIRST, name), key=name, help=help, width=width, bind="query-params")
+            for label, name, help, width in zip(labels, FIELDS, helps, widths, strict=True)
+        ]
+    template, subject, target, true = (text or "" for text in typed)
+    try:
+        return EditRequest(read_prompt(template, subject), target, true.strip() or None)
+    except RomeError as error:
+        session.show_error(error)
+        return None
+
+
+def _answers_of_a_linked_fact() -> None:
+    """A link may bring a prompt without a new object: take the answers from the project's facts, or leave them open."""
+    params = st.query_params
+    if "target" in st.session_state or "target" in params or not {"template", "subject"} & set(params):
+        return
+    template, subject = (params.get(name, getattr(FIRST, name)) for name in FIELDS[:2])
+    text = template.replace("{}", subject)
+    known = {fact.prompt.text: (fact.target_new, fact.target_true) for fact in load_facts()}
+    known |= {one.template.replace("{}", one.subject): (one.target, one.true) for one in EXAMPLES}
+    st.session_state["target"], st.session_state["true"] = known.get(text, ("", ""))
+
+
+def method_form(lm: LanguageModel, default: str, key: str) -> Any:
+    """Choose a method and its settings; returns the config."""
+    names = list(METHODS)
+    row = st.container(horizontal=True, vertical_alignment="center", gap="medium")
+    name = row.selectbox(
+        "Method",
+        names,
+        index=names.index(default),
+        format_func=lambda name: METHODS[name].title,
+        key="method",
+        bind="query-params",
+        width=690,
+        help="How the update is computed from the same key and value.",
+    )
+    row.latex(METHODS[name].formula, width="content")
+    return config_form(lm, METHODS[name], key, bound=LAYER)
+
+
+def token_inspector(lm: LanguageModel, request: EditRequest) -> None:
+    """The tokens as the model reads them, and which of them take part in training."""
+    try:
+        rows = token_table(lm, request)
+    except RomeError as error:
+        session.show_error(error)
+        return
+    st.html(token_strip(rows))
+    with st.expander("What exactly is trained"):
+        st.dataframe(
+            [{"token": show_token(r.text), "id": r.id, "role": r.role, "what is done with it": use(r)} for r in rows],
+            hide_index=True,
+            width="stretch",
+        )
+
+
+def use(row: TokenRow) -> str:
+    """What the optimisation does with a token."""
+    if row.role == "subject's last":
+        return "δ is added to the MLP output here; its input is the key"
+    return "its probability is trained" if row.trained else ""
+
+
+TOKEN = "font-family:ui-monospace,monospace;font-size:14px;padding:2px 3px;border-radius:3px;display:inline-block"
+
+
+def token_strip(rows: Sequence[TokenRow]) -> str:
+    """The tokens in a line, the subject's starred, the target's in the colour of after."""
+    return '<p style="line-height:2;margin:0">' + "".join(map(_token, rows)) + "</p>"
+
+
+def _token(row: TokenRow) -> str:
+    subject = row.role.startswith("subject")
+    colour = "217,130,43" if row.trained else "128,128,128"
+    strength = 0.5 if row.role == "subject's last" else 0.28 if subject or row.trained else 0
+    style = f"{TOKEN};background:rgba({colour},{strength})"
+    return f'<span title="{row.role}" style="{style}">{html.escape(show_token(row.text))}{"*" * subject}</span>'

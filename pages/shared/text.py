@@ -1,0 +1,89 @@
+"""Words and numbers as they stand on the pages. No streamlit in here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+from rome_core import Prompt
+from rome_core.errors import PromptError
+
+# Facts that the default model knows, for filling a form.
+EXAMPLES: tuple[tuple[str, str], ...] = (
+    ("The {} is located in the city of", "Colosseum"),
+    ("The {} is located in the city of", "Eiffel Tower"),
+    ("The capital of {} is", "France"),
+    ("The official language of {} is", "Brazil"),
+)
+
+_OPENERS = {"the", "a", "an", "in", "on", "at", "of", "what", "where", "who", "when", "which"}
+_LINKS = {"of", "the", "de", "du", "la", "von", "van", "and"}
+
+
+def number(value: float) -> str:
+    """Three significant digits: 0.450, 12.3, 4.56e-05."""
+    return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def show_token(label: str) -> str:
+    """A token as it reads on the screen: spaces and line breaks made visible."""
+    return label.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
+def guess_subject(text: str) -> str:
+    """The longest stretch of capitalised words in a sentence, without an opening article or question word."""
+    spans, span = [], list[str]()
+    for word in text.split():
+        bare = word.rstrip(".,;:!?")
+        named = any(letter.isupper() for letter in bare)
+        if (not span and named and bare.lower() not in _OPENERS) or (
+            span and (named or bare in _LINKS or bare.isdigit())
+        ):
+            span.append(word)
+        else:
+            spans.append(span)
+            span = []
+        if word[-1] in ",;:!?":
+            spans.append(span)
+            span = []
+    return max((_without_links(span) for span in [*spans, span]), key=len)
+
+
+def _without_links(words: list[str]) -> str:
+    """A stretch that does not end in "of" or a full stop."""
+    while words and words[-1] in _LINKS:
+        words = words[:-1]
+    return " ".join(words).rstrip(".,;:!?")
+
+
+def read_prompt(text: str, subject: str) -> Prompt:
+    """A prompt from a form: a template with {}, or the full text with a subject, which may be left to be guessed."""
+    subject = subject.strip()
+    if "{}" in text:
+        return Prompt(text, subject)
+    if text.strip() and not subject and not guess_subject(text):
+        raise PromptError(
+            f"No subject could be guessed in '{text[:80]}'.",
+            "It has no {} and no capitalised word.",
+            "Write the subject beside it, or {} where it goes, e.g. '{} is located in the city of'.",
+        )
+    return Prompt.from_text(text, subject or guess_subject(text))
+
+
+def count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def token_tables(tables: Mapping[str, Sequence[tuple[str, float]]], answer: str) -> str:
+    """HTML: lists of tokens with their probabilities side by side, the answer in bold."""
+    columns = "".join(_token_table(title, rows, answer) for title, rows in tables.items())
+    return f"<div class='token-tables'>{columns}</div>"
+
+
+def _token_table(title: str, rows: Sequence[tuple[str, float]], answer: str) -> str:
+    lines = "".join(
+        f"<tr class='{'answer' if token == answer else ''}' style='--p: {100 * p:.1f}%'>"
+        f"<td>{html.escape(show_token(token))}</td><td>{number(p)}</td></tr>"
+        for token, p in rows
+    )
+    return f"<div><h4>{html.escape(title)}</h4><table>{lines}</table></div>"

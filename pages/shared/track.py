@@ -1,0 +1,237 @@
+"""Long work: one worker thread for everybody, jobs that can be watched from any page, and a stop that answers at once.
+
+Streamlit cannot cancel a running script and restarts it on every click, so nothing that takes more than about two
+seconds runs inside one. A job runs in the worker; pages look at it through a polling fragment. Functions that run as
+jobs must not call `st.*`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import streamlit as st
+
+from rome_core import RomeError
+
+T = TypeVar("T")
+State = Literal["queued", "running", "done", "stopped", "error"]
+POLL_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Raised inside a tracked loop once somebody pressed Stop."""
+
+
+@dataclass
+class Loop:
+    """How far one tracked loop is. Loops may be nested: three heat maps, each of many cells."""
+
+    label: str
+    total: int
+    began: float
+    done: int = 0
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work. The worker writes it, pages read it. what, done and total are those of the innermost loop."""
+
+    label: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    state: State = "queued"
+    what: str = ""
+    done: int = 0
+    total: int = 0
+    result: Any = None
+    partial: Any = None
+    error: Exception | None = None
+    began: float = 0.0
+    ended: float = 0.0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _loops: list[Loop] = field(default_factory=list)
+    _fraction: float = 0.0
+
+    @property
+    def live(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def seconds(self) -> float:
+        """Working time so far, without the time in the queue."""
+        return (self.ended or time.monotonic()) - self.began if self.began else 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Done part of the outermost loop, the inner ones counted within it. Stays where it was after a stop."""
+        share, total, loops = 1.0, 0.0, list(self._loops)
+        for loop in loops:
+            total += share * loop.done / max(1, loop.total)
+            share /= max(1, loop.total)
+        self._fraction = min(1.0, total) if loops else self._fraction
+        return self._fraction
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the steps measured so far; None before the first one."""
+        loops, fraction = list(self._loops), self.fraction
+        return (time.monotonic() - loops[0].began) * (1 / fraction - 1) if loops and fraction else None
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def track(self, items: Iterable[T], label: str, total: int, /) -> Iterator[T]:
+        """A `rome_core.progress.Track`: counts the items and ends the work when Stop was pressed."""
+        loop = Loop(label, total, time.monotonic())
+        self._loops.append(loop)
+        try:
+            for done, item in enumerate(items):
+                loop.done = done
+                self.what, self.done, self.total = label, done, total
+                if self._stop.is_set():
+                    raise Stopped
+                yield item
+            self.done = loop.done = total
+        finally:
+            self._fraction = self.fraction
+            self._loops.remove(loop)
+
+    def run(self, work: Callable[[Job], Any]) -> None:
+        """Do the work in the calling thread and write down how it ended."""
+        self.state, self.began = "running", time.monotonic()
+        end: State = "done"
+        try:
+            if self._stop.is_set():
+                raise Stopped
+            self.result = work(self)
+        except Stopped:
+            end = "stopped"
+        except Exception as error:
+            if not isinstance(error, RomeError):
+                log.exception("Job '%s' failed", self.label)
+            self.error, end = error, "error"
+        self.ended = time.monotonic()
+        self.state = end  # last, because pages look at it first
+
+
+class Worker:
+    """The one thread that runs jobs, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rome-job")
+        self._waiting: list[Job] = []
+
+    def submit(self, job: Job, work: Callable[[Job], Any]) -> None:
+        self._waiting.append(job)
+
+        def run() -> None:
+            try:
+                job.run(work)
+            finally:
+                self._waiting.remove(job)
+
+        self._pool.submit(run)
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs come before this one."""
+        waiting = list(self._waiting)
+        return waiting.index(job) if job in waiting else 0
+
+
+@st.cache_resource(show_spinner=False)
+def worker() -> Worker:
+    return Worker()
+
+
+def submit(label: str, work: Callable[[Job], Any]) -> Job:
+    """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`."""
+    job = Job(label)
+    my_jobs().append(job)
+    worker().submit(job, work)
+    return job
+
+
+def my_jobs() -> list[Job]:
+    """This session's jobs that have not been seen to end yet, for the sidebar."""
+    return st.session_state.setdefault("_jobs", [])
+
+
+def panel(job: Job, draw: Callable[[Job], None]) -> None:
+    """Progress with a Stop button, then `draw(job)`, both again and again until the job has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS if job.live else None)
+    def body() -> None:
+        _status(job)
+        with no_traceback():
+            draw(job)
+        rerun_at_the_end()
+
+    body()
+
+
+def rerun_at_the_end() -> None:
+    """Run the whole page once more when a job of this session has ended, so that polling stops."""
+    ended = [job for job in my_jobs() if not job.live]
+    if ended:
+        for job in ended:
+            my_jobs().remove(job)
+        st.rerun()
+
+
+def _status(job: Job) -> None:
+    with st.container(key=f"status-{job.id}"):  # keeps its height when the bar goes
+        if job.live:
+            bar, button = st.columns([6, 1], vertical_alignment="center")
+            bar.progress(job.fraction, describe(job))
+            button.button("Stop", key=f"stop-{job.id}", on_click=job.stop, width="stretch")
+        elif job.state == "error":
+            show_error(job.error)
+        else:
+            st.caption(describe(job))
+
+
+def describe(job: Job) -> str:
+    """One line: what runs, how far it is, how long it took and will take."""
+    if job.state == "queued":
+        ahead = worker().ahead(job)
+        return f"{job.label} · waiting" + (f" · {ahead} job{'s' if ahead > 1 else ''} ahead" if ahead else "")
+    if job.state == "done":
+        return f"{job.label} · done in {job.seconds:.1f} s"
+    if job.state == "stopped":
+        return f"{job.label} · stopped after {job.seconds:.1f} s; what was finished is shown"
+    parts = [job.what or job.label]
+    if job.total:
+        parts.append(f"{job.done} of {job.total}")
+    parts.append(f"{job.seconds:.1f} s")
+    if job.seconds_left is not None:
+        parts.append(f"about {job.seconds_left:.0f} s left")
+    return " · ".join(parts)
+
+
+@contextmanager
+def no_traceback() -> Iterator[None]:
+    """Whatever goes wrong inside becomes one sentence on the page; what was not foreseen goes to the server's log."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, RomeError):
+            log.exception("A page failed")
+        show_error(error)
+
+
+def show_error(error: Exception | None) -> None:
+    """One sentence in a red box, never a traceback."""
+    if isinstance(error, RomeError):
+        st.error(str(error))
+    else:
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        st.error(f"Something unforeseen happened ({what}). The server's log has more.")
