@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +48,7 @@ class Moment:
     seed: int | None = None
     _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
-    def solve(self, keys: Float[Tensor, d_mlp * n], ridge: float) -> Float[Tensor, d_mlp * n]:
+    def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
         columns = keys.double() if keys.dim() == 2 else keys.double()[:, None]
         solved = torch.cholesky_solve(columns, self.factor(ridge))
@@ -113,6 +115,8 @@ def moment_steps(
     track: Track = silent,
 ) -> Iterator[dict[int, Moment]]:
     """C as it grows: at every doubling of the number of tokens, and at the end."""
+    if outside := [layer for layer in layers if not 0 <= layer < lm.n_layers]:
+        raise MomentError(f"Layer {outside[0]} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
     own = texts is None
     source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
@@ -261,7 +265,7 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
                 str(data["fingerprint"]),
                 None if seed < 0 else seed,
             )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MomentError(f"'{path.name}' is not a readable C.", str(error)[:100], "Compute it again.") from None
     moment.check(lm)
     return moment

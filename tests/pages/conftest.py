@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 import rome_core
@@ -37,6 +38,14 @@ def app(monkeypatch: pytest.MonkeyPatch) -> AppTest:
         return tiny if name == rome_core.DEFAULT_MODEL else rome_core.load_model(name, **options)
 
     monkeypatch.setattr("pages.shared.session.load_model", load)
+    # Every AppTest run begins as a server's very first one does, and the rerun through app.py would swallow clicks.
+    begin = PagesManager.__init__
+
+    def begin_warm(self: PagesManager, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        PagesManager.uses_pages_directory = False
+
+    monkeypatch.setattr(PagesManager, "__init__", begin_warm)
     st.cache_resource.clear()
     return AppTest.from_file(ROOT / "app.py", default_timeout=SECONDS).run()
 

@@ -84,8 +84,8 @@ def test_the_page_says_what_it_guessed_and_what_the_model_answers(tracing: AppTe
 
 
 def test_doubtful_input_is_warned_about(tracing: AppTest) -> None:
-    tracing.text_input(key="template").set_value("The home of the {}s is far ")
-    tracing.text_input(key="subject").set_value("green drago")
+    tracing.text_input(key="template").set_value("The Colosseum is loc{} in ")
+    tracing.text_input(key="subject").set_value("ated")
     tracing.text_input(key="answer").set_value("Rome").run()
 
     said = texts(tracing.warning)
