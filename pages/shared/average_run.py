@@ -35,7 +35,7 @@ class Inquiry:
     n: int
     relations: tuple[str, ...] = ()
     order_seed: int = 0
-    config: TraceConfig = TraceConfig()
+    config: TraceConfig = field(default_factory=TraceConfig)
     edits: tuple[Edit, ...] = ()
 
     @property
@@ -195,7 +195,7 @@ def _about(data: dict[str, Any], name: str) -> About:
         told = dict(data.get("about") or {})
         config = told.pop("config", None)
         known = {f.name for f in fields(About)}
-        options = {k: tuple(v) if k == "edits" else v for k, v in told.items() if k in known}
+        options: dict[str, Any] = {k: tuple(v) if k == "edits" else v for k, v in told.items() if k in known}
         return About(**options, config=TraceConfig(**config) if config else None)
     except (TypeError, ValueError) as error:
         raise DataError(f"'{name}': its description cannot be read ({error}).") from None
@@ -207,7 +207,8 @@ def _row(record: Any, place: str) -> FactEffect:
         dropped = str(record["dropped"])
         row = FactEffect(str(record["fact"]), _float(record["clean"]), _float(record["corrupted"]), effects, dropped)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{place} cannot be read ({error}).", "", "It needs fact, clean, corrupted, dropped, effects.")
+        needed = "It needs fact, clean, corrupted, dropped and effects."
+        raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}).", "", needed) from None
     if not dropped and set(effects) != set(SITES):
         raise DataError(f"{place} has effects of {sorted(effects)}; {', '.join(SITES)} are needed.")
     if any(values.shape[:1] != (len(GROUPS),) or values.dim() != 2 for values in effects.values()):

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import circuits, figures, session
+from pages.shared import circuits, figures, session, trace_more
 from pages.shared.text import number, show_token, token_tables
 from pages.shared.trace_run import KINDS, TraceRun, agreement, as_csv, as_npz, peak, restored_layers
 from pages.shared.track import Job
@@ -37,6 +37,7 @@ def draw(lm: LanguageModel, job: Job) -> None:
         one_cell(lm, run, job.id)
         colored_prompt(run, job.id)
         compare_with_preview(run)
+        trace_more.panels(lm, run, job.id, chart_config)
         files(run)
 
 

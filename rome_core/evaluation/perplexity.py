@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-import torch
-
 from rome_core.assets import ASSETS
 from rome_core.edits import Edit
 from rome_core.hooks import batch_of, hidden_states
 from rome_core.model import LanguageModel
 from rome_core.tokens import text_ids
+
+TEXTS_AT_ONCE = 8
+HEAD_ROWS = 512  # the head at all tokens of a batch at once would take a gigabyte
 
 
 @cache
@@ -24,14 +25,16 @@ def general_texts() -> tuple[str, ...]:
 
 def perplexity(lm: LanguageModel, texts: Sequence[str] | None = None, *, edits: Sequence[Edit] = ()) -> float:
     """exp of the mean NLL (nats a token) of all tokens but each text's first. texts=None: the project's passages."""
+    rows = [text_ids(lm.tokenizer, text)[: lm.max_positions] for text in (general_texts() if texts is None else texts)]
+    rows = sorted((row for row in rows if len(row) > 1), key=len)
     total, count = 0.0, 0
-    for text in texts if texts is not None else general_texts():
-        ids = text_ids(lm.tokenizer, text)[: lm.max_positions]
-        if len(ids) < 2:
-            continue
-        hidden = hidden_states(lm, batch_of(lm, [ids]), edits=edits)[0, :-1]
-        log_probs = lm.unembed(hidden).float().log_softmax(-1)
-        wanted = torch.tensor(ids[1:], device=hidden.device)
-        total -= float(log_probs.gather(1, wanted[:, None]).double().sum())
-        count += len(ids) - 1
+    for at in range(0, len(rows), TEXTS_AT_ONCE):
+        some = rows[at : at + TEXTS_AT_ONCE]
+        batch = batch_of(lm, some)
+        hidden = hidden_states(lm, batch, edits=edits)[:, :-1][batch.mask[:, 1:]]
+        wanted = batch.ids[:, 1:][batch.mask[:, 1:]]
+        for states, tokens in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
+            log_probs = lm.unembed(states).float().log_softmax(-1)
+            total -= float(log_probs.gather(1, tokens[:, None]).double().sum())
+        count += len(wanted)
     return math.exp(min(total / max(count, 1), 700.0)) if math.isfinite(total) else math.inf

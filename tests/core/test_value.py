@@ -215,7 +215,8 @@ def test_the_clamp_is_never_exceeded(clamp: float) -> None:
 
     assert {step.limit for step in history} == {clamp * norm}
     assert all(step.delta_norm <= clamp * norm * (1 + 1e-6) for step in history)
-    assert float(delta.norm()) == pytest.approx(clamp * norm, rel=1e-5)  # at this learning rate it is reached
+    if clamp < 1:  # at this learning rate it is reached
+        assert float(delta.norm()) == pytest.approx(clamp * norm, rel=1e-5)
 
 
 def test_20_steps_are_19_updates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,322 @@
+"""Locate on average: the same trace over many facts, averaged by the role of the token (AIE and ATE)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from pages.shared import average_run, frame, session, track
+from pages.shared.average_figures import average_curves, average_heatmaps, effect_name
+from pages.shared.average_run import About, Inquiry, Rows, Source, about_run, as_csv, as_json, read_rows
+from pages.shared.forms import widget
+from pages.shared.text import count, number
+from pages.shared.trace_view import chart_config, dark
+from rome_core import LanguageModel, RomeError, TraceConfig
+from rome_core.averages import Averages, average
+from rome_core.datasets import Facts, load_facts, parse_facts
+from rome_core.settings import about
+
+N_FACTS = 20
+SHOWN_PROBLEMS = 5
+HERE, STUDY = "This session's run", "The shipped study"
+LANDMARKS = """
+**GPT-2 XL, 1,000 facts** (48 layers; Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, section 2.2
+and figure 2, arXiv 2202.05262). Another model and other facts: for orientation, not for comparison digit by digit.
+
+| published | value |
+| --- | --- |
+| average total effect | 18.6 % |
+| last subject token, residual stream | 8.7 %, layer 15 |
+| last subject token, MLP | 6.6 %, window centred on layer 17 |
+| last subject token, attention | 1.6 % |
+| last token, attention | its peak, layer 32 |
+"""
+
+
+def main() -> None:
+    st.title("Locate on average")
+    st.markdown(
+        "One fact may be an accident. Traced over many facts and averaged by the role of each token: "
+        "**where do facts live on average?**"
+    )
+    form, result = st.container(), st.empty()
+    if session.loaded() is None and (shipped := shipped_study()):
+        with result.container():  # something to read while the model is loaded
+            figures(shipped, "early")
+    with form:
+        lm = session.model()
+        inquiry, run = inquiry_form(lm)
+    if inquiry and run:
+        start(lm, inquiry)
+    with result.container():
+        results(lm, inquiry)
+
+
+# ---------------------------------------------------------------------------------------------------------------- form
+
+
+def inquiry_form(lm: LanguageModel) -> tuple[Inquiry | None, bool]:
+    """What the form asks, None if it cannot be asked, and whether to run it."""
+    top = st.columns([1.2, 4, 1.2])
+    settings, other = st.expander("Settings of the traces"), st.expander("Another fact set")
+    with other:
+        facts = fact_set()
+    if facts is None:
+        return None, False
+    relations = sorted({fact.relation for fact in facts})
+    n = top[0].number_input(
+        "Facts",
+        1,
+        5000,
+        N_FACTS,
+        key="facts",
+        bind="query-params",
+        help="How many facts that the model knows. Facts are tried in a seeded order until so many are found; the "
+        "others are counted and left out, because an answer that is not there cannot be restored.",
+    )
+    chosen = top[1].multiselect(
+        "Relations", relations, key="relations", placeholder="all of them", help="Which kinds of fact."
+    )
+    order = top[2].number_input(
+        "Order seed", 0, 2**31 - 1, 0, key="order", bind="query-params", help="In which order facts are tried."
+    )
+    with settings:
+        config = trace_settings(lm)
+    inquiry = Inquiry(tuple(facts), int(n), tuple(chosen), int(order), config, session.active())
+    row = st.container(horizontal=True, vertical_alignment="center")
+    run = row.button("Run", type="primary", shortcut="Ctrl+Enter", key="run-averages")
+    row.caption(
+        f"{count(len(inquiry.order), 'fact')} to choose from. Facts are averaged as they finish; Stop ends after the "
+        "fact under way, and Run goes on from there."
+    )
+    if inquiry.edits:
+        st.info(f"Tracing the **edited model**: {count(len(inquiry.edits), 'edit')} of the sidebar's list act.")
+    return inquiry, run
+
+
+def trace_settings(lm: LanguageModel) -> TraceConfig:
+    """All but the kind, for all three are traced; and no second answer, for every fact has its own."""
+    described = {name: field for name, field in about(TraceConfig).items() if name != "site"}
+    described["metric"] = replace(described["metric"], choices=("p", "log p"))
+    default, values = TraceConfig(), dict[str, Any]()
+    for place, (name, field) in zip(st.columns(3) + st.columns(3), described.items(), strict=False):
+        with place:
+            options = {"key": f"average-{name}", "bind": "query-params"}
+            values[name] = widget(field, getattr(default, name), options, lm)
+    return TraceConfig(**values)
+
+
+@st.cache_resource(show_spinner=False)
+def own_facts() -> Facts:
+    return load_facts()
+
+
+def fact_set() -> Facts | None:
+    """The project's own facts, or those of an uploaded file; records that cannot be read are named."""
+    file = st.file_uploader(
+        "Facts as JSON: CounterFact, zsRE as MEND ships it, known facts as ROME ships them, or flat CounterFact",
+        type=["json"],
+        key="fact-file",
+    )
+    if file is None:
+        st.caption(f"In use: the project's own {len(own_facts())} facts.")
+        return own_facts()
+    try:
+        facts = parse_facts(text_of(file), file.name)
+    except RomeError as error:
+        session.show_error(error)
+        return None
+    st.caption(f"In use: {count(len(facts), 'fact')} of {file.name}.")
+    for problem in facts.problems[:SHOWN_PROBLEMS]:
+        st.warning(str(problem))
+    if more := len(facts.problems) - SHOWN_PROBLEMS:
+        st.caption(f"And {more} more such records." if more > 0 else "")
+    return facts
+
+
+def text_of(file: UploadedFile) -> str:
+    return file.getvalue().decode("utf-8", errors="replace")
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+def rows_of(lm: LanguageModel, inquiry: Inquiry) -> Rows:
+    """This session's finished records for these settings; a run fills them, whatever facts it asks for."""
+    key = (lm.fingerprint, inquiry.rows_key)
+    if (rows := session.recall(key)) is None:
+        rows = {}
+    session.remember(key, rows)
+    return rows
+
+
+def start(lm: LanguageModel, inquiry: Inquiry) -> None:
+    """Begin a run, or go on with it. A run under way is stopped, unless it is this one."""
+    key = (lm.fingerprint, inquiry.key)
+    job, former = session.recall(key), st.session_state.get("averages_job")
+    if job is None or job.state in ("stopped", "error"):
+        if former is not None:
+            former.stop()
+        rows = rows_of(lm, inquiry)
+
+        def work(job: track.Job) -> int:
+            return sum(1 for _ in average_run.collect(lm, inquiry, rows, job.track))
+
+        job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work)
+        session.remember(key, job)
+    st.session_state["averages_job"] = job
+    st.session_state["average-source"] = HERE
+
+
+# -------------------------------------------------------------------------------------------------------------- result
+
+
+def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
+    """What is shown: this session's run as it grows, the shipped study, or an opened file."""
+    job = session.recall((lm.fingerprint, inquiry.key)) if inquiry else None
+    here = bool(inquiry and (job or average_run.finished(inquiry, rows_of(lm, inquiry))))
+    sources = {source.name: source for source in (opened_file(),) if source}
+    if shipped := shipped_study():
+        sources = {STUDY: shipped, **sources}
+    names = [HERE, *sources]
+    if st.session_state.get("average-source") not in names:
+        st.session_state["average-source"] = HERE if here or not sources else names[1]
+    shown = st.segmented_control("Show", names, key="average-source", required=True)
+    if shown in sources:
+        source = sources[shown]
+        figures(source, "file")
+        if inquiry:
+            go_on(lm, inquiry, source)
+        files(source)
+    elif inquiry and job:
+        track.panel(job, lambda job: run_so_far(lm, inquiry, job.id, ended=not job.live))
+    elif inquiry and here:
+        run_so_far(lm, inquiry, "kept", ended=True)
+    else:
+        st.caption(
+            "Press **Run** (Ctrl+Enter). Three heat maps will appear here and settle as facts are added: six token "
+            "groups by layers, for the residual stream, the MLPs and the attention."
+        )
+    with st.expander("What was published for GPT-2 XL"):
+        st.markdown(LANDMARKS)
+
+
+def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> None:
+    rows = average_run.finished(inquiry, rows_of(lm, inquiry))
+    source = Source(HERE, tuple(rows), about_run(lm, inquiry))
+    known = sum(not row.dropped for row in rows)
+    if not rows:
+        st.caption("The first fact is being traced.")
+        return
+    figures(source, id)
+    if ended:
+        if known < inquiry.n and len(rows) == len(inquiry.order):
+            st.info(f"All {count(len(rows), 'fact')} were tried; the model knows {known} of them.")
+        files(source)
+
+
+def shipped_study() -> Source | None:
+    try:
+        return average_run.study()
+    except RomeError as error:
+        session.show_error(error)
+        return None
+
+
+def opened_file() -> Source | None:
+    """Records that the user saved before."""
+    with st.expander("Open saved records"):
+        file = st.file_uploader("JSON of this page, or JSONL of a study", type=["json", "jsonl"], key="average-file")
+        if file is None:
+            return None
+        try:
+            return read_rows(text_of(file), Path(file.name).name)
+        except RomeError as error:
+            session.show_error(error)
+            return None
+
+
+def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:
+    """Take records of a file into this session's run, if they were made as the form says."""
+    why_not = average_run.why_not_continued(source.about, source.rows, lm, inquiry)
+
+    def take() -> None:
+        rows_of(lm, inquiry).update({row.fact: row for row in source.rows})
+        st.session_state["average-source"] = HERE
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Go on from these records", on_click=take, disabled=bool(why_not), key="go-on")
+        silent = "" if source.about.config else "The file does not say its settings: are they those of the form?"
+        st.caption(why_not or silent or "They become part of this session's run; Run adds what is missing.")
+
+
+def figures(source: Source, id: str) -> None:
+    """Numbers, heat maps and curves of some records, with where they come from."""
+    averages = cached_average(source)
+    tried = f"{count(len(source.rows), 'fact')} tried"
+    st.caption(f"Source: {source.name} · {source.about.model or 'model not told'} · {tried}, {averages.n} used")
+    metrics(averages, len(source.rows))
+    for reason, n in sorted(averages.dropped.items(), key=lambda item: -item[1])[:SHOWN_PROBLEMS]:
+        st.caption(f"Dropped {count(n, 'fact')}: {reason.rstrip('.')}.")
+    if not averages.n:
+        st.caption("The figures appear with the first fact that the model knows.")
+        return
+    one = st.toggle("One colour scale for all three kinds", True, key=f"scale-{id}") if id != "early" else True
+    drawn = {
+        "heat": average_heatmaps(averages, source.about, dark(), one),
+        "curves": average_curves(averages, source.about, dark()),
+    }
+    for name, figure in drawn.items():
+        st.plotly_chart(figure, key=f"average-{name}-{id}", theme=None, config=chart_config(f"average-{name}"))
+
+
+def cached_average(source: Source) -> Averages:
+    """The bootstrap takes a moment, and a page is drawn often."""
+    used = tuple((row.fact, row.clean, row.corrupted) for row in source.rows if not row.dropped)
+    key = ("average", source.about, used, len(source.rows))
+    if (known := session.recall(key)) is None:
+        known = average(source.rows)
+        session.remember(key, known)
+    return known
+
+
+def metrics(averages: Averages, tried: int) -> None:
+    row = st.columns(4)
+    row[0].metric("Facts", averages.n, help=f"Known by the model and traced; {tried} were tried.")
+    if averages.n:
+        mean, low, high = averages.total_effect
+        row[1].metric("p(answer), clean", number(averages.clean), help="Mean over the facts.")
+        row[2].metric("p(answer), corrupted", number(averages.corrupted), help="Mean over the facts and noise draws.")
+        row[3].metric(
+            "Average total effect (ATE)",
+            number(mean),
+            f"{number(low)} to {number(high)}",
+            delta_color="off",
+            delta_arrow="off",
+            help="Clean minus corrupted, with its 95 % bootstrap interval over facts.",
+        )
+
+
+def files(source: Source) -> None:
+    """The averages and the records to take away; the records can be opened again."""
+    averages = cached_average(source)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.download_button(
+            "CSV, one row a cell", lambda: as_csv(averages, metric(source.about)), "averages.csv", on_click="ignore"
+        )
+        st.download_button(
+            "Records (JSON), to go on later", lambda: as_json(source), "average-effects.json", on_click="ignore"
+        )
+        st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+
+
+def metric(about: About) -> str:
+    return effect_name(about).removeprefix("AIE in ")
+
+
+frame.require_frame()
+main()
