@@ -35,7 +35,7 @@ def main() -> None:
         session.remember(JOB, track.submit(*work))
         session.remember(TRIED, None)
     job = session.recall(JOB)
-    if job is None:
+    if job is None or (job.state == "done" and job.result.edit.base != lm.fingerprint):
         st.info("Press Diagnose: the verdict and the numbers behind it appear here. The last example breaks the model.")
     elif job.state == "done":
         show(lm, job.result)

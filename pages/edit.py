@@ -8,8 +8,10 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import edit_figures, edit_files, edit_views, frame, request, session, track, verdicts
-from pages.shared.edit_report import Report, measure, same_fact, solve_and_measure, why_no_effect
+from pages.shared import edit_figures, edit_files, edit_views, frame, part_views, request, session, track, verdicts
+from pages.shared.edit_report import Report, measure, same_fact, solve_and_measure
+from pages.shared.edit_words import why_no_effect
+from pages.shared.tables import literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.edits import Edit, Step
 
@@ -101,12 +103,16 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
 
 def result(lm: LanguageModel) -> None:
     job = session.recall(JOB)
-    if job is None:
+    if job is None or of_another_model(lm, job):
         st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
     elif job.state == "done":
         show(lm, job.result)
     else:
         track.panel(job, partial(watch, lm))
+
+
+def of_another_model(lm: LanguageModel, job: track.Job) -> bool:
+    return job.state == "done" and job.result.edit.base != lm.fingerprint
 
 
 def watch(lm: LanguageModel, job: track.Job) -> None:
@@ -124,14 +130,14 @@ def show(lm: LanguageModel, report: Report) -> None:
     edit_views.metrics(report)
     reason = why_no_effect(report)
     if reason:
-        st.warning(f"No effect: {reason}")
+        st.warning(literal(f"No effect: {reason}"))
     st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
     views = {
         "Before / after": edit_views.before_after,
-        "Search for v*": edit_views.search,
-        "k*": edit_views.key_view,
-        "v*": edit_views.value_view,
-        "Δ": edit_views.update_view,
+        "Search for v*": part_views.search,
+        "k*": part_views.key_view,
+        "v*": part_views.value_view,
+        "Δ": part_views.update_view,
         "Compare": compare,
         "Save": edit_files.downloads,
     }
@@ -163,7 +169,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
         st.caption("Press Compare: both edits stand here side by side. The second one is not switched on.")
     elif job.state == "done":
         edit_views.comparison(report, job.result)
-        st.caption(edit_views.caption(lm, job.result))
+        st.caption(literal(edit_views.caption(lm, job.result)))
     else:
         track.panel(job, lambda job: None)
 

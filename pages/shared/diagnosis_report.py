@@ -122,12 +122,11 @@ def policy_rows(foresight: Foresight) -> list[dict[str, str]]:
     ]
 
 
-def damage(perplexities: Sequence[float]) -> str:
-    """Perplexity before and after in a few words."""
+def damage(perplexities: Sequence[float]) -> tuple[str, str]:
+    """What perplexity before and after says: a word, and by how much."""
     before, after = perplexities
     ratio = after / before
-    if ratio > 2:
-        return f"broken: {large(ratio)} times the perplexity"
-    if ratio > 1.1:
-        return f"hurt: perplexity {ratio - 1:+.0%}"
-    return f"unharmed: perplexity {ratio - 1:+.1%}"
+    if not ratio <= 2:  # nan counts as broken
+        return "■ broken", f"perplexity {large(ratio)} times as high"
+    word = "▲ hurt" if ratio > 1.1 else "● unharmed"
+    return word, f"perplexity {ratio - 1:+.1%}".replace("-", "−")

@@ -6,8 +6,10 @@ import streamlit as st
 
 from pages.shared import diagnosis_figures, verdicts
 from pages.shared.diagnosis_report import Aftermath, Foresight, damage, policy_rows, quantities
-from pages.shared.edit_views import chart, generation, look
+from pages.shared.edit_views import chart, generation, look, metric_row
+from pages.shared.tables import table
 from pages.shared.text import count, number
+from pages.shared.verdicts import large
 from rome_core import LanguageModel
 
 
@@ -30,42 +32,23 @@ def forecast(lm: LanguageModel, foresight: Foresight) -> None:
 
 def numbers(foresight: Foresight) -> None:
     rows = quantities(foresight.diagnosis, foresight.edit)
-    st.dataframe(
-        [{"quantity": symbol, "value": value, "what it means": meaning} for symbol, value, meaning in rows],
-        hide_index=True,
-        width="stretch",
-        height="content",
-        column_config={"what it means": st.column_config.TextColumn(width="large")},
-    )
+    table([{"quantity": symbol, "value": value, "what it means": meaning} for symbol, value, meaning in rows])
 
 
 def policies(foresight: Foresight) -> None:
     st.caption("The same δ put into the weights by each policy. Nothing is solved again, nothing is applied.")
-    st.dataframe(policy_rows(foresight), hide_index=True, width="stretch")
+    table(policy_rows(foresight))
 
 
 def aftermath(after: Aftermath) -> None:
     """What was measured once the edit was applied, next to the forecast."""
-    before, now = after.perplexity
+    without, with_it = after.perplexity
     asked = after.probes[0]
-    row = st.columns(3)
-    row[0].metric(
-        "Perplexity",
-        f"{now:,.4g}",
-        f"before {before:,.4g}",
-        delta_color="off",
-        delta_arrow="off",
-        help="On held-back general text; lower is better.",
-    )
-    row[1].metric(
-        f"p({after.target})",
-        number(asked.after[0]),
-        f"before {number(asked.before[0])}",
-        delta_color="off",
-        delta_arrow="off",
-    )
-    row[2].metric(
-        "Forecast", verdicts.label(after.verdict), damage(after.perplexity), delta_color="off", delta_arrow="off"
+    metric_row(
+        ("Perplexity", large(with_it), f"before {large(without)}", "On held-back general text; lower is better."),
+        ("Outcome", *damage(after.perplexity), "What became of the model on general text."),
+        ("Forecast", verdicts.label(after.verdict), "before it was applied", "The verdict above."),
+        (f"p({after.target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
     )
     for item in after.continuations:
         generation(item)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import html
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pages.shared.text import number
 from rome_core import EditRequest, LanguageModel, continuation_probabilities, diagnose, generate, solve
 from rome_core.datasets import Fact, load_facts
 from rome_core.diagnostics import Diagnosis
@@ -206,52 +203,3 @@ def solve_and_measure(
 
     edit = solve(lm, [request], config, edits=below, track=track, report=report)
     return measure(lm, edit, below, track, time.monotonic() - began)
-
-
-def why_no_effect(report: Report) -> str | None:
-    """The reason, in words, why an edit that was solved changed little; None if it worked."""
-    asked, steps = report.probes[0], report.edit.history
-    before, after, target = asked.before[0], asked.after[0], report.request.target_new.strip()
-    if before > 0.5:
-        return f"the model answered “{target}” before the edit (p {number(before)}), so there was little to change."
-    if after > 0.5 or report.rank[1] == 1:
-        return None
-    if not steps:
-        return f"p({target}) only went from {number(before)} to {number(after)}."
-    return f"p({target}) is {number(after)}. " + _what_failed(report, steps[0], steps[-1])
-
-
-def _what_failed(report: Report, first: Step, last: Step) -> str:
-    """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
-    if last.p_target > 0.5:
-        return (
-            f"The value that was found would do (p {number(last.p_target)} where it is put in place), but the update "
-            f"does not bring it about on the bare prompt, "
-            f"whose key stands at cosine {report.diagnosis.cosine:.2f} to k*. "
-            "Try another method or an earlier layer."
-        )
-    if last.delta_norm > 0.99 * last.limit:
-        return f"‖δ‖ ran into its clamp of {number(last.limit)}. Raise the clamp or choose another layer."
-    if last.loss > 0.8 * first.loss:
-        fell = f"{number(first.loss)} → {number(last.loss)} nats"
-        return f"The loss hardly fell ({fell}). Raise the learning rate or choose another layer."
-    return f"The search stopped at p {number(last.p_target)}. Allow more steps."
-
-
-MARK = {"before": "91,112,131", "after": "217,130,43"}
-
-
-def word_differences(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML, with the words that the other one does not have marked."""
-    old, new = before.split(" "), after.split(" ")
-    left, right = [], []
-    for change, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        same = change == "equal"
-        left.append(_marked(old[a:b], None if same else "before"))
-        right.append(_marked(new[c:d], None if same else "after"))
-    return " ".join(filter(None, left)), " ".join(filter(None, right))
-
-
-def _marked(words: list[str], kind: str | None) -> str:
-    text = html.escape(" ".join(words))
-    return f'<mark style="color:inherit;background:rgba({MARK[kind]},.28)">{text}</mark>' if kind and text else text

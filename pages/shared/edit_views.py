@@ -21,14 +21,14 @@ from pages.shared.edit_report import (
     generation_texts,
     own_questions,
     probe,
-    word_differences,
 )
+from pages.shared.edit_words import word_differences
 from pages.shared.figures import Theme, theme
 from pages.shared.forms import changed
+from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel, RomeError
 from rome_core.edits import Edit, Step
-from rome_core.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
 NAMED = ("layer", "clamp", "seed")  # settings that every caption has
@@ -61,7 +61,7 @@ def metrics(report: Report) -> None:
     asked, edit, d = report.probes[0], report.edit, report.diagnosis
     target = report.request.target_new.strip()
     norm, limit = (number(edit.history[-1].delta_norm), number(edit.history[-1].limit)) if edit.history else ("–", "–")
-    _numbers(
+    metric_row(
         (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
         (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
         ("‖δ‖", norm, f"clamp {limit}", "How far the value moved, and how far it was allowed to."),
@@ -81,7 +81,7 @@ def metrics_so_far(steps: Sequence[Step], target: str) -> None:
             number(last.delta_norm),
             f"clamp {number(last.limit)}",
         )
-    _numbers(
+    metric_row(
         (f"p({target})", p, "with the value in place", "Mean over the prefixed prompts, while the value is searched."),
         (f"Rank of {target}", rank, "with the value in place", "1 is the model's answer."),
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to."),
@@ -90,11 +90,11 @@ def metrics_so_far(steps: Sequence[Step], target: str) -> None:
     )
 
 
-def _numbers(*numbers: tuple[str, str, str, str]) -> None:
+def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     """A row of metrics, each with a second number below it; on a narrow page two rows."""
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
-            st.metric(label, value, below, delta_color="off", delta_arrow="off", help=help, width=200)
+            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=200)
 
 
 # ------------------------------------------------------------------------------------------------------ before, after
@@ -119,7 +119,7 @@ def before_after(lm: LanguageModel, report: Report) -> None:
         help="They join the figure and the table. Up to ten.",
     )
     with st.expander("The same as a table"):
-        st.dataframe(table(probes, names), hide_index=True, width="stretch")
+        table(probe_rows(probes, names))
     texts(lm, report)
 
 
@@ -155,14 +155,14 @@ def generation(item: Continuation, names: tuple[str, str] = ("before", "after"))
         place.html(f'<p style="margin:0"><small>{name}</small><br><b>{html.escape(item.text)}</b> {text}</p>')
 
 
-def table(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a prompt, with the answers' probabilities before and after."""
+def probe_rows(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, str]]:
+    """A row a prompt, with the answers' probabilities before and after; a reversed one has but one answer."""
     rows = []
     for one in probes:
-        row: dict[str, Any] = {"kind": one.kind, "prompt": one.shown}
-        asked = names[:1] if one.kind == "reversed" else names
-        for name, before, after in zip(asked, one.before, one.after, strict=True):
-            row |= {f"p({name}) before": float(number(before)), f"p({name}) after": float(number(after))}
+        row = {"kind": one.kind, "prompt": one.shown}
+        for panel, name in enumerate(names):
+            for when, values in (("before", one.before), ("after", one.after)):
+                row[f"p({name}) {when}"] = number(values[panel]) if panel < len(values) else ""
         rows.append(row)
     return rows
 
@@ -182,63 +182,12 @@ def once(key: Any, make: Callable[[], Any]) -> Any:
     return session.recall(key)
 
 
-# ---------------------------------------------------------------------------------------------------------- the parts
-
-
-def search(lm: LanguageModel, report: Report) -> None:
-    steps, target = report.edit.history, report.request.target_new.strip()
-    chart(figures.steps_figure(steps, target, len(steps), caption(lm, report), look()), "search")
-
-
-def key_view(lm: LanguageModel, report: Report) -> None:
-    edit = report.edit
-    st.markdown(
-        "**k\\*** is what the layer's down projection reads at the subject's last token, averaged over the prefixes. "
-        f"Its norm is {number(float(edit.k_star.norm()))}; the bare prompt's key k₀ has norm "
-        f"{number(float(edit.k_0.norm()))} and stands at cosine {report.diagnosis.cosine:.3f} to it."
-    )
-    words = caption(lm, report)
-    left, right = st.columns(2)
-    with left:
-        chart(figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
-    with right:
-        cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
-        chart(figures.cosines_figure(cosines, words, look()), "cosines")
-
-
-def value_view(lm: LanguageModel, report: Report) -> None:
-    edit = report.edit
-    st.markdown(
-        "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
-        f"‖v₀‖ = {number(float(edit.v_0.norm()))}, ‖v\\*‖ = {number(float(edit.v_star.norm()))}. "
-        "Read through the model's own head, each promotes the tokens below. In an early layer the new object need not "
-        "be among them: later layers read the value first."
-    )
-    before, after = promoted_tokens(lm, edit.v_0), promoted_tokens(lm, edit.v_star)
-    chart(figures.promoted_figure(before, after, caption(lm, report), look()), "promoted")
-
-
-def update_view(lm: LanguageModel, report: Report) -> None:
-    edit, d, words = report.edit, report.diagnosis, caption(lm, report)
-    key = "k₀" if edit.method == "rome" else "k\\*"
-    error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit))
-    st.markdown(
-        f"**Δ = U V** is added to W of layer {d.layer}, `{edit.deltas[0].module}`. "
-        f"It moves the weights by {number(d.relative_F)} of their Frobenius norm (‖Δ‖ = {number(d.norm_F)}) "
-        f"and by {number(d.relative_2)} of their spectral norm. "
-        f"Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
-    )
-    chart(figures.factors_figure(edit.deltas[0], words, look()), "factors")
-    values = once(("spectrum", identity(report)), lambda: [values.tolist() for values in spectrum(lm, edit)])
-    chart(figures.spectrum_figure(values[0], values[1], words, look()), "spectrum")
-
-
 # --------------------------------------------------------------------------------------------------------- comparison
 
 
 def comparison(one: Report, two: Report) -> None:
     """Two methods on the same request: number by number, and what each writes."""
-    st.dataframe(comparison_rows(one, two), hide_index=True, width="stretch")
+    table(comparison_rows(one, two))
     pairs = zip(one.continuations, two.continuations, strict=True)
     for a, b in pairs:
         generation(Continuation(a.text, a.after, b.after), (one.edit.method, two.edit.method))

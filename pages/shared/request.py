@@ -11,6 +11,7 @@ import streamlit as st
 
 from pages.shared import session
 from pages.shared.forms import config_form
+from pages.shared.tables import table
 from pages.shared.text import read_prompt, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.inspection import TokenRow, token_table
@@ -71,7 +72,7 @@ def request_form() -> EditRequest | None:
         "What the model shall answer from now on.",
         "What it answers now: lets the page show the old answer going down.",
     )
-    widths = (410, 240, 190, 190)  # px: a row where there is room, else two
+    widths = (345, 215, 165, 195)  # px: a row where there is room, else two
     with st.container(horizontal=True):
         typed = [
             st.text_input(label, value=getattr(FIRST, name), key=name, help=help, width=width, bind="query-params")
@@ -108,7 +109,7 @@ def method_form(lm: LanguageModel, default: str, key: str) -> Any:
         format_func=lambda name: METHODS[name].title,
         key="method",
         bind="query-params",
-        width=690,
+        width=640,
         help="How the update is computed from the same key and value.",
     )
     row.latex(METHODS[name].formula, width="content")
@@ -124,11 +125,7 @@ def token_inspector(lm: LanguageModel, request: EditRequest) -> None:
         return
     st.html(token_strip(rows))
     with st.expander("What exactly is trained"):
-        st.dataframe(
-            [{"token": show_token(r.text), "id": r.id, "role": r.role, "what is done with it": use(r)} for r in rows],
-            hide_index=True,
-            width="stretch",
-        )
+        table([{"token": show_token(r.text), "id": r.id, "role": r.role, "what is done with it": use(r)} for r in rows])
 
 
 def use(row: TokenRow) -> str:

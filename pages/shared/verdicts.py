@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from pages.shared.tables import literal
 from rome_core.diagnostics import Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}
@@ -24,7 +25,7 @@ def show(diagnosis: Diagnosis) -> None:
     """The verdict and the sentence that explains it."""
     style = f"margin:0;font-size:1.6rem;font-weight:700;color:{COLOURS[diagnosis.verdict]}"
     st.html(f'<p role="status" style="{style}">{label(diagnosis.verdict)}</p>')
-    st.markdown(diagnosis.explanation)
+    st.markdown(literal(diagnosis.explanation))
     if not diagnosis.calibrated:
         st.caption(
             "The thresholds are not calibrated for this model: the verdict rests on the distance to ordinary facts."

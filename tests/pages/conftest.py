@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,18 @@ def texts(elements: Any) -> str:
 
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
-    """A freshly started server of the app; the first page that a test opens on it is a cold deep link."""
+    """One running server for all tests that do not need a cold one."""
+    with served() as url:
+        yield url
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """A freshly started server of the app."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "app.py",
-        "--server.port",
-        str(port),
-        "--server.headless",
-        "true",
-    ]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -1,0 +1,116 @@
+"""The tracing page as a visitor sees it: Chromium, the running app, the default model."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pages.conftest import screenshot, served
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def open_page(page: Any, url: str, heading: str = "Locate a fact") -> None:
+    page.goto(url)
+    page.get_by_role("heading", name=heading).wait_for()
+    page.get_by_test_id("stApp").and_(page.locator("[data-test-script-state='notRunning']")).wait_for()
+
+
+def trace(page: Any) -> None:
+    page.locator(".st-key-run button:enabled").click()
+    page.get_by_text("done in").first.wait_for()
+
+
+def metric(page: Any, label: str) -> str:
+    return str(page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue").inner_text())
+
+
+def click_cell(page: Any, site: str, token: int, layer: int, n_tokens: int, n_layers: int) -> None:
+    area = page.locator(f"[class*='st-key-heat-{site}-'] .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    x, y = (layer + 0.5) / n_layers * box["width"], (token + 0.5) / n_tokens * box["height"]
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.locator(".hoverlayer .hovertext").first.wait_for()
+    page.mouse.click(box["x"] + x, box["y"] + y)
+
+
+def value(page: Any, label: str) -> str:
+    return str(page.get_by_label(label, exact=True).first.input_value())
+
+
+def test_a_deep_link_works_on_a_cold_server(page: Any) -> None:
+    with served() as url:
+        open_page(page, f"{url}/tracing?template=The+capital+of+%7B%7D+is&subject=France&trace-samples=3")
+
+        page.get_by_text("The model continues with").wait_for()
+        assert page.get_by_test_id("stSidebarNav").inner_text().split("\n")[:1] == ["Start here"]
+        assert (value(page, "Prompt"), value(page, "Subject")) == ("The capital of {} is", "France")
+        assert page.get_by_text("·Paris").count()
+        assert page.get_by_role("dialog").count() == 0
+        page.goto(url)
+        page.get_by_role("heading", name="ROME Explorer").wait_for()
+        assert page.url.rstrip("/").endswith("/home")
+
+
+def test_a_fact_is_located_and_handed_to_the_edit_page(page: Any, base_url: str, tmp_path: Path) -> None:
+    open_page(page, f"{base_url}/tracing")
+    trace(page)
+
+    assert float(metric(page, "clean")) == pytest.approx(0.726, abs=0.01)
+    assert float(metric(page, "corrupted")) == pytest.approx(0.016, abs=0.005)
+    assert metric(page, "Strongest MLP cell") == "um · 4"
+    assert metric(page, "Strongest attention cell") == "·of · 20"
+
+    page.locator(".circuitsvis canvas").first.wait_for()  # attention heads
+    page.locator(".circuitsvis").filter(has_text=re.compile("The.*osse.*um")).last.wait_for()  # coloured tokens
+    screenshot(page, "tracing")
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV, one row a cell").click()
+    download.value.save_as(tmp_path / "trace.csv")
+    assert (tmp_path / "trace.csv").read_text().startswith("kind,position,token")
+
+    click_cell(page, "attn_out", token=9, layer=20, n_tokens=10, n_layers=30)
+    page.get_by_text("Edit this fact at layer 20").wait_for()
+    assert (value(page, "Token"), value(page, "Layer")) == ("9", "20")
+    page.get_by_text("Restored: Attention, layers 15–24, at ·of").wait_for()
+
+    page.get_by_text("Edit this fact at layer 20").click()
+    page.wait_for_url("**/edit?**")
+    assert "subject=Colosseum" in page.url
+    assert "layer=20" in page.url
+
+
+def test_a_run_survives_a_page_switch_and_stops_at_once(page: Any, base_url: str) -> None:
+    open_page(page, f"{base_url}/tracing?trace-samples=50")
+    page.locator(".st-key-run button:enabled").click()
+    page.get_by_test_id("stMain").get_by_text(re.compile(r"Residual stream · \d+ of \d+")).wait_for()
+
+    page.get_by_test_id("stSidebarNav").get_by_text("Start here").click()
+    page.get_by_role("heading", name="ROME Explorer").wait_for()
+    page.get_by_test_id("stSidebar").get_by_test_id("stProgress").wait_for()
+    page.get_by_test_id("stSidebarNav").get_by_text("Locate").click()
+
+    page.get_by_role("button", name="Stop").click()
+    pressed = time.monotonic()
+    page.get_by_text("stopped after").first.wait_for()
+    assert time.monotonic() - pressed < 10  # a second on a quiet machine
+    assert page.locator(".js-plotly-plot").count() >= 3
+    screenshot(page, "tracing-stopped")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(page: Any, base_url: str) -> None:
+    open_page(page, f"{base_url}/tracing")
+    page.get_by_text("The model continues with").wait_for()
+
+    page.get_by_label("Model", exact=True).first.fill("/no/such/folder")
+    page.keyboard.press("Enter")
+
+    page.get_by_text("The model '/no/such/folder' could not be loaded.").wait_for()
+    page.get_by_text("SmolLM2-135M-Instruct stays in use.").wait_for()
+    assert page.get_by_test_id("stAlert").count() == 2

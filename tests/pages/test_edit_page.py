@@ -1,0 +1,348 @@
+"""The edit page: its form, a whole edit on a tiny model, what it says of it, and the figures and words behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import edit_figures, edit_files, edit_words, part_figures, request
+from pages.shared.edit_report import Probe, Report, known_fact, own_questions, questions
+from pages.shared.figures import LIGHT
+from pages.shared.tables import literal
+from rome_core import METHODS, EditRequest, Prompt, Step
+from rome_core.edits import Delta
+from rome_core.settings import setting
+from tests.pages.conftest import goto, texts, wait_for
+from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+
+FORM = ("template", "subject", "target", "true")
+
+
+@pytest.fixture
+def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The edit page, with a C that need not be estimated."""
+    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    return goto(app, "edit")
+
+
+def run(app: AppTest) -> Report:
+    """Press Edit and wait for the report."""
+    app.button(key="run").click().run()
+    wait_for(app, lambda app: not job(app).live)
+    app.run()
+    assert job(app).error is None
+    return job(app).result
+
+
+def job(app: AppTest) -> Any:
+    return app.session_state["_results"][("edit", "job")]
+
+
+def typed(app: AppTest) -> list[str | None]:
+    return [app.text_input(key=key).value for key in FORM]
+
+
+# --------------------------------------------------------------------------------------------------------------- form
+
+
+def test_it_opens_with_a_fact_and_says_what_to_do(page: AppTest) -> None:
+    assert typed(page) == ["The {} is located in the city of", "Eiffel Tower", "Rome", "Paris"]
+    assert "Press Edit" in texts(page.info)
+
+
+def test_a_link_fills_the_form(app: AppTest) -> None:
+    goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy", layer="3", method="h-rome")
+
+    assert typed(app)[:3] == ["{} is the capital of", "Paris", "Italy"]
+    assert app.number_input(key="layer").value == 3
+    assert app.selectbox(key="method").value == "h-rome"
+
+
+def test_a_link_without_a_new_object_takes_one_that_fits(app: AppTest) -> None:
+    goto(app, "edit", template="The capital of {} is", subject="France")
+
+    assert typed(app)[2:] == ["London", "Paris"]
+
+
+def test_a_link_to_an_unknown_fact_leaves_the_new_object_open(app: AppTest) -> None:
+    goto(app, "edit", template="The home of {} is", subject="the green dragon")
+
+    assert typed(app)[2:] == ["", ""]
+    assert texts(app.error).startswith("The new object is empty.")
+
+
+def test_examples_fill_the_form(page: AppTest) -> None:
+    last = len(request.EXAMPLES) - 1
+    page.button(key=f"example-{last}").click().run()
+
+    assert typed(page) == ["{} is the capital of", "Paris", "Italy", "France"]
+    assert page.selectbox(key="method").value == "rome"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("template", "", "The prompt is empty."),
+        ("template", "is located in the city of", "'Eiffel Tower' is not in the prompt"),
+        ("template", "{} and {} are in", "'{} and {} are in' has 2 {}s."),
+        ("template", "{} " + 1000 * "long ", "The prompt has 5,0"),
+        ("subject", " ", "The subject is empty."),
+        ("target", " ", "The new object is empty."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: str, value: str, sentence: str) -> None:
+    page.text_input(key=field).set_value(value).run()
+    page.button(key="run").click().run()
+
+    assert not page.exception
+    assert len(page.error) == 1
+    assert page.error[0].value.startswith(sentence)
+    assert page.text_input(key=field).value == value
+    assert "Press Edit" in texts(page.info)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field of every kind that a method may have."""
+
+    layer: int | None = setting(None, "Layer", "Where.", low=0, high=199)
+    rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", low=0.1, high=2.0, step=0.1, unit="nats")
+    way: str = setting("up", "Way", "Which way.", choices=("up", "down"))
+    careful: bool = setting(True, "Careful", "Whether.")
+    late: int = setting(3, "Late", "Waits in the expander.", low=1, high=9, step=1)
+    hidden: tuple[str, ...] | None = None
+
+
+def _form_page() -> None:
+    import streamlit as st
+
+    from pages.shared.forms import config_form
+    from tests.pages.test_edit_page import Settings
+    from tests.tiny import tiny_model
+
+    st.session_state["config"] = config_form(tiny_model(layers=4), Settings, "test", bound={"layer": "layer"})
+
+
+def test_a_form_is_drawn_from_the_fields_of_a_config() -> None:
+    app = AppTest.from_function(_form_page, default_timeout=30).run()
+    layer, rate, late = app.number_input
+    assert app.session_state["config"] == Settings(layer=1)
+    assert (layer.max, rate.label, rate.min, rate.max, late.label) == (3, "Rate (nats)", 0.1, 2.0, "Late")
+    assert "How fast." in rate.help
+    assert "somebody's paper" in rate.help
+
+    layer.set_value(2)
+    app.selectbox[0].select("down")
+    app.toggle[0].set_value(False).run()
+    assert app.session_state["config"] == Settings(layer=2, way="down", careful=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ an edit
+
+
+def test_an_edit_is_solved_measured_and_switched_on(page: AppTest) -> None:
+    report = run(page)
+
+    assert not page.exception
+    assert report.request == REQUEST
+    assert [metric.label for metric in page.metric][-1] == "Verdict"
+    assert report.edit.history[-1].p_target > report.edit.history[0].p_target
+    assert {one.kind for one in report.probes} == {"edit", "paraphrase", "neighbour", "reversed"}
+    (item,) = page.session_state["_edits"]
+    assert item.edit is report.edit
+    assert item.on == (report.diagnosis.verdict != "disabling")
+
+
+def test_the_same_fact_again_takes_the_place_of_the_former_edit(page: AppTest) -> None:
+    first = run(page)
+    page.number_input(key="layer").set_value(2).run()
+    second = run(page)
+
+    assert second.edit.id != first.edit.id
+    assert second.below == ()
+    assert [item.edit.id for item in page.session_state["_edits"]] == [second.edit.id]
+
+
+def test_another_fact_is_solved_on_top_of_the_active_edits_and_says_so(page: AppTest) -> None:
+    first = run(page)
+    page.session_state["_edits"][0].on = True
+    page.button(key="example-2").click().run()
+    assert "Solved on top of 1 active edit." in texts(page.caption)
+    second = run(page)
+
+    assert second.edit.on == (first.edit.id,)
+    assert len(page.session_state["_edits"]) == 2
+
+
+def test_an_edit_that_would_break_the_model_is_not_switched_on(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rome_core.diagnostics.DISABLING", 0.0)
+    run(page)
+
+    assert page.session_state["_edits"][0].on is False
+    assert "would break the model" in texts(page.caption)
+
+
+def test_every_tab_draws(page: AppTest) -> None:
+    run(page)
+    for tab in page.tabs:
+        page.session_state["edit-tab"] = tab.label
+        page.run()
+        assert not page.exception, tab.label
+
+
+def test_a_second_method_stands_beside_the_first(page: AppTest) -> None:
+    run(page)
+    page.session_state["edit-tab"] = "Compare"
+    page.run()
+    page.button(key="compare").click().run()
+    rival = page.session_state["_results"][("edit", "rival")]
+    wait_for(page, lambda app: not rival.live)
+    page.run()
+
+    assert rival.error is None
+    assert rival.result.edit.method != "r-rome"
+    assert rival.result.edit.config.prefixes == job(page).result.edit.config.prefixes
+    assert len(page.session_state["_edits"]) == 1
+
+
+def test_an_edit_of_another_model_is_not_shown(page: AppTest) -> None:
+    run(page)
+    other = tiny_model("llama", layers=4, seed=1)
+    page.session_state["_results"][("edit", "job")].result = replace(job(page).result, edit=random_edit(other))
+    page.run()
+
+    assert not page.exception
+    assert "Press Edit" in texts(page.info)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def test_an_edit_goes_to_a_file_and_comes_back() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+
+    assert edit_files.read_edit(lm, edit_files.edit_file(edit)).id == edit.id
+
+
+def test_the_adapter_is_a_zip_that_peft_can_read() -> None:
+    with zipfile.ZipFile(io.BytesIO(edit_files.adapter_zip(random_edit(tiny_model())))) as archive:
+        assert set(archive.namelist()) == {"adapter_config.json", "adapter_model.safetensors"}
+        assert json.loads(archive.read("adapter_config.json"))["peft_type"] == "LORA"
+
+
+# -------------------------------------------------------------------------------------------------- questions, words
+
+
+def test_a_known_subject_brings_its_paraphrases_and_neighbours_in_the_words_of_the_request() -> None:
+    asked = questions(REQUEST)
+
+    assert asked[0].text == "The Eiffel Tower is located in the city of"
+    assert all("Eiffel Tower" in one.text for one in asked if one.kind == "paraphrase")
+    neighbours = [one.text for one in asked if one.kind == "neighbour"]
+    assert all(text.endswith(" is located in the city of") for text in neighbours)
+    assert asked[-1].kind == "reversed"
+    assert "Rome" in asked[-1].text
+    assert asked[-1].answers == (" Eiffel Tower",)
+
+
+def test_an_unknown_fact_has_only_its_own_prompt() -> None:
+    unknown = EditRequest(Prompt("{} lives in", "The green dragon"), "Rome")
+
+    assert known_fact(unknown) is None
+    assert [one.kind for one in questions(unknown)] == ["edit"]
+    assert [one.text for one in own_questions(unknown, ["", "a b ", "  "])] == ["a b"]
+
+
+def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> Step:
+    return Step(0, loss, loss, 0.0, 0.0, p, norm, 2.0, rank)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "history", "reason"),
+    [
+        (0.9, 0.95, (step(0.9),), "answered “Rome” before"),
+        (0.01, 0.02, (step(0.01), step(0.9)), "does not bring it about on the bare prompt"),
+        (0.01, 0.02, (step(0.01, loss=5), step(0.1, loss=2, norm=2.0)), "ran into its clamp"),
+        (0.01, 0.02, (step(0.01, loss=5), step(0.02, loss=4.9)), "hardly fell"),
+        (0.01, 0.02, (step(0.01, loss=5), step(0.2, loss=2)), "Allow more steps"),
+        (0.01, 0.9, (step(0.01), step(0.9)), None),
+    ],
+)
+def test_no_effect_has_its_reason(before: float, after: float, history: tuple[Step, ...], reason: str | None) -> None:
+    report: Any = SimpleNamespace(
+        probes=(Probe("edit", "x", (before,), (after,)),),
+        edit=SimpleNamespace(history=history),
+        request=REQUEST,
+        rank=(12, 1 if after > 0.5 else 7),
+        diagnosis=SimpleNamespace(cosine=0.1),
+    )
+
+    found = edit_words.why_no_effect(report)
+
+    assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_words_that_differ_are_marked_and_markup_is_shown_as_text() -> None:
+    before, after = edit_words.word_differences("a tower in Paris today", "a tower in <b>Rome today")
+
+    assert before.startswith("a tower in <mark")
+    assert ">Paris</mark> today" in before
+    assert "&lt;b&gt;Rome</mark> today" in after
+
+
+def test_stars_are_no_markup() -> None:
+    assert literal("k_0ᵀC⁻¹k* [x]") == "k\\_0ᵀC⁻¹k\\* \\[x\\]"
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_the_search_is_drawn_term_by_term_and_before_it_began() -> None:
+    steps = [replace(step(p, rank=r), index=i) for i, (p, r) in enumerate([(0.01, 500), (0.9, 1)])]
+    fig = edit_figures.steps_figure(steps, "Rome", 20, "caption", LIGHT)
+
+    assert fig.layout.title.text == "p(Rome) 0.0100 → 0.900 in 2 evaluations"
+    assert [trace.stackgroup for trace in fig.data[:3]] == ["loss"] * 3
+    assert list(fig.data[5].y) == [500, 1]
+    assert edit_figures.steps_figure([], "Rome", 20, "caption", LIGHT).layout.title.text.endswith("say Rome?")
+
+
+def test_a_dumbbell_has_a_row_a_prompt_and_keeps_markup_out() -> None:
+    probes = [Probe("edit", "x <b>", (0.1, 0.8), (0.9, 0.1)), Probe("reversed", "y", (0.2,), (0.3,))]
+    fig = edit_figures.dumbbell(probes, ["Rome", "Paris"], "caption", LIGHT)
+
+    words = [annotation.text for annotation in fig.layout.annotations]
+    assert "<i>edit</i>  x &lt;b&gt;" in words
+    assert words.count("caption") == 1
+    after = [list(trace.x) for trace in fig.data if trace.name == "after"]
+    assert after == [[0.9, 0.3], [0.1, None]]
+
+
+def test_equal_tokens_do_not_share_a_bar() -> None:
+    fig = part_figures.promoted_figure([(" the", 2.0), (" the", 1.0)], [(" Rome", 3.0), ("\n", 1.0)], "c", LIGHT)
+
+    assert list(fig.data[0].y) == [0, 1]
+    assert list(fig.layout.yaxis.ticktext) == ["·the", "·the"]
+
+
+def test_the_parts_of_an_edit_have_figures(page: AppTest) -> None:
+    edit = random_edit(tiny_model())
+    figures = [
+        part_figures.neurons_figure([(3, 1.0), (1, -0.5)], "c", LIGHT),
+        part_figures.cosines_figure(np.eye(3), "c", LIGHT),
+        part_figures.factors_figure(edit.deltas[0], "c", LIGHT),
+        part_figures.factors_figure(Delta("m", 0 * edit.deltas[0].U, 0 * edit.deltas[0].V), "c", LIGHT),
+        part_figures.spectrum_figure([2.0, 1.0], [3.0, 1.0], "c", LIGHT),
+    ]
+
+    assert all(fig.layout.title.text for fig in figures)
+    assert METHODS["rome"].formula
