@@ -296,6 +296,10 @@ def moments_for(
             raise MomentError(f"No C was given for layer {missing[0]}.", "", "Pass moments=None to have it computed.")
         for layer in layers:
             moments[layer].check(lm)
+            if moments[layer].layer != layer:
+                raise MomentError(
+                    f"The C given for layer {layer} is of layer {moments[layer].layer}.", "", "Pass {layer: C of it}."
+                )
         return {layer: moments[layer] for layer in layers}
     found = {layer: stored for layer in layers if (stored := stored_moment(lm, layer)) is not None}
     if missing := [layer for layer in layers if layer not in found]:

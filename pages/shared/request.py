@@ -11,7 +11,7 @@ import streamlit as st
 
 from pages.shared import session
 from pages.shared.forms import config_form
-from pages.shared.tables import table
+from pages.shared.tables import literal, table
 from pages.shared.text import read_prompt, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.inspection import TokenRow, token_table
@@ -101,18 +101,19 @@ def _answers_of_a_linked_fact() -> None:
 def method_form(lm: LanguageModel, default: str, key: str) -> Any:
     """Choose a method and its settings; returns the config."""
     names = list(METHODS)
-    row = st.container(horizontal=True, vertical_alignment="center", gap="medium")
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     name = row.selectbox(
         "Method",
         names,
         index=names.index(default),
-        format_func=lambda name: METHODS[name].title,
         key="method",
-        bind="query-params",
-        width=640,
+        bind="query-params",  # the URL shows an option as the page does: no format_func
+        width=170,
         help="How the update is computed from the same key and value.",
     )
-    row.latex(METHODS[name].formula, width="content")
+    with row.container(width="content", gap=None):
+        st.caption(literal(METHODS[name].title))
+        st.latex(METHODS[name].formula, width="content")
     return config_form(lm, METHODS[name], key, bound=LAYER)
 
 

@@ -234,7 +234,7 @@ def solve_rome(
     if layer is None or not 0 <= layer < lm.n_layers:
         raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
     moment = moments_for(lm, [layer], moments, track)[layer]
-    prefixes = sampled_prefixes(lm, config.seed, edits) if config.prefixes is None else config.prefixes
+    prefixes = sampled_prefixes(lm, config.seed, edits) if config.prefixes is None else config.prefixes or ("",)
     prompts = prompts_of(lm, request, prefixes, config.kl_at)
     keys = keys_of(lm, prompts, layer, edits)
     final = (final_by_hooks if replay_note(lm) else final_by_replay)(lm, prompts, layer, edits)

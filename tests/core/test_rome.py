@@ -11,6 +11,7 @@ import torch
 
 from rome_core.edits import Edit
 from rome_core.errors import EditError, MomentError, RomeError
+from rome_core.hooks import Point, activations, batch_of
 from rome_core.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.rome import policy_terms, rank_one, repolicy
@@ -18,10 +19,9 @@ from rome_core.methods.value import Keys
 from rome_core.model import LanguageModel, from_pretrained_parts
 from rome_core.moment import Moment
 from rome_core.scoring import continuation_probabilities
-from rome_core.tokens import EditRequest, Prompt
-from tests.tiny import plain_states, random_edit, random_moment, tiny_model
+from rome_core.tokens import EditRequest, Prompt, encode
+from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
 
-REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
 PREFIXES = ("", "x. ", "The green dragon is far away. ")
 LAYER, RIDGE = 1, 1e-3
 POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome")
@@ -198,10 +198,11 @@ def test_an_edit_raises_its_target_and_the_model_stays_as_it_was(family: str) ->
     text, weights = REQUEST.prompt.text, copy.deepcopy(lm.hf.state_dict())
     (before,) = continuation_probabilities(lm, text, [" Rome"])
 
-    edit = solved(lm, "h-rome", steps=20, clamp=20.0, lr=0.5)
+    edit = solved(lm, "r-rome", steps=20, clamp=8.0, lr=0.5, prefixes=("",))
 
     (after,) = continuation_probabilities(lm, text, [" Rome"], edits=[edit])
-    assert before < 0.1 < 0.5 < after
+    assert after > 3 * before  # as far as one MLP of a random model reaches
+    assert edit.history[-1].p_target > 3 * edit.history[0].p_target == pytest.approx(3 * before, rel=1e-3)
     assert continuation_probabilities(lm, text, [" Rome"]) == [before]
     assert all(torch.equal(weights[name], value) for name, value in lm.hf.state_dict().items())
 
@@ -330,18 +331,30 @@ def test_where_replay_is_wrong_the_edit_is_the_same(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("subject", "target"),
-    [("東京", "Rome"), ("Eiffel Tower", "東京"), ("Eiffel Tower", "the city of São Paulo"), ("Paris", "Paris"), ("🐉", "Köln")],
-)
+    [
+        ("東京", "Rome"), ("Eiffel Tower", "東京"), ("Eiffel Tower", "the city of São Paulo"), ("Paris", "Paris"),
+        ("🐉", "Köln"),
+    ],
+)  # fmt: skip
 def test_unusual_subjects_and_targets(subject: str, target: str) -> None:
-    """Multi-byte and multi-token ones, a subject that occurs twice, a target that is the subject."""
-    lm = tiny_model()
+    """Multi-byte and multi-token ones, a subject that occurs twice, a target that is the subject: v* is what the
+    edited module gives at the subject's last token, and it is nearer to the target."""
+    lm = tiny_model("gpt2")
     request = EditRequest(Prompt("The city of Paris and {} is in the country of", subject), target)
 
-    edit = solve(lm, [request], config("h-rome", steps=8), moments={LAYER: random_moment(lm, LAYER)})
+    edit = solve(lm, [request], config("p-rome", steps=8), moments={LAYER: random_moment(lm, LAYER)})
 
-    before, after = (continuation_probabilities(lm, request.prompt.text, [" " + target], edits=e)[0] for e in ([], [edit]))
-    assert after > before
+    encoded, point = encode(lm.tokenizer, request.prompt), Point("mlp_out", LAYER)
+    value = activations(lm, batch_of(lm, [encoded.ids]), [point], edits=[edit])[point][0, encoded.last_subject]
+    torch.testing.assert_close(value, edit.v_0 + edit.extras["bias"] + edit.extras["delta"], rtol=1e-3, atol=1e-3)
     assert edit.history[-1].nll < edit.history[0].nll
+
+
+def test_a_target_that_never_becomes_likely_is_seen_in_the_history() -> None:
+    edit = solved(tiny_model(), "r-rome", clamp=0.1, steps=6)
+
+    assert len(edit.history) == 6 and edit.history[-1].p_target < 0.1
+    assert edit.history[-1].delta_norm == pytest.approx(edit.history[-1].limit, rel=1e-5)
 
 
 def test_every_method_has_a_name_a_title_and_a_formula() -> None:

@@ -207,7 +207,7 @@ def test_records_survive_a_file() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is not JSON"),
+        ("", "holds no records"),
         ("nonsense\n{}", "is not JSON"),
         ("[]", "holds no records"),
         ('[{"fact": "a"}]', "x, record 1 cannot be read"),

@@ -45,7 +45,7 @@ def test_closed_panels_cost_nothing_and_open_ones_run_their_study(app: AppTest) 
         app.session_state[f"open-{name}-{id}"] = True
         app.run()
         app.button(key=f"run-{name}").click().run()
-        wait_for(app, lambda app: len(app.get("plotly_chart")) > charts)
+        wait_for(app, lambda app, n=charts: len(app.get("plotly_chart")) > n)
         wait_for(app, lambda app: not app.session_state["_jobs"]).run()
         charts += 1
 
