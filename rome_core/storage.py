@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from rome_core.edits import Delta, Edit, Step
-from rome_core.errors import EditError
+from rome_core.errors import EditError, PromptError
 from rome_core.methods import METHODS
 from rome_core.model import LanguageModel
 from rome_core.tokens import EditRequest, Prompt
@@ -52,7 +53,7 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
         if about["format"] != FORMAT:
             raise EditError(f"'{name}' was saved by another version ({about['format']}).", "", "Solve the edit again.")
         edit = _from_parts(about, tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, PromptError) as error:
         raise EditError(
             f"'{name}' is not an edit saved by ROME Explorer.", "", "Choose a file made with 'Save edit'."
         ) from error
@@ -142,7 +143,7 @@ def export_merged(lm: LanguageModel, edits: Sequence[Edit], folder: str | Path) 
             raise EditError(f"An edit was solved for another model than '{lm.name}'.")
         key = f"{module}.weight"
         change = delta.matrix().to(weights[key].device)
-        change = change if change.shape == weights[key].shape and lm.weight(0).shape == weights[key].shape else change.T
+        change = change if isinstance(lm.module(module), nn.Linear) else change.T  # GPT-2 keeps W transposed
         weights[key] = (weights[key].double() + change).to(weights[key].dtype)
     lm.hf.save_pretrained(target, state_dict=weights, max_shard_size="2GB")
     lm.tokenizer.save_pretrained(target)

@@ -230,18 +230,16 @@ def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], dark: bool = False)
         marker={"color": look.ink, "size": 7},
         name="corrupted, mean",
     )
-    _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", look, "solid")
-    _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", look, "dot")
-    _mark(fig, "x", trace.config.noise_scale, f"chosen: {trace.config.noise_scale:g} σ", look, "dash")
     ticks = [s for s in SCALES if s not in (1.5,)]
     axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{s:g}" for s in ticks], "range": _log_range(trace)}
     fig.update_xaxes(**_axis(look) | axis, title=f"noise on the subject, in σ of the {trace.config.noise_from}")
     top = max(1.12 * max(trace.clean, float((p + spread).max())), 1e-6)
     grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
     fig.update_yaxes(**grid, title=f"p({safe(trace.answer)})", range=[0, top])
-    marks = list(fig.layout.annotations)
     _finish(fig, noise_title(trace, levels), _caption(trace), 1.4 * PANEL, look)
-    fig.layout.annotations = [*fig.layout.annotations, *marks]
+    _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", look, "solid")
+    _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", look, "dot")
+    _mark(fig, "x", trace.config.noise_scale, f"chosen: {trace.config.noise_scale:g} σ", look, "dash")
     fig.update_layout(hovermode="closest")
     return fig
 

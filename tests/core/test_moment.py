@@ -137,7 +137,9 @@ def test_c_grows_at_every_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [step[1] for step in moment_steps(lm, [1], texts=texts)]
 
     counts = [step.n_tokens for step in steps]
-    assert all(b >= 2 * a for a, b in zip(counts, counts[1:-1], strict=False)) and counts[-1] == by_hand(lm, texts, 1)[1]
+    assert (
+        all(b >= 2 * a for a, b in zip(counts, counts[1:-1], strict=False)) and counts[-1] == by_hand(lm, texts, 1)[1]
+    )
     for step in steps:
         np.testing.assert_allclose(step.C, by_hand(lm, texts, 1, step.n_tokens)[0], rtol=1e-4, atol=1e-4)
 
@@ -294,11 +296,15 @@ def test_a_c_that_cannot_be_used_has_a_sentence(moment: Moment, sentence: str) -
         moments_for(tiny_model(), [moment.layer], {moment.layer: moment})
 
 
-@pytest.mark.parametrize("C", [torch.zeros(24, 24), torch.ones(24, 24), -torch.eye(24)], ids=["zero", "rank 1", "negative"])
+@pytest.mark.parametrize(
+    "C", [torch.zeros(24, 24), torch.ones(24, 24), -torch.eye(24)], ids=["zero", "rank 1", "negative"]
+)
 def test_a_singular_c_has_a_sentence(C: torch.Tensor) -> None:
     moment = spoiled(tiny_model(), C.double(), n_tokens=1234)
 
-    with pytest.raises(MomentError, match=r"C of layer 1 is singular \(made from 1,234 tokens, ridge 0\).*larger ridge"):
+    with pytest.raises(
+        MomentError, match=r"C of layer 1 is singular \(made from 1,234 tokens, ridge 0\).*larger ridge"
+    ):
         moment.solve(torch.ones(24), 0.0)
 
 

@@ -82,7 +82,9 @@ class Setting:
 
         def restore(place: tuple[Site, int]) -> Callable[[Tensor], Tensor]:
             site, layer = place
-            mine = [k for k, (s, centre, width) in enumerate(kinds) if s == site and layer in range(*span(centre, width))]
+            mine = [
+                k for k, (s, centre, width) in enumerate(kinds) if s == site and layer in range(*span(centre, width))
+            ]
             rows = [k * SAMPLES + sample for k in mine for sample in range(SAMPLES)]
 
             def change(out: Tensor) -> Tensor:

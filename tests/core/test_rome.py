@@ -368,4 +368,6 @@ def test_every_method_has_a_name_a_title_and_a_formula() -> None:
 
 def test_the_base_of_the_methods_solves_nothing() -> None:
     with pytest.raises(TypeError, match="base of the methods"):
-        MethodConfig().solve(tiny_model(), [], moments=None, edits=[], track=lambda i, _, __: i, report=lambda step: None)
+        MethodConfig().solve(
+            tiny_model(), [], moments=None, edits=[], track=lambda i, _, __: i, report=lambda step: None
+        )

@@ -19,10 +19,14 @@ class Oven:
 
 
 def test_about_lists_the_described_fields_in_order() -> None:
-    assert about(Oven) == about(Oven()) == {
-        "heat": About("Heat", "How hot.", low=50, high=250, step=10, unit="°C"),
-        "grill": About("Grill", "Whether it grills.", source="the manual", choices=("off", "on")),
-    }
+    assert (
+        about(Oven)
+        == about(Oven())
+        == {
+            "heat": About("Heat", "How hot.", low=50, high=250, step=10, unit="°C"),
+            "grill": About("Grill", "Whether it grills.", source="the manual", choices=("off", "on")),
+        }
+    )
     assert Oven().heat == 180 and Oven(heat=200).heat == 200
 
 

@@ -42,8 +42,10 @@ def test_a_saved_edit_comes_back_whole(tmp_path: Path, method: str) -> None:
     save_edit(edit, tmp_path / "one.safetensors")
     found = load_edit(tmp_path / "one.safetensors", lm)
 
-    assert torch.equal(logits(lm, found), logits(lm, edit))
+    torch.testing.assert_close(logits(lm, found), logits(lm, edit), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits(lm, found), logits(lm))
+    for mine, own in zip(found.deltas, edit.deltas, strict=True):
+        assert mine.module == own.module and torch.equal(mine.U, own.U) and torch.equal(mine.V, own.V)
     for name in ("requests", "method", "config", "history", "base", "on", "corpus", "id"):
         assert getattr(found, name) == getattr(edit, name), name
     assert type(found.config) is type(edit.config)
@@ -127,7 +129,9 @@ def name_a_module_too_many(path: Path) -> None:
 
 
 def spoil_the_request(path: Path) -> None:
-    rewritten(path, requests=[{"prompt": {"template": "no braces", "subject": "x"}, "target_new": "", "target_true": None}])
+    rewritten(
+        path, requests=[{"prompt": {"template": "no braces", "subject": "x"}, "target_new": "", "target_true": None}]
+    )
 
 
 def delete(path: Path) -> None:
@@ -195,7 +199,10 @@ def test_the_adapter_loads_with_peft_to_equal_logits(tmp_path: Path, family: str
     expected = logits(lm, *edits)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     assert not torch.allclose(expected, logits(lm), atol=0.1)
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_the_adapter_of_one_edit_names_its_base(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ each_site = pytest.mark.parametrize("site", SITES)
 
 def restored(lm, ids: list[int], noise: Tensor, site: str, layers: range, token: int) -> Tensor:
     """The oracle, one cell: logits [draws tokens vocab] of the run with one token's outputs restored."""
-    path = {layer: lm.layout.block(layer) if site == "resid_post" else lm.layout.module(site, layer) for layer in layers}
+    path = {
+        layer: lm.layout.block(layer) if site == "resid_post" else lm.layout.module(site, layer) for layer in layers
+    }
     clean = {layer: plain_states(lm, ids, path[layer])[1][token] for layer in layers}
 
     def corrupt(out: Tensor) -> Tensor:
@@ -157,7 +159,9 @@ def test_a_longer_answer_is_followed_by_its_joint_probability(site: str, metric:
     assert found.answer == " Paris, the capital" and len(found.labels) == N
     for token, layer in ((1, 0), (2, 2), (8, 3)):
         cell = score(restored(lm, ids, noise, site, range(layer, layer + 1), token))
-        assert float(found.indirect_effect[token, layer]) == pytest.approx(cell - corrupted, rel=1e-3, abs=1e-4 * abs(cell))
+        assert float(found.indirect_effect[token, layer]) == pytest.approx(
+            cell - corrupted, rel=1e-3, abs=1e-4 * abs(cell)
+        )
 
 
 def test_the_metrics_differ_in_the_effect_and_agree_on_the_probability() -> None:

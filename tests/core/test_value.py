@@ -28,9 +28,7 @@ REQUESTS = {
     "first": EditRequest(Prompt("{} is the capital of", "Paris"), "Italy, far"),
     "last": EditRequest(Prompt("Far away is {}", "Zürich"), "the city of Paris"),
 }
-SETTINGS = ValueSettings(
-    steps=4, lr=0.5, clamp=4.0, kl_weight=0.0625, decay=0.5, stop_loss=0.0, kl_at="subject"
-)
+SETTINGS = ValueSettings(steps=4, lr=0.5, clamp=4.0, kl_weight=0.0625, decay=0.5, stop_loss=0.0, kl_at="subject")
 LAYER = 1
 each_family = pytest.mark.parametrize("family", FAMILIES)
 

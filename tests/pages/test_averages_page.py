@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -28,7 +29,7 @@ from rome_core.evaluation import known_facts
 from rome_core.hooks import batch_of, next_logits
 from rome_core.progress import silent
 from rome_core.tokens import encode
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import SECONDS, goto, texts
 from tests.tiny import tiny_model
 
 QUICK = TraceConfig(samples=2, window=2, noise_from="vocabulary")
@@ -72,8 +73,16 @@ def averages_page(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def run_job(app: AppTest) -> AppTest:
-    app.button(key="run-averages").click().run()
-    return wait_for(app, lambda app: not app.session_state["averages_job"].live).run()
+    return end_of_jobs(app.button(key="run-averages").click().run())
+
+
+def end_of_jobs(app: AppTest) -> AppTest:
+    """Wait without drawing the page again and again, then draw it."""
+    deadline = time.monotonic() + SECONDS
+    for job in app.session_state["_jobs"]:
+        while job.live and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return app.run()
 
 
 # ---------------------------------------------------------------------------------------------------------------- page

@@ -14,7 +14,8 @@ from pages.shared.track import Job
 from rome_core import Prompt, Trace, TraceConfig, trace
 from rome_core.noise import SCALES, NoiseLevel
 from rome_core.severed import Severed
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import goto, texts
+from tests.pages.test_averages_page import end_of_jobs
 from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is located in the city of", "Colosseum")
@@ -36,17 +37,14 @@ def levels(*p: float) -> list[NoiseLevel]:
 
 def test_closed_panels_cost_nothing_and_open_ones_run_their_study(app: AppTest) -> None:
     goto(app, "tracing", **{"trace-samples": "2", "trace-window": "2"})
-    app.button(key="run").click().run()
-    wait_for(app, lambda app: not app.session_state["trace_job"].live).run()
+    end_of_jobs(app.button(key="run").click().run())
     charts, id = len(app.get("plotly_chart")), app.session_state["trace_job"].id
     assert not [b for b in app.button if b.key in ("run-severed", "run-noise")]
 
     for name in ("severed", "noise"):
         app.session_state[f"open-{name}-{id}"] = True
         app.run()
-        app.button(key=f"run-{name}").click().run()
-        wait_for(app, lambda app, n=charts: len(app.get("plotly_chart")) > n)
-        wait_for(app, lambda app: not app.session_state["_jobs"]).run()
+        end_of_jobs(app.button(key=f"run-{name}").click().run())
         charts += 1
 
     assert not app.error and not app.exception, texts(app.error)

@@ -1,0 +1,175 @@
+"""A diagnosis, every quantity again in numpy, and the forecast of the other policies."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from rome_core import diagnostics
+from rome_core.datasets import load_facts
+from rome_core.diagnostics import CAUTION, DISABLING, Diagnosis, diagnose, forecast, reference
+from rome_core.edits import Edit
+from rome_core.errors import EditError
+from rome_core.methods import METHODS, solve
+from rome_core.methods.rome import repolicy
+from rome_core.model import LanguageModel
+from rome_core.tokens import EditRequest, Prompt
+from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
+
+RIDGE, PREFIXES = 1e-3, ("", "x. ", "So. ")
+POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome")
+
+
+def solved(lm: LanguageModel, policy: str, request: EditRequest = REQUEST) -> Edit:
+    config = METHODS[policy](layer=1, clamp=2.0, steps=2, ridge=RIDGE, prefixes=PREFIXES)
+    return solve(lm, [request], config, moments=moments(lm))
+
+
+def moments(lm: LanguageModel) -> dict:
+    return {1: random_moment(lm, 1)}
+
+
+@pytest.fixture(autouse=True)
+def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnostics, "REFERENCE_FACTS", 4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_quantity_by_hand(family: str, policy: str) -> None:
+    lm = tiny_model(family)
+    edit = solved(lm, policy)
+    C, W = random_moment(lm, 1).C.numpy(), lm.weight(1).double().numpy()
+    k_0, k_star = edit.k_0.double().numpy(), edit.extras["keys"].double().numpy().mean(0)
+    inverse = np.linalg.inv(C + RIDGE * np.trace(C) / 24 * np.eye(24))
+    delta, update = edit.extras["delta"].double().numpy(), edit.deltas[0].matrix().numpy()
+
+    found = diagnose(lm, edit, moments(lm))
+
+    expected = {
+        "k0_k0": k_0 @ inverse @ k_0,
+        "k0_kstar": k_0 @ inverse @ k_star,
+        "kstar_kstar": k_star @ inverse @ k_star,
+        "cosine": k_0 @ k_star / np.linalg.norm(k_0) / np.linalg.norm(k_star),
+        "value_ratio": np.linalg.norm(delta) / np.linalg.norm(edit.v_0.double().numpy()),
+        "norm_F": np.linalg.norm(update),
+        "relative_F": np.linalg.norm(update) / np.linalg.norm(W),
+        "relative_2": np.linalg.norm(update, 2) / np.linalg.norm(W, 2),
+    }
+    expected["cosine_whitened"] = expected["k0_kstar"] / np.sqrt(expected["k0_k0"] * expected["kstar_kstar"])
+    name = {"rome": "k0_kstar", "p-rome": "k0_k0"}.get(policy, "kstar_kstar")
+    expected["denominator"] = expected[name]
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-5), name
+    assert (found.method, found.layer, found.subject_first) == (policy, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("relative", "verdict"), [(0.0, "safe"), (0.99, "safe"), (1.01, "caution"), (3.9, "caution"), (4.1, "disabling")]
+)
+def test_the_verdict_follows_the_size_of_the_update(relative: float, verdict: str) -> None:
+    """`relative` is in units of the threshold of caution; disabling begins at four times that."""
+    assert DISABLING == 4 * CAUTION
+    lm = tiny_model()
+    edit = solved(lm, "r-rome")
+    size = edit.delta_norm / float(lm.weight(1).norm())
+
+    found = diagnose(lm, edit.scaled(relative * CAUTION / size), moments(lm))
+
+    assert found.verdict == verdict
+    assert f"{found.relative_F:.3g} times" in found.explanation
+    assert ("break" in found.explanation) == (verdict == "disabling")
+
+
+def test_an_update_that_is_not_finite_is_disabling() -> None:
+    lm = tiny_model()
+
+    assert diagnose(lm, solved(lm, "r-rome").scaled(float("inf")), moments(lm)).verdict == "disabling"
+
+
+def test_the_denominators_at_which_the_verdict_would_change() -> None:
+    """With everything else as it is, ‖Δ‖ goes as one over the denominator."""
+    lm = tiny_model()
+    edit = solved(lm, "rome")
+    found = diagnose(lm, edit, moments(lm))
+
+    for limit, below in ((CAUTION, found.caution_below), (DISABLING, found.disabling_below)):
+        assert found.relative_F * abs(found.denominator) / below == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first"),
+    [(Prompt("{} is the capital of", "Paris"), True), (Prompt("{} is far", "Eiffel Tower"), False), (REQUEST.prompt, False)],
+)  # fmt: skip
+def test_a_subject_that_is_the_first_token_is_said(prompt: Prompt, first: bool) -> None:
+    lm = tiny_model()
+
+    found = diagnose(lm, solved(lm, "rome", EditRequest(prompt, "Rome")), moments(lm))
+
+    assert found.subject_first is first
+    assert ("first token" in found.explanation) is first
+
+
+def same(one: Diagnosis, other: Diagnosis) -> None:
+    for field in fields(Diagnosis):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        assert a == (pytest.approx(b, rel=1e-6) if isinstance(b, float | tuple) else b), field.name
+
+
+def test_the_forecast_is_the_diagnosis_of_each_policy() -> None:
+    """Of the same δ: as a fresh solve gives it, because prefixes and seeds are the same."""
+    lm = tiny_model()
+    edit = solved(lm, "r-rome")
+
+    found = forecast(lm, edit, moments(lm))
+
+    assert sorted(found) == sorted(POLICIES)
+    for policy in POLICIES:
+        same(found[policy], diagnose(lm, repolicy(lm, edit, policy, moments(lm)), moments(lm)))
+        same(found[policy], diagnose(lm, solved(lm, policy), moments(lm)))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_reference_is_the_published_denominator_of_ordinary_facts(family: str) -> None:
+    lm = tiny_model(family)
+    moment = random_moment(lm, 1)
+    inverse = np.linalg.inv(moment.C.numpy() + RIDGE * np.trace(moment.C.numpy()) / 24 * np.eye(24))
+    prompts = [fact.prompt for fact in load_facts() if not fact.prompt.template.startswith("{}")]
+    chosen = prompts[:: len(prompts) // 4][:4]
+
+    found = reference(lm, moment, RIDGE, PREFIXES)
+
+    for value, prompt in zip(found, chosen, strict=True):
+        keys = []
+        for prefix in PREFIXES:
+            text = prefix + prompt.text
+            end = len(prefix) + prompt.span[1]
+            offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            at = max(i for i, (start, _) in enumerate(offsets) if start < end)
+            keys.append(plain_states(lm, lm.tokenizer(text)["input_ids"], lm.layout.module("mlp_out", 1))[0][at])
+        k_0, k_star = keys[0].double().numpy(), torch.stack(keys).double().numpy().mean(0)
+        assert value == pytest.approx(k_0 @ inverse @ k_star, rel=1e-3)
+
+
+def test_the_reference_of_another_c_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a C that is gone and a new one have one address, as they often do."""
+    lm = tiny_model()
+    monkeypatch.setattr(diagnostics, "id", lambda moment: 1, raising=False)
+
+    first = reference(lm, random_moment(lm, 1), RIDGE, PREFIXES)
+    other = reference(lm, random_moment(lm, 1, seed=1), RIDGE, PREFIXES)
+
+    assert first != pytest.approx(other, rel=1e-3)
+    assert reference(lm, random_moment(lm, 1), RIDGE, PREFIXES) == pytest.approx(first)
+
+
+def test_an_edit_without_a_single_key_has_a_sentence() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+
+    for odd in (replace(edit, extras={}), replace(edit, deltas=edit.deltas * 2)):
+        with pytest.raises(EditError, match="Edits by 'r-rome' have no single key to judge"):
+            diagnose(lm, odd, moments(lm))
