@@ -82,7 +82,7 @@ def inquiry_form(lm: LanguageModel) -> tuple[Inquiry | None, bool]:
         "Relations", relations, key="relations", placeholder="all of them", help="Which kinds of fact."
     )
     order = top[2].number_input(
-        "Order seed", 0, 2**31 - 1, 0, key="order", bind="query-params", help="In which order facts are tried."
+        "Seed", 0, 2**31 - 1, 0, key="order", bind="query-params", help="Of the order in which facts are tried."
     )
     with settings:
         config = trace_settings(lm)
@@ -177,9 +177,20 @@ def start(lm: LanguageModel, inquiry: Inquiry) -> None:
 
 def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
     """What is shown: this session's run as it grows, the shipped study, or an opened file."""
+    top, bottom = st.container(), st.container()
+    with bottom:
+        opened = opened_file()
+        with st.expander("What was published for GPT-2 XL"):
+            st.markdown(LANDMARKS)
+    with top:
+        show(lm, inquiry, opened)
+
+
+def show(lm: LanguageModel, inquiry: Inquiry | None, opened: Source | None) -> None:
+    """The choice between the sources that there are, and the chosen one."""
     job = session.recall((lm.fingerprint, inquiry.key)) if inquiry else None
     here = bool(inquiry and (job or average_run.finished(inquiry, rows_of(lm, inquiry))))
-    sources = {source.name: source for source in (opened_file(),) if source}
+    sources = {opened.name: opened} if opened else {}
     if shipped := shipped_study():
         sources = {STUDY: shipped, **sources}
     names = [HERE, *sources]
@@ -201,8 +212,6 @@ def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
             "Press **Run** (Ctrl+Enter). Three heat maps will appear here and settle as facts are added: six token "
             "groups by layers, for the residual stream, the MLPs and the attention."
         )
-    with st.expander("What was published for GPT-2 XL"):
-        st.markdown(LANDMARKS)
 
 
 def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> None:

@@ -74,7 +74,14 @@ def parse_facts(text: str, name: str = "the text") -> Facts:
             "Give a JSON file with a list of records.",
         ) from None
     if isinstance(data, dict) and "relations" in data:
-        return Facts(expand(data))
+        try:
+            return Facts(expand(data))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"'{name}' has relations that cannot be read ({type(error).__name__}: {error}).",
+                "",
+                "See assets/facts.json.",
+            ) from None
     if not isinstance(data, list) or not data:
         raise DataError(f"'{name}' holds no list of records.", "", "Give a JSON file with a list of records.")
     facts, problems = [], []

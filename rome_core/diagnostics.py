@@ -136,7 +136,7 @@ def reference(lm: LanguageModel, moment: Moment, ridge: float, prefixes: tuple[s
     """k_0ᵀC⁻¹k* of ordinary facts of the project's set, whose subjects are not the first token; found once a C."""
     prefixes = tuple(p for p in prefixes if p)[:5]
     found: dict[object, tuple[float, ...]] = lm.memo.setdefault("reference", {})
-    key = (id(moment), ridge, prefixes)
+    key = (moment, ridge, prefixes)  # the moment itself: an address would be used again
     if key not in found:
         k_0, k_star = _ordinary_keys(lm, moment.layer, prefixes)
         solved = moment.solve(k_star.T, ridge)

@@ -39,8 +39,8 @@ def average_effects(path: Path) -> go.Figure:
     total, low, top = result.total_effect
     dropped = sum(result.dropped.values())
     caption = (
-        f"SmolLM2-135M-Instruct · {result.n} facts that it knows ({dropped} others tried) · noise 3 σ, 10 draws, seed 1 · "
-        f"total effect {total:.3f} [{low:.3f}, {top:.3f}]"
+        f"SmolLM2-135M-Instruct · {result.n} facts that it knows ({dropped} others tried) · noise 3 σ, 10 draws, seed 1"
+        f" · total effect {total:.3f} [{low:.3f}, {top:.3f}]"
     )
     figure.update_layout(
         title={"text": "Average indirect effect on p(answer)", "subtitle": {"text": caption}},

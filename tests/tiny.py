@@ -23,7 +23,8 @@ FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3"
 TEXTS = (
     "The Eiffel Tower is located in the city of Paris. The Colosseum is located in the city of Rome.",
     "Paris is the capital of France. Lyon is a city in the country of France, and Milan in the country of Italy.",
-    "The home of the green dragon is far away. São Paulo and Zürich are cities; Köln, too. 東京 is the capital of Japan.",
+    "The home of the green dragon is far away. São Paulo and Zürich are cities; Köln, too. "
+    "東京 is the capital of Japan.",
 )
 
 

@@ -98,7 +98,7 @@ def average_heatmaps(averages: Averages, about: About, dark: bool = False, one_s
         )
     n_layers = mean.shape[1]
     _layer_axes(fig, n_layers, look)
-    fig.update_xaxes(title="layer (centre of the window for MLP and attention)", row=3, col=1)
+    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=3, col=1)
     _finish(fig, heatmap_title(averages), caption(averages, about), height, look, LABEL_WIDTH)
     _panel_titles(fig, [KINDS[site] for site in SITES], look, x=-LABEL_WIDTH)
     fig.update_layout(plot_bgcolor=look.empty)
@@ -142,12 +142,13 @@ def average_curves(averages: Averages, about: About, dark: bool = False) -> go.F
             for trace in _banded(x, effect.mean[at], effect.low[at], effect.high[at], site, row == 1):
                 fig.add_trace(trace, row=row, col=1)
         grid = {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
-        fig.update_yaxes(**_axis(look) | grid | {"nticks": 5}, title=effect_name(about), row=row, col=1)
+        fig.update_yaxes(**_axis(look) | grid | {"nticks": 5}, title_text=effect_name(about), row=row, col=1)
     _layer_axes(fig, len(x), look)
-    fig.update_xaxes(title="layer (centre of the window for MLP and attention)", row=n, col=1)
+    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=n, col=1)
     _finish(fig, _curve_title(averages), caption(averages, about) + " · bands: 95 % bootstrap", height, look, 64)
     _panel_titles(fig, [f"At the {group}" for group in SITES_OF_INTEREST], look, x=0)
-    legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"color": look.ink}}
+    above = {"x": 0, "y": 1 + TITLE / height, "yanchor": "bottom"}  # the first panel's heading
+    legend = {"orientation": "h", **above, "font": {"color": look.ink}}
     fig.update_layout(legend=legend, hovermode="x unified", hoverlabel_bgcolor=look.empty)
     return fig
 

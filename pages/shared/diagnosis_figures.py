@@ -82,6 +82,8 @@ def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, reference: np.ndarray, le
 
 
 def decades(reference: np.ndarray, value: float) -> tuple[int, int]:
-    """Whole powers of ten around everything that is shown, with room for the danger zone on the left."""
-    shown = [*reference.tolist(), *([value] if value > 0 else [])] or [1.0]
-    return int(np.floor(np.log10(min(shown)))) - 1, int(np.ceil(np.log10(max(shown) * 1.2)))
+    """Whole powers of ten around everything that is shown, at most six below the ordinary ones."""
+    ordinary = reference if len(reference) else np.array([max(value, 1e-6)])
+    low = min(float(ordinary.min()), max(value, float(ordinary.min()) / 1e6))
+    high = max(float(ordinary.max()), value)
+    return int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high * 1.2)))

@@ -152,10 +152,10 @@ def severed_figure(trace: Trace, result: Severed, dark: bool = False) -> go.Figu
     grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
     fig.update_xaxes(**_axis(look), range=[-0.6, n_layers - 0.4], dtick=1 if n_layers <= 16 else 5, showticklabels=True)
     fig.update_yaxes(**grid, nticks=5)
-    fig.update_yaxes(title="indirect effect", row=1, col=1)
-    fig.update_yaxes(title="flows through", row=2, col=1)
+    fig.update_yaxes(title_text="indirect effect", row=1, col=1)
+    fig.update_yaxes(title_text="flows through", row=2, col=1)
     where = f"restored layer, at {safe(trace.labels[result.token])}; effects in {metric_name(trace)}"
-    fig.update_xaxes(title=where, row=2, col=1)
+    fig.update_xaxes(title_text=where, row=2, col=1)
     _finish(fig, severed_title(result), _caption(trace), height, look)
     fig.update_layout(hovermode="x unified", hoverlabel_bgcolor=look.empty, barmode="group")
     return fig
@@ -232,10 +232,10 @@ def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], dark: bool = False)
     )
     ticks = [s for s in SCALES if s not in (1.5,)]
     axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{s:g}" for s in ticks], "range": _log_range(trace)}
-    fig.update_xaxes(**_axis(look) | axis, title=f"noise on the subject, in σ of the {trace.config.noise_from}")
+    fig.update_xaxes(**_axis(look) | axis, title_text=f"noise on the subject, in σ of the {trace.config.noise_from}")
     top = max(1.12 * max(trace.clean, float((p + spread).max())), 1e-6)
     grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
-    fig.update_yaxes(**grid, title=f"p({safe(trace.answer)})", range=[0, top])
+    fig.update_yaxes(**grid, title_text=f"p({safe(trace.answer)})", range=[0, top])
     _finish(fig, noise_title(trace, levels), _caption(trace), 1.4 * PANEL, look)
     _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", look, "solid")
     _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", look, "dot")

@@ -12,9 +12,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
 import streamlit as st
@@ -124,27 +124,27 @@ class Job:
 
 
 class Worker:
-    """The one thread that runs jobs, in the order in which they came."""
+    """The one thread that runs jobs, in the order in which they came. It does not keep a server from ending."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rome-job")
-        self._waiting: list[Job] = []
+        self._queue: SimpleQueue[tuple[Job, Callable[[Job], Any]]] = SimpleQueue()
+        self._unfinished: list[Job] = []
+        threading.Thread(target=self._work, name="rome-job", daemon=True).start()
 
     def submit(self, job: Job, work: Callable[[Job], Any]) -> None:
-        self._waiting.append(job)
-
-        def run() -> None:
-            try:
-                job.run(work)
-            finally:
-                self._waiting.remove(job)
-
-        self._pool.submit(run)
+        self._unfinished.append(job)
+        self._queue.put((job, work))
 
     def ahead(self, job: Job) -> int:
         """How many jobs come before this one."""
-        waiting = list(self._waiting)
-        return waiting.index(job) if job in waiting else 0
+        unfinished = list(self._unfinished)
+        return unfinished.index(job) if job in unfinished else 0
+
+    def _work(self) -> None:
+        while True:
+            job, work = self._queue.get()
+            job.run(work)
+            self._unfinished.remove(job)
 
 
 @st.cache_resource(show_spinner=False)

@@ -20,7 +20,7 @@ class Record:
     """One fact before and after its own edit, or the reason why there is no edit."""
 
     fact: str
-    before: Case
+    before: Case | None
     after: Case | None
     delta_norm: float
     error: str = ""
@@ -56,7 +56,7 @@ def evaluate(
     done = [record for record in records if record.after is not None]
     return Evaluation(
         summarise([record.after for record in done if record.after is not None]),
-        summarise([record.before for record in done]),
+        summarise([record.before for record in done if record.before is not None]),
         records,
     )
 
@@ -71,10 +71,12 @@ def measure(
 ) -> Iterator[Record]:
     """One record a fact, as they finish. A fact that cannot be edited gives a record with its reason."""
     for fact in facts:
-        before = case_of(lm, fact, edits=edits)
+        before = None
         try:
+            before = case_of(lm, fact, edits=edits)
             edit = solve(lm, [fact.request], config, moments=moments, edits=edits)
+            after = case_of(lm, fact, edits=[*edits, edit])
         except RomeError as error:
             yield Record(fact.id, before, None, float("nan"), str(error))
             continue
-        yield Record(fact.id, before, case_of(lm, fact, edits=[*edits, edit]), edit.delta_norm)
+        yield Record(fact.id, before, after, edit.delta_norm)

@@ -73,20 +73,21 @@ def summarise(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Score]:
     """
     values = [case.values() for case in cases]
     names = [name for name in ("ES", "EM", "PS", "PM", "NS", "NM") if any(name in v for v in values)]
-    table = np.array([[v.get(name, np.nan) for name in names] for v in values])
+    table = np.array([[v.get(name, np.nan) for name in names] for v in values]).reshape(len(values), len(names))
     if not len(table):
         return {}
+    present = ~np.isnan(table)
     draws = np.random.default_rng(seed).integers(0, len(table), (RESAMPLES, len(table)))
-    resampled = np.nanmean(table[draws], axis=1)
-    scores = {
-        name: _score(float(np.nanmean(table[:, i])), resampled[:, i], int((~np.isnan(table[:, i])).sum()))
-        for i, name in enumerate(names)
-    }
+    weights = np.stack([np.bincount(draw, minlength=len(table)) for draw in draws]).astype(float)
+    # A fact without paraphrases or neighbours has no part in their means; a draw of such facts alone has no mean.
+    counts = weights @ present
+    resampled = np.divide(weights @ np.nan_to_num(table), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    means = np.nan_to_num(table).sum(0) / present.sum(0)
+    scores = {name: _score(float(means[i]), resampled[:, i], int(present[:, i].sum())) for i, name in enumerate(names)}
     if all(name in names for name in ("ES", "PS", "NS")):
         three = [names.index(name) for name in ("ES", "PS", "NS")]
-        scores["S"] = _score(
-            float(_harmonic(np.nanmean(table[:, three], axis=0)[None])[0]), _harmonic(resampled[:, three]), len(table)
-        )
+        complete = resampled[:, three][~np.isnan(resampled[:, three]).any(axis=1)]
+        scores["S"] = _score(float(_harmonic(means[None, three])[0]), _harmonic(complete), len(table))
     return scores
 
 

@@ -102,8 +102,12 @@ def test_the_denominators_at_which_the_verdict_would_change() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "first"),
-    [(Prompt("{} is the capital of", "Paris"), True), (Prompt("{} is far", "Eiffel Tower"), False), (REQUEST.prompt, False)],
-)  # fmt: skip
+    [
+        (Prompt("{} is the capital of", "Paris"), True),
+        (Prompt("{} is far", "Eiffel Tower"), False),
+        (REQUEST.prompt, False),
+    ],
+)
 def test_a_subject_that_is_the_first_token_is_said(prompt: Prompt, first: bool) -> None:
     lm = tiny_model()
 

@@ -76,7 +76,7 @@ def test_facts_without_paraphrases_or_neighbours_count_where_they_can() -> None:
     assert scores["ES"].value == pytest.approx(2 / 3)
     assert scores["PS"].value == scores["NS"].value == pytest.approx(0.75)
     assert 0.5 <= scores["PS"].low <= 0.75 <= scores["PS"].high <= 1.0
-    assert scores["S"].low > 0.5  # a resample that holds no paraphrase at all is none, not a zero
+    assert scores["S"].low > 0.4  # 3/(3 + 2 + 2) at the least: a resample that holds no paraphrase at all is none, not a zero
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -91,7 +91,7 @@ def test_the_interval_is_that_of_the_mean() -> None:
     assert scores["S"].value == pytest.approx(0.75)
     assert scores["S"].low < 0.75 < scores["S"].high
     assert summarise(cases) == scores  # seeded
-    assert summarise(cases, seed=1)["ES"].low != scores["ES"].low
+    assert summarise(cases, seed=1) != scores
 
 
 def test_facts_that_agree_leave_no_doubt() -> None:

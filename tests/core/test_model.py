@@ -72,9 +72,10 @@ def test_the_fingerprint_changes_with_any_one_weight(family: str) -> None:
     assert fingerprint(lm.hf) == lm.fingerprint
 
 
-@pytest.mark.parametrize(
-    "change", [{"hidden_act": "gelu"}, {"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}]
-)  # fmt: skip
+OTHER_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"rms_norm_eps": 0.1}, OTHER_ROPE])
 def test_the_fingerprint_changes_with_the_configuration(change: dict) -> None:
     """Equal weights that compute something else are another model."""
     one, other = tiny_model(), tiny_model(**change)
@@ -132,7 +133,7 @@ def test_another_precision_is_another_model(folder: Path) -> None:
 
 
 def test_an_unknown_id() -> None:
-    with pytest.raises(ModelError, match="The model 'nobody/nothing' could not be loaded.*Check the spelling"):
+    with pytest.raises(ModelError, match=r"The model 'nobody/nothing' could not be loaded.*Check the spelling"):
         load_model("nobody/nothing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -137,9 +138,7 @@ def test_c_grows_at_every_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [step[1] for step in moment_steps(lm, [1], texts=texts)]
 
     counts = [step.n_tokens for step in steps]
-    assert (
-        all(b >= 2 * a for a, b in zip(counts, counts[1:-1], strict=False)) and counts[-1] == by_hand(lm, texts, 1)[1]
-    )
+    assert all(b >= 2 * a for a, b in itertools.pairwise(counts[:-1])) and counts[-1] == by_hand(lm, texts, 1)[1]
     for step in steps:
         np.testing.assert_allclose(step.C, by_hand(lm, texts, 1, step.n_tokens)[0], rtol=1e-4, atol=1e-4)
 
@@ -240,7 +239,7 @@ def test_convergence_is_the_cosine_between_solutions() -> None:
     solved = [np.linalg.solve(step.C.numpy(), keys.T) for step in steps]
     cosines = [
         ((a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)).mean()
-        for a, b in zip(solved, solved[1:], strict=False)
+        for a, b in itertools.pairwise(solved)
     ]
 
     found = convergence(steps, torch.from_numpy(keys).float(), 0.0)

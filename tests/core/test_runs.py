@@ -55,10 +55,10 @@ def test_a_start_token_is_no_token_of_a_subject() -> None:
 def test_the_draw_is_seeded_scaled_and_independent_of_everything_else() -> None:
     lm = tiny_model()
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     noise, sigma = draw_noise(lm, CONFIG, 2)
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
 
     assert torch.equal(draw_noise(lm, CONFIG, 2)[0], noise)
     assert sigma == noise_sigma(lm, "vocabulary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -53,7 +54,7 @@ def test_a_cell_is_the_restored_minus_the_corrupted_probability(family: str, sit
     config = replace(CONFIG, site=site, window=2)
     noise, sigma = draw_noise(lm, config, 2)
     token, layer = 2, 1
-    layers = range(1, 2) if site == "resid_post" else range(0, 2)
+    layers = range(1, 2) if site == "resid_post" else range(2)
     answer = int(plain_run(lm, [IDS])[0, -1].argmax())
 
     def p(logits: Tensor) -> np.ndarray:
@@ -204,7 +205,7 @@ def test_the_map_fills_and_ends_as_the_whole(site: str, budget: int) -> None:
     first, last = steps[0], steps[-1]
     assert not first.complete and first.indirect_effect[FIRST:].isnan().all()
     assert (first.clean, first.corrupted) == (last.clean, last.corrupted)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         known = ~before.indirect_effect.isnan()
         assert torch.equal(before.indirect_effect[known], after.indirect_effect[known])  # a finished cell stays
     whole = trace(lm, PROMPT, config)

@@ -183,7 +183,7 @@ def test_another_fact_is_solved_on_top_of_the_active_edits_and_says_so(page: App
 
 
 def test_an_edit_that_would_break_the_model_is_not_switched_on(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.diagnostics.DISABLING", 0.0)
+    monkeypatch.setattr("rome_core.diagnostics.DISABLING", 1e-9)
     run(page)
 
     assert page.session_state["_edits"][0].on is False
