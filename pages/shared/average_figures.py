@@ -142,7 +142,12 @@ def average_curves(averages: Averages, about: About, dark: bool = False) -> go.F
             for trace in _banded(x, effect.mean[at], effect.low[at], effect.high[at], site, row == 1):
                 fig.add_trace(trace, row=row, col=1)
         grid = {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
-        fig.update_yaxes(**_axis(look) | grid | {"nticks": 5}, title_text=effect_name(about), row=row, col=1)
+        fig.update_yaxes(
+            **_axis(look) | grid | {"nticks": 5, "range": _limits(averages)},
+            title_text=effect_name(about),
+            row=row,
+            col=1,
+        )
     _layer_axes(fig, len(x), look)
     fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=n, col=1)
     _finish(fig, _curve_title(averages), caption(averages, about) + " · bands: 95 % bootstrap", height, look, 64)
@@ -151,6 +156,15 @@ def average_curves(averages: Averages, about: About, dark: bool = False) -> go.F
     legend = {"orientation": "h", **above, "font": {"color": look.ink}}
     fig.update_layout(legend=legend, hovermode="x unified", hoverlabel_bgcolor=look.empty)
     return fig
+
+
+def _limits(averages: Averages) -> list[float]:
+    """One vertical range for all panels, so that what is small looks small."""
+    rows = [GROUPS.index(group) for group in SITES_OF_INTEREST]
+    ends = [values[rows] for e in averages.effects.values() for values in (e.low, e.high, e.mean)]
+    low, high = min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))
+    margin = 0.05 * (high - low) or 1e-6
+    return [low - margin, high + margin]
 
 
 def _banded(

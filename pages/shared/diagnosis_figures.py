@@ -21,7 +21,7 @@ def denominator_name(method: str) -> str:
 def gauge(diagnosis: Diagnosis, method: str, caption: str, look: Theme) -> go.Figure:
     """This edit's denominator on the distribution of ordinary facts, log axis, with the danger zone marked."""
     reference = np.array([value for value in diagnosis.reference if value > 0])
-    low, high = decades(reference, diagnosis.denominator)
+    low, high = decades(reference, diagnosis.denominator, diagnosis.disabling_below)
     edges = np.logspace(low, high, (high - low) * BARS_A_DECADE + 1)
     fig = go.Figure(
         go.Bar(
@@ -81,9 +81,9 @@ def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, reference: np.ndarray, le
     fig.add_annotation(x=middle, y=0.98, yref="paper", yanchor="top", **words)
 
 
-def decades(reference: np.ndarray, value: float) -> tuple[int, int]:
-    """Whole powers of ten around everything that is shown, at most six below the ordinary ones."""
-    ordinary = reference if len(reference) else np.array([max(value, 1e-6)])
-    low = min(float(ordinary.min()), max(value, float(ordinary.min()) / 1e6))
-    high = max(float(ordinary.max()), value)
+def decades(reference: np.ndarray, *marks: float) -> tuple[int, int]:
+    """Whole powers of ten around the ordinary facts and what is marked beside them, at most six below the former."""
+    ordinary = reference if len(reference) else np.array([mark for mark in marks if mark > 0] or [1.0])
+    shown = [mark for mark in marks if mark > ordinary.min() / 1e6]
+    low, high = min(ordinary.min(), *shown, ordinary.max()), max(ordinary.max(), *shown, ordinary.min())
     return int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high * 1.2)))

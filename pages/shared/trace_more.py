@@ -143,6 +143,7 @@ def severed_figure(trace: Trace, result: Severed, dark: bool = False) -> go.Figu
         fig.add_bar(
             y=_listed(getattr(result, name)),
             name=name.replace("_", " ").replace("mlp", "MLP"),
+            showlegend=False,  # the same two colours as above
             marker={"color": COLOURS[site], "opacity": 0.55, "line": {"width": 0}},
             hovertemplate="%{y:.3g}",
             row=2,

@@ -171,10 +171,10 @@ def test_a_verdict_is_a_shape_and_a_word_and_numbers_have_no_powers_of_ten() -> 
 
 def test_the_gauge_marks_this_edit_and_the_danger_zone() -> None:
     fig = diagnosis_figures.gauge(BROKEN, "rome", "caption", LIGHT)
-    line, zone = fig.layout.shapes
+    zone, line = fig.layout.shapes
 
     assert fig.layout.title.text == "Denominator 83.4 times smaller than that of ordinary facts"
-    assert (line.x0, zone.x0, zone.x1) == (pytest.approx(12), 1, 90)
+    assert (line.x0, zone.x0, zone.x1) == pytest.approx((12, 1, 90))
     assert sum(fig.data[0].y) == len(ORDINARY)
     assert "k₀ᵀC⁻¹k*" in fig.layout.xaxis.title.text
 
