@@ -9,7 +9,7 @@ import pytest
 
 from tests.pages.conftest import LONG, screenshot
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(1_200)]
+pytestmark = pytest.mark.browser
 
 
 def metric(page: Any, label: str) -> str:
