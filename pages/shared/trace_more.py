@@ -111,7 +111,10 @@ def severed_title(result: Severed) -> str:
     if found is None:
         return "Restoring this token has no effect in any layer"
     layer, mlp, attention = found
-    return f"Restored at layer {layer}: {mlp:.0%} of the effect needs the MLPs<br>above, {attention:.0%} the attention"
+    needs_mlp, needs_attention = (f"{share:.0%}" if share > 0 else "none" for share in (mlp, attention))
+    return (
+        f"Restored at layer {layer}: {needs_mlp} of the effect needs the MLPs<br>above, {needs_attention} the attention"
+    )
 
 
 def severed_words(trace: Trace, result: Severed) -> str:

@@ -76,7 +76,7 @@ def test_facts_without_paraphrases_or_neighbours_count_where_they_can() -> None:
     assert scores["ES"].value == pytest.approx(2 / 3)
     assert scores["PS"].value == scores["NS"].value == pytest.approx(0.75)
     assert 0.5 <= scores["PS"].low <= 0.75 <= scores["PS"].high <= 1.0
-    assert scores["S"].low > 0.4  # 3/(3 + 2 + 2) at the least: a resample that holds no paraphrase at all is none, not a zero
+    assert scores["S"].low > 0.4  # 3/(3 + 2 + 2) at the least: a draw without paraphrases is none, not a zero
 
 
 def test_the_interval_is_that_of_the_mean() -> None:

@@ -74,6 +74,8 @@ def test_the_severed_title_states_the_shares() -> None:
     assert trace_more.severed_title(result) == (
         "Restored at layer 0: 75% of the effect needs the MLPs<br>above, 25% the attention"
     )
+    against = trace_more.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
+    assert against.endswith("above, none the attention"), "severing it helps: nothing needs it"
     assert "no effect" in trace_more.severed_title(severed([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]))
     assert trace_more.severed_title(severed([0.1, torch.nan], [0.1, 0.1], [0.1, 0.1])).endswith("?")
 
