@@ -22,7 +22,8 @@ def open_page(page: Any, url: str, heading: str = "Locate a fact") -> None:
 
 def trace(page: Any) -> None:
     page.locator(".st-key-run button:enabled").click()
-    page.get_by_text("done in").first.wait_for()
+    page.get_by_text("done in").or_(page.get_by_test_id("stAlert")).first.wait_for()
+    assert page.get_by_test_id("stAlert").all_inner_texts() == []
 
 
 def metric(page: Any, label: str) -> str:
