@@ -13,11 +13,13 @@ from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show
 from pages.shared.trace_run import Question, next_tokens, warnings
 from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
 from rome_core.errors import PromptError
+from rome_core.restoring import DEFAULT_BUDGET
 from rome_core.settings import about
 from rome_core.tokens import as_target
 
 TEMPLATE, SUBJECT = EXAMPLES[0]
 SHOWN_TOKENS = 4
+GIB = 2**30
 
 
 def example_buttons() -> None:
@@ -57,18 +59,21 @@ def question_form(lm: LanguageModel) -> tuple[Question | None, bool]:
         placeholder="the model's",
         help="The text whose probability is followed; by default the model's most probable next token.",
     )
-    config, foil = settings_form(lm)
+    config, foil, budget = settings_form(lm)
     row = st.container(horizontal=True, vertical_alignment="center")
     place = row.empty()
-    question = _question(text or "", subject or "", answer or "", foil, config)
+    question = _question(text or "", subject or "", answer or "", foil, config, budget)
     guessed = "" if "{}" in (text or "") or (subject or "").strip() else guess_subject(text or "")
     ready = question is not None and _say(row, lm, question, guessed)
     run = place.button("Trace", type="primary", shortcut="Ctrl+Enter", disabled=not ready, key="run")
     return (question if ready else None), run
 
 
-def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str]:
-    """Settings of the trace, drawn from the config's own description. All three kinds are always traced."""
+def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
+    """Settings of the trace, drawn from the config's own description, the second answer, and bytes to work with.
+
+    All three kinds are always traced.
+    """
     described = {name: field for name, field in about(TraceConfig).items() if name != "site"}
     default, values = TraceConfig(), dict[str, Any]()
     with st.expander("Settings"):
@@ -84,14 +89,23 @@ def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str]:
             disabled=values["metric"] != "logit difference",
             help="What the logit of the answer is compared with.",
         )
+        memory = places[len(described) + 1].number_input(
+            "Memory (GiB)",
+            0.1,
+            64.0,
+            DEFAULT_BUDGET / GIB,
+            0.5,
+            key="trace-memory",
+            help="At most this much for the states of the restored runs that share a batch. Changes speed, not numbers.",
+        )
         st.caption(
             "MLP and attention are restored over a window because one layer alone moves the answer too little to see; "
             "the residual stream carries everything, so one layer of it is enough."
         )
-    return TraceConfig(**values), (foil or "").strip()
+    return TraceConfig(**values), (foil or "").strip(), int(memory * GIB)
 
 
-def _question(text: str, subject: str, answer: str, foil: str, config: TraceConfig) -> Question | None:
+def _question(text: str, subject: str, answer: str, foil: str, config: TraceConfig, budget: int) -> Question | None:
     try:
         prompt = read_prompt(text, subject)
         if config.metric == "logit difference" and not foil:
@@ -101,7 +115,7 @@ def _question(text: str, subject: str, answer: str, foil: str, config: TraceConf
         return None
     wanted = as_target(answer) if answer.strip() else None
     second = as_target(foil) if config.metric == "logit difference" else None
-    return Question(prompt, config, wanted, second, session.active())
+    return Question(prompt, config, wanted, second, session.active(), budget)
 
 
 def _say(place: DeltaGenerator, lm: LanguageModel, question: Question, guessed: str) -> bool:

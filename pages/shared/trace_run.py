@@ -20,7 +20,7 @@ from rome_core.attribution import SITES, previews
 from rome_core.edits import Edit
 from rome_core.hooks import batch_of, next_logits
 from rome_core.progress import Track
-from rome_core.restoring import window_of
+from rome_core.restoring import DEFAULT_BUDGET, window_of
 from rome_core.tokens import encode, labels
 
 KINDS: dict[str, str] = {"resid_post": "Residual stream", "mlp_out": "MLP", "attn_out": "Attention"}
@@ -36,6 +36,7 @@ class Question:
     answer: str | None = None
     foil: str | None = None
     edits: tuple[Edit, ...] = ()
+    budget: int = DEFAULT_BUDGET  # bytes of activations; changes no number, so it is no part of the key
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -76,7 +77,8 @@ def run_steps(lm: LanguageModel, question: Question, track: Track) -> Iterator[T
     run = replace(run, preview=dict(zip(SITES, approximate, strict=True)))
     yield run
     for site, config in track(configs.items(), "Heat maps", len(SITES)):
-        for trace in trace_steps(lm, question.prompt, config, **question.options, track=track):
+        steps = trace_steps(lm, question.prompt, config, **question.options, budget=question.budget, track=track)
+        for trace in steps:
             run = replace(run, exact={**run.exact, site: trace})
             yield run
 
