@@ -96,7 +96,7 @@ def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
             DEFAULT_BUDGET / GIB,
             0.5,
             key="trace-memory",
-            help="At most this much for the states of the restored runs that share a batch. Changes speed, not numbers.",
+            help="At most this much for the states of restored runs that share a batch. Changes speed, not numbers.",
         )
         st.caption(
             "MLP and attention are restored over a window because one layer alone moves the answer too little to see; "
