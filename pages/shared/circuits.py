@@ -33,7 +33,11 @@ export default function({data, parentElement}) {
   const place = document.createElement('div');
   place.id = 'cv-' + Math.random().toString(36).slice(2);
   place.className = 'circuitsvis-' + data.element;
-  load(data.src).then((CV) => { host.replaceChildren(place); CV.render(place.id, CV[data.element], data.props); });
+  load(data.src).then((CV) => {
+    if (!host.isConnected) return;  // the page was left while the bundle was loading
+    host.replaceChildren(place);
+    CV.render(place.id, CV[data.element], data.props);
+  });
 }
 """
 # Its heat maps are squares as wide as their place, and its headings take the page's own sizes.

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rome_core import EditRequest, LanguageModel, continuation_probabilities, diagnose, generate, solve
+from rome_core import EditRequest, LanguageModel, diagnose, solve
 from rome_core.datasets import Fact, load_facts
 from rome_core.diagnostics import Diagnosis
 from rome_core.edits import Edit, Step
+from rome_core.generation import generate_many
 from rome_core.inspection import target_rank
 from rome_core.progress import Track, silent
+from rome_core.scoring import score
 from rome_core.tokens import Prompt, as_target
 
 NEW_TOKENS = 30
@@ -141,15 +143,19 @@ def generation_texts(request: EditRequest) -> list[str]:
 def probe(
     lm: LanguageModel, edit: Edit, below: Sequence[Edit], asked: Sequence[Question], track: Track = silent
 ) -> tuple[Probe, ...]:
-    """The answers' probabilities on each prompt, without and with the edit."""
+    """The answers' probabilities on each prompt, without and with the edit: one batch each."""
+    pairs = [(one.text, answer) for one in asked for answer in one.answers]
+    before, after = (
+        iter(score(lm, pairs, edits=edits)) for edits in track((below, [*below, edit]), "Asking before and after", 2)
+    )
     return tuple(
         Probe(
             one.kind,
             one.text,
-            tuple(continuation_probabilities(lm, one.text, one.answers, edits=below)),
-            tuple(continuation_probabilities(lm, one.text, one.answers, edits=[*below, edit])),
+            tuple(next(before).p_joint for _ in one.answers),
+            tuple(next(after).p_joint for _ in one.answers),
         )
-        for one in track(asked, "Asking before and after", len(asked))
+        for one in asked
     )
 
 
@@ -163,11 +169,9 @@ def continuations(
     track: Track = silent,
 ) -> tuple[Continuation, ...]:
     """What the model writes without and with the edit, from the same seed."""
-    write = partial(generate, lm, max_new_tokens=NEW_TOKENS, temperature=temperature, seed=seed)
-    return tuple(
-        Continuation(text, write(text, edits=below), write(text, edits=[*below, edit]))
-        for text in track(texts, "Writing before and after", len(texts))
-    )
+    write = partial(generate_many, lm, texts, NEW_TOKENS, temperature=temperature, seed=seed)
+    before, after = (write(edits=edits) for edits in track((below, [*below, edit]), "Writing before and after", 2))
+    return tuple(Continuation(*row) for row in zip(texts, before, after, strict=True))
 
 
 def measure(

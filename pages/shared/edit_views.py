@@ -94,7 +94,7 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     """A row of metrics, each with a second number below it; on a narrow page two rows."""
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
-            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=200)
+            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
 
 
 # ------------------------------------------------------------------------------------------------------ before, after
