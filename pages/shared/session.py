@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import OrderedDict
@@ -37,8 +38,16 @@ __all__ = [
 def _loading(name: str) -> Job:
     """The loading of one model, in a thread of its own: it goes on when the page that began it is left."""
     job = Job(f"Loading {name}")
-    threading.Thread(target=job.run, args=(lambda job: load_model(name, track=job.track),), daemon=True).start()
+    threading.Thread(target=job.run, args=(lambda job: _load(name, job),), daemon=True).start()
     return job
+
+
+def _load(name: str, job: Job) -> LanguageModel:
+    lm = load_model(name, track=job.track)
+    # What is in memory now stays: without this, every collection walks half a million objects and holds up all threads.
+    gc.collect()
+    gc.freeze()
+    return lm
 
 
 def chosen_name() -> str:
@@ -64,7 +73,7 @@ def model() -> LanguageModel:
             show_error(error)
             continue
         if name != chosen:
-            st.info(f"{name} stays in use.")
+            st.caption(f"{name} stays in use.")
         if name != former:
             st.session_state["_model_in_use"] = name
             st.rerun()  # the sidebar was drawn before the model was there

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.shared.tables import literal
-from rome_core.diagnostics import Diagnosis
+from rome_core.diagnostics import CAUTION, DISABLING, Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}
 # Readable on white and on near-black, and none of them one of the paper's colours for states, MLP and attention.
@@ -28,5 +28,5 @@ def show(diagnosis: Diagnosis) -> None:
     st.markdown(literal(diagnosis.explanation))
     if not diagnosis.calibrated:
         st.caption(
-            "The thresholds are not calibrated for this model: the verdict rests on the distance to ordinary facts."
+            f"The thresholds, ‖Δ‖/‖W‖ of {CAUTION:g} and {DISABLING:g}, are provisional: not calibrated for this model."
         )

@@ -52,7 +52,7 @@ def test_an_unknown_model_id_is_one_sentence_and_the_former_model_stays(app: App
 
     assert len(app.error) == 1
     assert app.error[0].value.startswith("The model 'nobody/no-such-model' could not be loaded.")
-    assert f"{DEFAULT_MODEL} stays in use" in texts(app.info)
+    assert f"{DEFAULT_MODEL} stays in use" in texts(app.caption)
     assert "4 layers" in texts(app.sidebar.caption)
     assert app.button(key="run").disabled is False
 

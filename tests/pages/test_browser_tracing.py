@@ -114,4 +114,4 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(page: Any, base_url: str)
 
     page.get_by_text("The model '/no/such/folder' could not be loaded.").wait_for()
     page.get_by_text("SmolLM2-135M-Instruct stays in use.").wait_for()
-    assert page.get_by_test_id("stAlert").count() == 2
+    assert page.get_by_test_id("stAlert").count() == 1
