@@ -247,7 +247,7 @@ def save_moment(moment: Moment, path: Path) -> None:
 def load_moment(path: Path, lm: LanguageModel) -> Moment:
     """Read a C and check it. Raises MomentError if it is damaged or belongs to another model."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             d = lm.d_mlp
             C = torch.zeros(d, d, dtype=torch.float64)
             rows, columns = torch.triu_indices(d, d)

@@ -47,7 +47,7 @@ def test_the_eiffel_tower_moves_to_rome(page: Any, base_url: str, tmp_path: Any)
         page.locator(".js-plotly-plot").first.wait_for()
     page.get_by_role("tab", name="Save").click()
     with page.expect_download() as download:
-        page.locator(".st-key-download-edit button").click()
+        page.get_by_role("button", name="Download the edit").click()
     assert download.value.suggested_filename == "r-rome-Eiffel_Tower-Rome.safetensors"
     assert page.get_by_test_id("stAlert").count() == 0
 
