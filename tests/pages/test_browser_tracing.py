@@ -88,22 +88,6 @@ def test_a_fact_is_located_and_handed_to_the_edit_page(page: Any, base_url: str,
     assert "layer=20" in page.url
 
 
-def test_a_run_survives_a_page_switch_and_stops_at_once(page: Any, base_url: str) -> None:
-    open_page(page, f"{base_url}/tracing?trace-samples=50")
-    page.locator(".st-key-run button:enabled").click()
-    page.get_by_test_id("stMain").get_by_text(re.compile(r"Residual stream · \d+ of \d+")).wait_for()
-
-    page.get_by_test_id("stSidebarNav").get_by_text("Start here").click()
-    page.get_by_role("heading", name="ROME Explorer").wait_for()
-    page.get_by_test_id("stSidebar").get_by_test_id("stProgress").wait_for()
-    page.get_by_test_id("stSidebarNav").get_by_text("Locate", exact=True).click()
-
-    page.locator("[class*='st-key-stop-'] button").click()  # Streamlit's own header has a Stop, too
-    page.get_by_text("stopped after").first.wait_for()
-    assert page.locator(".js-plotly-plot").count() >= 3
-    screenshot(page, "tracing-stopped")
-
-
 def test_a_model_that_cannot_be_loaded_is_one_sentence(page: Any, base_url: str) -> None:
     open_page(page, f"{base_url}/tracing")
     page.get_by_text("The model continues with").wait_for()
