@@ -11,9 +11,9 @@ from pages.shared import diagnosis_views, frame, request, session, track
 from pages.shared.diagnosis_report import Foresight, examine, foresee, try_out
 from pages.shared.edit_report import same_fact
 from rome_core import DEFAULT_METHOD, LanguageModel
-from rome_core.diagnostics import Diagnosis
+from rome_core.diagnostics import Diagnosis, has_key
 from rome_core.edits import Edit
-from rome_core.methods.rome import repolicy
+from rome_core.methods.rome import POLICIES, repolicy
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"
@@ -45,7 +45,7 @@ def main() -> None:
 
 def chosen() -> session.ActiveEdit | None:
     """One of this session's edits, or None for a new one."""
-    items = {item.edit.id: item for item in session.edits()}
+    items = {item.edit.id: item for item in session.edits() if has_key(item.edit)}
     if not items:
         return None
     name = lambda id: items[id].label if id in items else NEW  # noqa: E731
@@ -61,7 +61,7 @@ def of_form(lm: LanguageModel) -> Work | None:
     """The work of diagnosing what the form describes: the edit is solved, and not applied."""
     request.example_buttons()
     wanted = request.request_form()
-    config = request.method_form(lm, DEFAULT_METHOD, "edit")
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES})
     if wanted is None:
         return None
     below = tuple(edit for edit in session.active() if not same_fact(edit, wanted))

@@ -8,7 +8,18 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import edit_figures, edit_files, edit_views, frame, part_views, request, session, track, verdicts
+from pages.shared import (
+    edit_figures,
+    edit_files,
+    edit_views,
+    frame,
+    moment_panel,
+    part_views,
+    request,
+    session,
+    track,
+    verdicts,
+)
 from pages.shared.edit_report import Report, measure, same_fact, solve_and_measure
 from pages.shared.edit_words import why_no_effect
 from pages.shared.tables import literal
@@ -29,6 +40,8 @@ def main() -> None:
     if wanted:
         request.token_inspector(lm, wanted)
     config = request.method_form(lm, DEFAULT_METHOD, "edit")
+    if config.layers:
+        moment_panel.panel(lm, config.layers[-1])
     below = others(wanted)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
@@ -68,16 +81,22 @@ class Search:
 
 def start(lm: LanguageModel, wanted: EditRequest, config: Any, below: tuple[Edit, ...]) -> None:
     """Queue the edit. Once solved it joins this session's edits, in place of an earlier one of the same fact."""
-    mine = session.edits()
+    mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
 
     def work(job: track.Job) -> Report:
         publish = partial(setattr, job, "partial")
         publish(Search(wanted, config, below))
         report = solve_and_measure(
-            lm, wanted, config, below, job.track, lambda steps: publish(Search(wanted, config, below, steps))
+            lm,
+            wanted,
+            config,
+            below,
+            job.track,
+            lambda steps: publish(Search(wanted, config, below, steps)),
+            moments,
         )
         mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
-        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.diagnosis.verdict != "disabling"))
+        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.size.verdict != "disabling"))
         return report
 
     session.remember(JOB, track.submit(f"{wanted.prompt.subject} → {wanted.target_new.strip()}", work))
@@ -148,21 +167,23 @@ def show(lm: LanguageModel, report: Report) -> None:
 
 
 def whether_on(report: Report) -> str:
-    if report.diagnosis.verdict == "disabling":
+    if report.size.verdict == "disabling":
         return f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
     return "It is on in this session: the sidebar switches it off, scales it or removes it."
 
 
 def compare(lm: LanguageModel, report: Report) -> None:
     """A second method on the same request, side by side. It is not switched on."""
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
     names = [name for name in METHODS if name != report.edit.method]
-    name = left.selectbox(
-        "Second method, on the same request with the same settings", names, format_func=lambda name: METHODS[name].title
-    )
-    if right.button("Compare", key="compare", width="stretch"):
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Second method", names, width=170, help="On the same request with the same settings.")
+        pressed = st.button("Compare", key="compare")
+    if pressed:
         config = with_settings_of(report.edit.config, METHODS[name])
-        work = lambda job: solve_and_measure(lm, report.request, config, report.below, job.track)  # noqa: E731
+        moments = moment_panel.moments(lm, config.layers)
+        work = lambda job: solve_and_measure(  # noqa: E731
+            lm, report.request, config, report.below, job.track, moments=moments
+        )
         session.remember(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
     job = session.recall(RIVAL)
     if job is None:

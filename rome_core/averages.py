@@ -16,6 +16,7 @@ from rome_core.datasets import Fact
 from rome_core.edits import Edit
 from rome_core.errors import RomeError
 from rome_core.model import LanguageModel
+from rome_core.progress import Track, silent
 from rome_core.restoring import DEFAULT_BUDGET
 from rome_core.runs import TraceConfig, TracedSite
 from rome_core.scoring import score
@@ -95,8 +96,11 @@ def fact_effects(
     done: Collection[str] = (),
     edits: Sequence[Edit] = (),
     budget: int = DEFAULT_BUDGET,
+    track: Track = silent,
 ) -> Iterator[FactEffect]:
     """One record a fact, as they finish; facts whose id is in `done` are passed over, so a stopped run can go on.
+
+    track: sees the cells of each heat map, so that a run can be stopped within a fact.
 
     A fact counts only if the model's own answer (every token the argmax) is the known one.
     """
@@ -104,7 +108,7 @@ def fact_effects(
         if fact.id in done:
             continue
         try:
-            yield _one(lm, fact, config, sites, edits, budget)
+            yield _one(lm, fact, config, sites, edits, budget, track)
         except RomeError as error:
             yield FactEffect(fact.id, float("nan"), float("nan"), {}, str(error))
 
@@ -116,6 +120,7 @@ def _one(
     sites: Sequence[TracedSite],
     edits: Sequence[Edit],
     budget: int,
+    track: Track,
 ) -> FactEffect:
     answer = as_target(fact.target_true)
     known = score(lm, [(fact.prompt.text, answer)], edits=edits)[0]
@@ -123,7 +128,8 @@ def _one(
         return FactEffect(fact.id, known.p_joint, float("nan"), {}, "the model's answer is another one")
     effects: dict[str, Tensor] = {}
     for site in sites:
-        result = trace(lm, fact.prompt, replace(config, site=site), answer=answer, edits=edits, budget=budget)
+        asked = replace(config, site=site)
+        result = trace(lm, fact.prompt, asked, answer=answer, edits=edits, budget=budget, track=track)
         effects[site] = grouped(result)
     return FactEffect(fact.id, result.clean, result.corrupted, effects)
 

@@ -59,12 +59,44 @@ class Diagnosis:
     reference: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Size:
+    """How far an edit of any method moves the weights: ‖Δ‖_F, and ‖Δ‖_F/‖W‖_F by module, the largest one judged."""
+
+    verdict: Verdict
+    norm_F: float
+    relative_F: float
+    modules: dict[str, float]
+
+
+def size_of(lm: LanguageModel, edit: Edit) -> Size:
+    """The size of an edit and the verdict by size alone, which needs no key."""
+    names = list(dict.fromkeys(delta.module for delta in edit.deltas))
+    modules = {}
+    for name in names:
+        W = weight_of(lm, name).double().cpu()
+        whole = torch.stack([delta.matrix().cpu() for delta in edit.deltas if delta.module == name]).sum(0)
+        modules[name] = float(whole.norm() / W.norm())
+    largest = max(modules.values(), default=0.0)
+    return Size(verdict_of(largest), edit.delta_norm, largest, modules)
+
+
+def verdict_of(relative_F: float) -> Verdict:
+    """The verdict by ‖Δ‖/‖W‖; a size that is not a number is disabling."""
+    return "disabling" if not relative_F < DISABLING else "caution" if relative_F >= CAUTION else "safe"
+
+
+def has_key(edit: Edit) -> bool:
+    """Whether the edit is of the ROME family: one key, one denominator."""
+    return "keys" in edit.extras and len(edit.deltas) == 1
+
+
 def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None = None) -> Diagnosis:
     """Judge an edit of the ROME family from its keys, C and factors. Nothing is applied.
 
     diagnose(lm, edit).verdict      # "safe" | "caution" | "disabling"
     """
-    if "keys" not in edit.extras or len(edit.deltas) != 1:
+    if not has_key(edit):
         raise EditError(
             f"Edits by '{edit.method}' have no single key to judge.", "", "Choose an edit by a ROME policy."
         )
@@ -78,7 +110,7 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     W = weight_of(lm, delta.module).double().cpu()
     relative_F = delta.norm() / float(W.norm())
     first = encode(lm.tokenizer, edit.requests[0].prompt).last_subject == 0
-    verdict: Verdict = "disabling" if not relative_F < DISABLING else "caution" if relative_F >= CAUTION else "safe"
+    verdict = verdict_of(relative_F)
     cosine = float(torch.cosine_similarity(k_0, k_mean, dim=0))
     return Diagnosis(
         verdict=verdict,

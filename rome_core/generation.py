@@ -11,6 +11,7 @@ from torch import Tensor
 from rome_core.edits import Edit
 from rome_core.errors import PromptError
 from rome_core.hooks import batch_of, hooked
+from rome_core.layout import cache_argument
 from rome_core.model import LanguageModel
 from rome_core.progress import Track, silent
 from rome_core.tokens import text_ids
@@ -85,12 +86,12 @@ def decode(
 
     batch = batch_of(lm, rows, align=[len(row) - 1 for row in rows])
     mask, ids, positions = batch.mask.long(), batch.ids, batch.positions
-    cache = DynamicCache(config=lm.hf.config)
+    kept = {cache_argument(lm.hf.base_model): DynamicCache(config=lm.hf.config)}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(min(n_tokens, lm.max_positions - batch.ids.shape[1] + 1)):
         with hooked(lm, edits), torch.no_grad():
             hidden = lm.hf.base_model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **kept
             ).last_hidden_state[:, -1]
             tokens = _pick(lm.unembed(hidden), temperature, top_k, generator)
         yield tokens

@@ -5,9 +5,14 @@ A new family is one row here. Names are paths inside the Hugging Face module tre
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rome_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,20 @@ def layout_of(model_type: str) -> Layout:
             f"Supported types are {', '.join(sorted(LAYOUTS))}.",
             "Choose a model of one of these families, or add a row to rome_core/layout.py.",
         ) from None
+
+
+# What transformers calls a key-value cache among a module's arguments: since 5.24, before, in the blocks of GPT-NeoX.
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
+
+
+def cache_argument(module: Module) -> str:
+    """The name under which this model, or this block, takes its key-value cache; ModelError where none is known."""
+    parameters = inspect.signature(module.forward).parameters
+    for name in CACHE_NAMES:
+        if name in parameters:
+            return name
+    raise ModelError(
+        f"{type(module).__name__} takes no key-value cache under a known name.",
+        f"Known names are {', '.join(CACHE_NAMES)}.",
+        "Install the release of transformers that pyproject.toml names.",
+    )

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from rome_core.edits import Edit
 from rome_core.hooks import Batch, Patch, Point, hidden_states, hooked
+from rome_core.layout import cache_argument
 from rome_core.model import LanguageModel
 
 Module = Literal["attn_out", "mlp_out"]
-CACHE_NAMES = ("past_key_values", "layer_past")  # how the families call a block's key-value cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +68,9 @@ def record(
     n = lm.n_layers
     recorder, calls, states = _Recorder(), [], []
     outputs: dict[Module, list[Tensor]] = {"attn_out": [], "mlp_out": []}
-    cache_name = ""
+    cache_name = cache_argument(lm.blocks[0])
 
     def see_call(layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
-        nonlocal cache_name
-        cache_name = next(name for name in CACHE_NAMES if name in arguments)
         states.append(arguments["hidden_states"])
         kept = {k: v for k, v in arguments.items() if k not in (cache_name, "hidden_states")}
         calls.append(kept if not batch.mask.all() else {k: _first_row(v) for k, v in kept.items()})

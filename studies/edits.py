@@ -1,7 +1,7 @@
 """Key policies and second moments compared on the project's facts: `python studies/edits.py --facts 100`.
 
 Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
-changes, and every variant is made from it, measured (ES, PS, NS, perplexity on ten passages) and written as one JSON
+changes, and every variant is made from it, measured (ES, PS, NS, perplexity on five passages) and written as one JSON
 line to docs/studies/edits.jsonl. A stopped study goes on where it was.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
     lm = load_model()
     config = resolve(lm, METHODS["r-rome"](layer=args.layer))
     moments = second_moments(lm, config.layer, args.texts)  # type: ignore[attr-defined]
-    passages = general_texts()[:10]
+    passages = general_texts()[:5]
     done = {record["fact"] for record in read(args.out)}
     todo = [fact for fact in chosen(args.facts, args.seed) if fact.id not in done]
     before = perplexity(lm, passages)

@@ -65,7 +65,7 @@ def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> It
     """Fill `rows` until n of the facts are known, and give each known one. What is in `rows` already is not redone."""
     known = finished(inquiry, rows)
     missing = inquiry.n - sum(not row.dropped for row in known)
-    steps = _known(lm, inquiry, rows)
+    steps = _known(lm, inquiry, rows, track)
     yield from islice(steps, inquiry.n - missing)
     for _ in track(range(missing), "Facts", missing):
         if (row := next(steps, None)) is None:  # no facts left
@@ -73,9 +73,9 @@ def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> It
         yield row
 
 
-def _known(lm: LanguageModel, inquiry: Inquiry, rows: Rows) -> Iterator[FactEffect]:
+def _known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
     for fact in inquiry.order:
-        for row in fact_effects(lm, [fact], inquiry.config, done=rows.keys(), edits=inquiry.edits):
+        for row in fact_effects(lm, [fact], inquiry.config, done=rows.keys(), edits=inquiry.edits, track=track):
             rows[fact.id] = row
         if not rows[fact.id].dropped:
             yield rows[fact.id]

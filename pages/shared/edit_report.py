@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rome_core import EditRequest, LanguageModel, diagnose, solve
+from rome_core import EditRequest, LanguageModel, Moment, diagnose, solve
 from rome_core.datasets import Fact, load_facts
-from rome_core.diagnostics import Diagnosis
+from rome_core.diagnostics import Diagnosis, Size, has_key, size_of
 from rome_core.edits import Edit, Step
 from rome_core.generation import generate_many
 from rome_core.inspection import target_rank
@@ -52,7 +52,8 @@ class Report:
 
     edit: Edit
     below: tuple[Edit, ...]
-    diagnosis: Diagnosis
+    size: Size
+    diagnosis: Diagnosis | None  # of methods with a single key
     rank: tuple[int, int]  # of the new object's first token, before and after; 1 = the model's answer
     probes: tuple[Probe, ...]
     continuations: tuple[Continuation, ...]
@@ -64,7 +65,7 @@ class Report:
 
     @property
     def relative_norm(self) -> float:
-        return self.diagnosis.relative_F
+        return self.size.relative_F
 
 
 def answers(request: EditRequest) -> tuple[str, ...]:
@@ -175,14 +176,20 @@ def continuations(
 
 
 def measure(
-    lm: LanguageModel, edit: Edit, below: tuple[Edit, ...], track: Track = silent, seconds: float = 0.0
+    lm: LanguageModel,
+    edit: Edit,
+    below: tuple[Edit, ...],
+    track: Track = silent,
+    seconds: float = 0.0,
+    moments: Mapping[int, Moment] | None = None,
 ) -> Report:
-    """Diagnose an edit and ask the model before and after it."""
+    """Diagnose an edit and ask the model before and after it. moments: C by layer; None: the kept ones."""
     request = edit.requests[0]
     return Report(
         edit=edit,
         below=below,
-        diagnosis=diagnose(lm, edit),
+        size=size_of(lm, edit),
+        diagnosis=diagnose(lm, edit, moments) if has_key(edit) else None,
         rank=(target_rank(lm, request, edits=below), target_rank(lm, request, edits=[*below, edit])),
         probes=probe(lm, edit, below, questions(request), track),
         continuations=continuations(lm, edit, below, generation_texts(request), track=track),
@@ -197,13 +204,17 @@ def solve_and_measure(
     below: tuple[Edit, ...],
     track: Track = silent,
     publish: Callable[[tuple[Step, ...]], None] = lambda steps: None,
+    moments: Mapping[int, Moment] | None = None,
 ) -> Report:
-    """Solve one edit on top of others, hand out the steps as they come, then measure what it did."""
+    """Solve one edit on top of others, hand out the steps as they come, then measure what it did.
+
+    moments: C by layer; None: the kept ones.
+    """
     began, steps = time.monotonic(), []
 
     def report(step: Step) -> None:
         steps.append(step)
         publish(tuple(steps))
 
-    edit = solve(lm, [request], config, edits=below, track=track, report=report)
-    return measure(lm, edit, below, track, time.monotonic() - began)
+    edit = solve(lm, [request], config, moments=moments, edits=below, track=track, report=report)
+    return measure(lm, edit, below, track, time.monotonic() - began, moments)

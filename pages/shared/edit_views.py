@@ -50,24 +50,39 @@ def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequ
     """Everything needed to repeat what a figure shows: model, prompt, method, settings, seed."""
     settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
     on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
+    named = "".join(f", {name} {number(getattr(config, name))}" for name in NAMED[:2] if hasattr(config, name))
     return (
         f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
-        f"{config.name}, layer {config.layer}, clamp {number(config.clamp)}{settings} · seed {config.seed}{on_top}"
+        f"{config.name}{named}{settings} · seed {config.seed}{on_top}"
     )
 
 
 def metrics(report: Report) -> None:
     """Five numbers: the answer, its rank, how far the value and the weights moved, and the verdict."""
-    asked, edit, d = report.probes[0], report.edit, report.diagnosis
+    asked, edit, size, d = report.probes[0], report.edit, report.size, report.diagnosis
     target = report.request.target_new.strip()
     norm, limit = (number(edit.history[-1].delta_norm), number(edit.history[-1].limit)) if edit.history else ("–", "–")
     metric_row(
         (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
         (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
         ("‖δ‖", norm, f"clamp {limit}", "How far the value moved, and how far it was allowed to."),
-        ("‖Δ‖ / ‖W‖", number(d.relative_F), f"‖Δ‖ {number(d.norm_F)}", "How far the layer's weights move (Frobenius)."),
-        ("Verdict", verdicts.label(d.verdict), f"denominator {verdicts.large(d.denominator)}", d.explanation),
+        ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
+        (
+            "Verdict",
+            verdicts.label(size.verdict),
+            f"denominator {verdicts.large(d.denominator)}" if d else "by size alone",
+            d.explanation if d else "This method divides by no single denominator: the verdict is by ‖Δ‖/‖W‖.",
+        ),
     )
+
+
+def moved(report: Report) -> str:
+    """How far the weights move, matrix by matrix."""
+    sizes = report.size.modules
+    if len(sizes) == 1:
+        return "How far the layer's weights move (Frobenius)."
+    parts = ", ".join(f"{name} {number(value)}" for name, value in sizes.items())
+    return f"How far the weights move (Frobenius), of the matrix that moves most: {parts}."
 
 
 def metrics_so_far(steps: Sequence[Step], target: str) -> None:
@@ -152,7 +167,8 @@ def generation(item: Continuation, names: tuple[str, str] = ("before", "after"))
     """One opening with both continuations side by side."""
     marked = word_differences(item.before, item.after)
     for place, name, text in zip(st.columns(2), names, marked, strict=True):
-        place.html(f'<p style="margin:0"><small>{name}</small><br><b>{html.escape(item.text)}</b> {text}</p>')
+        opening = f"<small>{name}</small><br><b>{html.escape(item.text)}</b>"
+        place.html(f'<p style="margin:0;overflow-wrap:anywhere">{opening} {text}</p>')
 
 
 def probe_rows(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, str]]:
@@ -200,9 +216,9 @@ def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
         ("mean p(new) on paraphrases", lambda r: mean_after(r, "paraphrase")),
         ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
         ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
-        ("‖Δ‖ / ‖W‖", lambda r: number(r.diagnosis.relative_F)),
-        ("denominator", lambda r: f"{verdicts.large(r.diagnosis.denominator)}"),
-        ("verdict", lambda r: verdicts.label(r.diagnosis.verdict)),
+        ("‖Δ‖ / ‖W‖", lambda r: number(r.relative_norm)),
+        ("denominator", lambda r: verdicts.large(r.diagnosis.denominator) if r.diagnosis else "–"),
+        ("verdict", lambda r: verdicts.label(r.size.verdict)),
         ("seconds", lambda r: f"{r.seconds:.1f}"),
     )
     return [{"": name, one.edit.method: value(one), two.edit.method: value(two)} for name, value in rows]

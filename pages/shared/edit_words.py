@@ -26,11 +26,10 @@ def why_no_effect(report: Report) -> str | None:
 def _what_failed(report: Report, first: Step, last: Step) -> str:
     """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
     if last.p_target > 0.5:
+        key = f", whose key stands at cosine {report.diagnosis.cosine:.2f} to k*" if report.diagnosis else ""
         return (
             f"The value that was found would do (p {number(last.p_target)} where it is put in place), but the update "
-            f"does not bring it about on the bare prompt, "
-            f"whose key stands at cosine {report.diagnosis.cosine:.2f} to k*. "
-            "Try another method or an earlier layer."
+            f"does not bring it about on the bare prompt{key}. Try another method or an earlier layer."
         )
     if last.delta_norm > 0.99 * last.limit:
         return f"‖δ‖ ran into its clamp of {number(last.limit)}. Raise the clamp or choose another layer."

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
+import torch
 
 from pages.shared import edit_figures, part_figures
 from pages.shared.edit_report import Report
 from pages.shared.edit_views import caption, chart, identity, look, once
 from pages.shared.text import number
 from rome_core import LanguageModel
+from rome_core.edits import Delta
 from rome_core.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
+from rome_core.methods.mass import MassConfig
 
 
 def search(lm: LanguageModel, report: Report) -> None:
@@ -18,43 +23,73 @@ def search(lm: LanguageModel, report: Report) -> None:
 
 
 def key_view(lm: LanguageModel, report: Report) -> None:
-    edit = report.edit
+    edit, words = report.edit, caption(lm, report)
+    k_star, k_0 = first_row(edit.k_star), first_row(edit.k_0)
+    cosine = float(torch.cosine_similarity(k_star, k_0, dim=0))
     st.markdown(
         "**k\\*** is what the layer's down projection reads at the subject's last token, averaged over the prefixes. "
-        f"Its norm is {number(float(edit.k_star.norm()))}; the bare prompt's key k₀ has norm "
-        f"{number(float(edit.k_0.norm()))} and stands at cosine {report.diagnosis.cosine:.3f} to it."
+        f"Its norm is {number(float(k_star.norm()))}; the bare prompt's key k₀ has norm "
+        f"{number(float(k_0.norm()))} and stands at cosine {cosine:.3f} to it."
     )
-    words = caption(lm, report)
     left, right = st.columns(2)
     with left:
         chart(part_figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
-    with right:
-        cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
-        chart(part_figures.cosines_figure(cosines, words, look()), "cosines")
+    if "keys" in edit.extras:
+        with right:
+            cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
+            chart(part_figures.cosines_figure(cosines, words, look()), "cosines")
+
+
+def leading_part(delta: Delta) -> tuple[Delta, float]:
+    """The strongest rank-one part of an update, and its share of ‖Δ‖²."""
+    if delta.U.shape[1] == 1:
+        return delta, 1.0
+    left, values, right = torch.linalg.svd(delta.matrix(), full_matrices=False)
+    part = Delta(delta.module, left[:, :1] * values[0], right[:1])
+    return part, float(values[0] ** 2 / values.square().sum().clamp(min=1e-300))
+
+
+def first_row(vectors: torch.Tensor) -> torch.Tensor:
+    """The first request's vector of an edit that may hold several."""
+    return vectors.reshape(-1, vectors.shape[-1])[0]
 
 
 def value_view(lm: LanguageModel, report: Report) -> None:
     edit = report.edit
+    v_0, v_star = first_row(edit.v_0), first_row(edit.v_star)
     st.markdown(
-        "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
-        f"‖v₀‖ = {number(float(edit.v_0.norm()))}, ‖v\\*‖ = {number(float(edit.v_star.norm()))}. "
+        (
+            "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
+            if not isinstance(edit.config, MassConfig)
+            else "**v\\*** is what the last edited block shall put out at the subject's last token: h + δ (MEMIT's z). "
+        )
+        + f"‖v₀‖ = {number(float(v_0.norm()))}, ‖v\\*‖ = {number(float(v_star.norm()))}. "
         "Read through the model's own head, each promotes the tokens below. In an early layer the new object need not "
         "be among them: later layers read the value first."
     )
-    before, after = promoted_tokens(lm, edit.v_0), promoted_tokens(lm, edit.v_star)
+    before, after = promoted_tokens(lm, v_0), promoted_tokens(lm, v_star)
     chart(part_figures.promoted_figure(before, after, caption(lm, report), look()), "promoted")
 
 
 def update_view(lm: LanguageModel, report: Report) -> None:
-    edit, d, words = report.edit, report.diagnosis, caption(lm, report)
-    key = "k₀" if edit.method == "rome" else "k\\*"
-    error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit))
+    """The factors and the spectrum of Δ; of several matrices, of the one that the user chooses."""
+    edit, words = report.edit, caption(lm, report)
+    names = [delta.module for delta in edit.deltas]
+    chosen = names[-1] if len(names) == 1 else st.segmented_control("Matrix", names, default=names[-1], required=True)
+    one = replace(edit, deltas=(edit.deltas[names.index(chosen)],))
+    check = ""
+    if report.diagnosis:
+        key = "k₀" if edit.method == "rome" else "k\\*"
+        error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit))
+        check = f" Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
     st.markdown(
-        f"**Δ = U V** is added to W of layer {d.layer}, `{edit.deltas[0].module}`. "
-        f"It moves the weights by {number(d.relative_F)} of their Frobenius norm (‖Δ‖ = {number(d.norm_F)}) "
-        f"and by {number(d.relative_2)} of their spectral norm. "
-        f"Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
+        f"**Δ = U V**, of rank {one.deltas[0].U.shape[1]} at most, is added to W, `{chosen}`. "
+        f"It moves the weights by {number(report.size.modules[chosen])} of their Frobenius norm "
+        f"(‖Δ‖ = {number(one.delta_norm)}).{check}"
     )
-    chart(part_figures.factors_figure(edit.deltas[0], words, look()), "factors")
-    values = once(("spectrum", identity(report)), lambda: [values.tolist() for values in spectrum(lm, edit)])
+    leading, share = once(("leading", chosen, identity(report)), lambda: leading_part(one.deltas[0]))
+    if one.deltas[0].U.shape[1] > 1:
+        st.caption(f"Below, the strongest of its rank-one parts, which is {share:.0%} of ‖Δ‖².")
+    chart(part_figures.factors_figure(leading, words, look()), "factors")
+    values = once(("spectrum", chosen, identity(report)), lambda: [values.tolist() for values in spectrum(lm, one)])
     chart(part_figures.spectrum_figure(values[0], values[1], words, look()), "spectrum")

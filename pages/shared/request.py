@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +98,11 @@ def _answers_of_a_linked_fact() -> None:
     st.session_state["target"], st.session_state["true"] = known.get(text, ("", ""))
 
 
-def method_form(lm: LanguageModel, default: str, key: str) -> Any:
+def method_form(lm: LanguageModel, default: str, key: str, methods: Mapping[str, Any] = METHODS) -> Any:
     """Choose a method and its settings; returns the config."""
-    names = list(METHODS)
+    names = list(methods)
+    if st.session_state.get("method", default) not in names:  # chosen on a page that offers more
+        del st.session_state["method"]
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     name = row.selectbox(
         "Method",
@@ -112,9 +114,9 @@ def method_form(lm: LanguageModel, default: str, key: str) -> Any:
         help="How the update is computed from the same key and value.",
     )
     with row.container(width="content", gap=None):
-        st.caption(literal(METHODS[name].title))
-        st.latex(METHODS[name].formula, width="content")
-    return config_form(lm, METHODS[name], key, bound=LAYER)
+        st.caption(literal(methods[name].title))
+        st.latex(methods[name].formula, width="content")
+    return config_form(lm, methods[name], key, bound=LAYER)
 
 
 def token_inspector(lm: LanguageModel, request: EditRequest) -> None:

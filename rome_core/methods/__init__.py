@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rome_core.edits import Edit
+from rome_core.methods.alphaedit import AlphaEdit
 from rome_core.methods.config import MethodConfig
+from rome_core.methods.emmet import Emmet
+from rome_core.methods.memit import Memit
 from rome_core.methods.rome import POLICIES
 from rome_core.methods.value import Report, ignore
 from rome_core.model import LanguageModel
@@ -14,7 +17,7 @@ from rome_core.presets import resolve
 from rome_core.progress import Track, silent
 from rome_core.tokens import EditRequest
 
-METHODS: dict[str, type[MethodConfig]] = {policy.name: policy for policy in POLICIES}
+METHODS: dict[str, type[MethodConfig]] = {method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit)}
 DEFAULT_METHOD = "r-rome"
 
 

@@ -21,6 +21,12 @@ class MethodConfig:
     name: ClassVar[str]
     title: ClassVar[str]
     formula: ClassVar[str]
+    batches: ClassVar[bool] = False  # whether several requests may be solved into one edit
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose C the method needs, once the config is resolved for a model."""
+        return []
 
     def solve(
         self,

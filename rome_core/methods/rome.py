@@ -131,6 +131,10 @@ class RomeConfig(MethodConfig):
         return solve_rome(lm, requests, self, moments=moments, edits=edits, track=track, report=report)
 
     @property
+    def layers(self) -> list[int]:
+        return [] if self.layer is None else [self.layer]
+
+    @property
     def value_settings(self) -> ValueSettings:
         assert self.clamp is not None
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)

@@ -20,6 +20,7 @@ from rome_core.tokens import EditRequest, Encoded, Prompt, as_target, encode, ta
 
 Report = Callable[[Step], None]
 KlAt = Literal["subject", "prompt end"]
+AddedTo = Literal["mlp_out", "resid_post"]
 ESSENCE = "{} is a"
 
 
@@ -123,8 +124,13 @@ def keys_of(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edi
 Final = Callable[[Float[Tensor, " d_model"]], Float[Tensor, "batch tail d_model"]]
 
 
-def final_by_replay(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit]) -> Final:
-    """δ → states after the final norm, from the subject's last token on. Blocks and tokens before it run only once."""
+def final_by_replay(
+    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit], site: AddedTo = "mlp_out"
+) -> Final:
+    """δ → states after the final norm, from the subject's last token on. Blocks and tokens before it run only once.
+
+    site: whether δ is added to the MLP's output (ROME) or to the block's (MEMIT).
+    """
     recording = record(lm, prompts.batch, edits=edits)
     column, rows = prompts.column, torch.arange(len(prompts.batch.ids), device=prompts.batch.ids.device)
     entry = recording.states[layer][:, column : column + 1]
@@ -132,7 +138,7 @@ def final_by_replay(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequ
 
     def final(delta: Float[Tensor, " d_model"]) -> Float[Tensor, "batch tail d_model"]:
         add: Patch = lambda state: state + delta.to(state)  # noqa: E731
-        own = run_block(lm, recording, layer, column, entry, rows, [(Point("mlp_out", layer), add)])
+        own = run_block(lm, recording, layer, column, entry, rows, [(Point(site, layer), add)])
         state = torch.cat([own, rest], 1)
         for later in range(layer + 1, lm.n_layers):
             state = run_block(lm, recording, later, column, state, rows)
@@ -141,7 +147,9 @@ def final_by_replay(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequ
     return final
 
 
-def final_by_hooks(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit]) -> Final:
+def final_by_hooks(
+    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit], site: AddedTo = "mlp_out"
+) -> Final:
     """The same, plainly: the whole model runs every time. The oracle of the fast path."""
     column = prompts.column
 
@@ -151,7 +159,7 @@ def final_by_hooks(lm: LanguageModel, prompts: Prompts, layer: int, edits: Seque
             state[:, column] = state[:, column] + delta.to(state)
             return state
 
-        return hidden_states(lm, prompts.batch, edits=edits, patches=[(Point("mlp_out", layer), add)])[:, column:]
+        return hidden_states(lm, prompts.batch, edits=edits, patches=[(Point(site, layer), add)])[:, column:]
 
     return final
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rome_core.errors import ModelError
-from rome_core.layout import LAYOUTS, layout_of
+from rome_core.layout import CACHE_NAMES, LAYOUTS, cache_argument, layout_of
 from tests.tiny import FAMILIES, tiny_model
 
 DOWN = {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "gpt_neox": "mlp.dense_4h_to_h"}  # all others: mlp.down_proj
@@ -69,3 +69,15 @@ def test_the_text_half_of_a_model_that_reads_images() -> None:
 def test_a_family_that_is_not_in_the_table() -> None:
     with pytest.raises(ModelError, match=r"Models of type 'bert' are not supported.*gpt2.*rome_core/layout.py"):
         layout_of("bert")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_goes_under_the_name_that_the_installed_release_gives_it(family: str) -> None:
+    lm = tiny_model(family)
+
+    assert cache_argument(lm.blocks[0]) in CACHE_NAMES and cache_argument(lm.hf.base_model) in CACHE_NAMES
+
+
+def test_a_module_without_a_cache() -> None:
+    with pytest.raises(ModelError, match="Linear takes no key-value cache under a known name"):
+        cache_argument(nn.Linear(2, 2))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_run
+from pages.shared import average_form, average_run
 from pages.shared.average_figures import average_curves, average_heatmaps, heatmap_title, strongest
 from pages.shared.average_run import About, Inquiry, Source, about_run, as_csv, as_json, collect, finished, read_rows
 from pages.shared.track import Job, Stopped
@@ -66,7 +66,7 @@ def rows() -> tuple[FactEffect, ...]:
 @pytest.fixture
 def averages_page(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
     """The page with five facts and no shipped study."""
-    monkeypatch.setattr("rome_core.datasets.load_facts", lambda *args: Facts(facts()))
+    monkeypatch.setattr(average_form, "load_facts", lambda *args: Facts(facts()))
     monkeypatch.setattr(average_run, "STUDY", tmp_path / "study.jsonl")
     settings = {"average-samples": "2", "average-window": "2", "average-noise_from": "vocabulary"}
     return goto(app, "averages", facts="3", **settings)

@@ -88,6 +88,25 @@ def test_a_fact_is_located_and_handed_to_the_edit_page(page: Any, base_url: str,
     assert "layer=20" in page.url
 
 
+def test_a_run_survives_a_page_switch_and_can_be_stopped(page: Any, base_url: str) -> None:
+    open_page(page, f"{base_url}/tracing?trace-samples=20")
+    page.locator(".st-key-run button:enabled").click()
+    main, sidebar = page.get_by_test_id("stMain"), page.get_by_test_id("stSidebar")
+    main.get_by_test_id("stProgress").wait_for()
+
+    page.get_by_test_id("stSidebarNav").get_by_text("Start here").click()
+    page.get_by_role("heading", name="ROME Explorer").wait_for()
+    sidebar.get_by_test_id("stProgress").wait_for()
+    page.get_by_test_id("stSidebarNav").get_by_text("Locate", exact=True).click()
+    heat_maps = page.locator("[class*='st-key-heat-'] .js-plotly-plot")
+    heat_maps.first.wait_for()
+
+    page.locator("[class*='st-key-stop-'] button").first.click()  # Streamlit's own header has a Stop, too
+    main.get_by_text("stopped after").first.wait_for()
+    heat_maps.nth(2).wait_for()
+    screenshot(page, "tracing-stopped")
+
+
 def test_a_model_that_cannot_be_loaded_is_one_sentence(page: Any, base_url: str) -> None:
     open_page(page, f"{base_url}/tracing")
     page.get_by_text("The model continues with").wait_for()

@@ -346,3 +346,19 @@ def test_the_parts_of_an_edit_have_figures(page: AppTest) -> None:
 
     assert all(fig.layout.title.text for fig in figures)
     assert METHODS["rome"].formula
+
+
+@pytest.mark.parametrize("method", ["memit", "emmet", "alphaedit"])
+def test_methods_without_a_single_key_are_shown_in_every_tab(page: AppTest, method: str) -> None:
+    page.selectbox(key="method").set_value(method)
+    page.number_input(key="layer").set_value(2).run()
+
+    report = run(page)
+
+    assert report.diagnosis is None and report.size.verdict in ("safe", "caution", "disabling")
+    assert report.size.relative_F == max(report.size.modules.values())
+    for tab in [tab.label for tab in page.tabs]:
+        page.session_state["edit-tab"] = tab
+        page.run()
+        assert not page.error and not page.exception, (tab, texts(page.error))
+    assert "by size alone" in "".join(str(metric.delta) for metric in page.metric)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import trace_more
+from pages.shared import noise_figure, severed_figure, trace_more
 from pages.shared.trace_run import Question
 from pages.shared.track import Job
 from rome_core import Prompt, Trace, TraceConfig, trace
@@ -70,25 +70,25 @@ def test_studies_ask_what_the_run_asked(traced: Trace) -> None:
 def test_the_severed_title_states_the_shares() -> None:
     result = severed([0.4, 0.5, 0.2], [0.1, 0.4, 0.2], [0.3, 0.45, 0.2])
 
-    assert trace_more.shares(result) == pytest.approx((0, 0.75, 0.25))
-    assert trace_more.severed_title(result) == (
+    assert severed_figure.shares(result) == pytest.approx((0, 0.75, 0.25))
+    assert severed_figure.severed_title(result) == (
         "Restored at layer 0: 75% of the effect needs the MLPs<br>above, 25% the attention"
     )
-    against = trace_more.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
+    against = severed_figure.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
     assert against.endswith("above, none the attention"), "severing it helps: nothing needs it"
-    assert "no effect" in trace_more.severed_title(severed([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]))
-    assert trace_more.severed_title(severed([0.1, torch.nan], [0.1, 0.1], [0.1, 0.1])).endswith("?")
+    assert "no effect" in severed_figure.severed_title(severed([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]))
+    assert severed_figure.severed_title(severed([0.1, torch.nan], [0.1, 0.1], [0.1, 0.1])).endswith("?")
 
 
 def test_which_levels_are_enough(traced: Trace) -> None:
     sure = replace(traced, clean=0.8)
     found = levels(0.8, 0.7, 0.5, 0.3, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01)
 
-    assert trace_more.sufficient(sure, found) == [3.0, 4.0, 6.0, 8.0, 12.0]
-    assert trace_more.noise_title(sure, found) == "From 3 σ on, less than 10% of the clean probability is left"
-    assert "The chosen 3 σ leaves 6%." in trace_more.enough(sure, found)
-    assert trace_more.noise_title(sure, levels(*[0.8] * 10)).startswith("Even 12 σ leaves more than 10%")
-    assert "at 2 of 10 levels" in trace_more.noise_title(sure, levels(*[0.8, 0.05] * 2, *[0.8] * 6))
+    assert noise_figure.sufficient(sure, found) == [3.0, 4.0, 6.0, 8.0, 12.0]
+    assert noise_figure.noise_title(sure, found) == "From 3 σ on, less than 10% of the clean probability is left"
+    assert "The chosen 3 σ leaves 6%." in noise_figure.enough(sure, found)
+    assert noise_figure.noise_title(sure, levels(*[0.8] * 10)).startswith("Even 12 σ leaves more than 10%")
+    assert "at 2 of 10 levels" in noise_figure.noise_title(sure, levels(*[0.8, 0.05] * 2, *[0.8] * 6))
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -96,8 +96,8 @@ def test_figures_say_what_they_rest_on(traced: Trace, dark: bool) -> None:
     sure = replace(traced, clean=0.8)
     found = levels(0.8, 0.7, 0.5, 0.3, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01)
     for figure in (
-        trace_more.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), dark),
-        trace_more.noise_figure(sure, found, dark),
+        severed_figure.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), dark),
+        noise_figure.noise_figure(sure, found, dark),
     ):
         told = " ".join(a.text for a in figure.layout.annotations).replace("<br>", " ")
         assert "tiny-llama" in told and "2 noise draws of 3 σ" in told and "seed 1" in told

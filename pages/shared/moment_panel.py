@@ -1,0 +1,194 @@
+"""The second moment C on the page: what it was made from, making another one, and whether it has settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+import torch
+
+from pages.shared import session, track
+from pages.shared.figures import Theme, _axis, frame, theme
+from pages.shared.text import count
+from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
+from rome_core.corpora import texts_from_dataset, texts_from_file
+from rome_core.hooks import Point, activations, batch_of
+from rome_core.moment import DEFAULT_TOKENS, convergence, memory_needed, moment_steps, moments_for, stored_moment
+from rome_core.tokens import encode
+
+OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
+RIDGE = 1e-6
+N_KEYS = 20
+AMBER = "#D9822B"
+WHY = (
+    "C = E[k kᵀ] over ordinary text says which keys the edited matrix sees anyway; the update is smallest for them. "
+    "Made again from other text, C stays in this session and is used by its next edits of this layer."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """C at every doubling of the tokens so far, and how settled it was: (tokens, mean cosine with the next one)."""
+
+    steps: tuple[Moment, ...]
+    settled: tuple[tuple[int, float], ...]
+
+
+def moments(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment] | None:
+    """C of the layers where this session made one; None where it made none, so that the method looks itself."""
+    made = {layer: C for layer in layers if (C := chosen(lm, layer)) is not None}
+    return {**moments_for(lm, [layer for layer in layers if layer not in made], None), **made} if made else None
+
+
+def chosen(lm: LanguageModel, layer: int) -> Moment | None:
+    """The C that this session made: of a run that was stopped, as far as it came."""
+    job: track.Job | None = session.recall(_job(lm, layer))
+    return None if job is None or job.live or not job.partial else job.partial.steps[-1]
+
+
+def panel(lm: LanguageModel, layer: int) -> None:
+    """A closed expander; inside, what C of the layer is made of, and making another one."""
+    opened = st.expander(f"Second moment C of layer {layer}", key="moment-panel", on_change="rerun")
+    if not opened.open:
+        return
+    with opened:
+        st.caption(WHY)
+        own = chosen(lm, layer)
+        st.markdown(_in_use(lm, layer, own or stored_moment(lm, layer), own is not None))
+        _form(lm, layer)
+        job: track.Job | None = session.recall(_job(lm, layer))
+        if job is not None:
+            track.panel(job, _draw)
+
+
+def _job(lm: LanguageModel, layer: int) -> tuple[Any, ...]:
+    return "moment", lm.fingerprint, layer
+
+
+def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> str:
+    if moment is None:
+        needed = memory_needed(lm, [layer]) / 2**20
+        return (
+            f"There is none yet: the first edit of this layer makes it from {DEFAULT_TOKENS:,} tokens of the model's "
+            f"own text and keeps it, with {needed:,.0f} MiB of memory while it runs."
+        )
+    seed = "" if moment.seed is None else f", seed {moment.seed}"
+    where = "made in this session" if own else "kept for every session"
+    return f"In use: {moment.corpus}{seed}, {count(moment.n_tokens, 'token')}, {where}."
+
+
+# ------------------------------------------------------------------------------------------------------------ making
+
+
+def _form(lm: LanguageModel, layer: int) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        source = st.segmented_control(
+            "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source"
+        )
+        n_tokens = st.number_input(
+            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=_tokens(lm)
+        )
+        if source == OWN:
+            seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.")
+    try:
+        texts = None if source == OWN else _file() if source == FILE else _dataset()
+    except RomeError as error:
+        session.show_error(error)
+        return
+    if source != OWN and not texts:
+        return
+    make, kept = st.columns([1, 3])
+    if make.button("Make C", key="moment-make"):
+        options = {"seed": int(seed)} if source == OWN else {"texts": texts}
+        _start(lm, layer, int(n_tokens), options)
+        st.rerun()
+    if chosen(lm, layer) is not None and kept.button("Back to the kept C", key="moment-back"):
+        session.remember(_job(lm, layer), None)
+        st.rerun()
+
+
+def _tokens(lm: LanguageModel) -> str:
+    return f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
+
+
+def _file() -> list[str] | None:
+    file = st.file_uploader(
+        "Paragraphs as text, or a JSON list of texts", type=["txt", "md", "json"], key="moment-file"
+    )
+    if file is None:
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / Path(file.name).name
+        path.write_bytes(file.getvalue())
+        return texts_from_file(path)
+
+
+def _dataset() -> list[str] | None:
+    name = st.text_input("Dataset on the hub", placeholder="Salesforce/wikitext", key="moment-dataset")
+    return list(texts_from_dataset(name)) if name else None
+
+
+def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]) -> None:
+    """Queue the making of C; every doubling of its tokens is drawn."""
+
+    def work(job: track.Job) -> None:
+        keys, steps = fact_keys(lm, layer), list[Moment]()
+        for step in moment_steps(lm, [layer], n_tokens, track=job.track, **options):
+            if step[layer].n_tokens >= lm.d_mlp:  # fewer keys than entries: C cannot be inverted yet
+                steps.append(step[layer])
+                job.partial = Made(tuple(steps), tuple(convergence(steps, keys, RIDGE)))
+        if not steps:
+            raise MomentError(
+                f"The texts hold fewer tokens than the keys have entries ({lm.d_mlp:,}), so C cannot be inverted.",
+                "",
+                "Give more text.",
+            )
+
+    session.remember(_job(lm, layer), track.submit(f"C of layer {layer}", work))
+
+
+def fact_keys(lm: LanguageModel, layer: int) -> torch.Tensor:
+    """Keys of the first facts of the project's set, at the subject's last token: [n d_mlp]."""
+    rows = [encode(lm.tokenizer, fact.prompt) for fact in load_facts()[:N_KEYS]]
+    batch = batch_of(lm, [row.ids[: row.subject[1]] for row in rows])
+    point = Point("mlp_key", layer)
+    keys = activations(lm, batch, [point])[point]
+    return keys[torch.arange(len(rows)), batch.last]
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def _draw(job: track.Job) -> None:
+    if job.partial and job.partial.settled:
+        figure = convergence_figure(job.partial, theme(st.context.theme.type == "dark"))
+        st.plotly_chart(figure, key=f"convergence-{job.id}", theme=None, config={"displaylogo": False})
+
+
+def convergence_figure(made: Made, look: Theme) -> go.Figure:
+    """The mean cosine between C⁻¹k now and after twice the tokens, for the keys of some facts; 1 is settled."""
+    tokens, cosines = zip(*made.settled, strict=True)
+    fig = go.Figure()
+    fig.add_scatter(
+        x=tokens,
+        y=cosines,
+        mode="lines+markers",
+        line={"color": AMBER, "width": 2},
+        marker={"size": 7},
+        hovertemplate="%{x:,} tokens: cosine %{y:.4f}<extra></extra>",
+    )
+    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
+    fig.update_xaxes(
+        **_axis(look), type="log", title_text="tokens", tickvals=tokens, ticktext=[f"{t:,}" for t in tokens]
+    )
+    fig.update_yaxes(**grid, title_text="cosine", range=[min(0.9, *cosines) - 0.02, 1.01])
+    now = made.steps[-1]
+    title = f"From {tokens[-1]:,} to {now.n_tokens:,} tokens the direction C⁻¹k turns by a cosine of {cosines[-1]:.3f}"
+    caption = f"mean over the keys of {N_KEYS} facts · layer {now.layer} · ridge {RIDGE:g} · {now.corpus}"
+    frame(fig, title, caption, 240, look, left=64)
+    return fig

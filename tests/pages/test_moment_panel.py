@@ -1,0 +1,77 @@
+"""The panel of C on the edit page: what is in use, another one from the user's text, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import moment_panel
+from pages.shared.figures import theme
+from pages.shared.moment_panel import Made, convergence_figure, fact_keys
+from rome_core import Moment, load_facts
+from rome_core.hooks import Point, activations, batch_of
+from rome_core.tokens import encode
+from tests.pages.conftest import goto, texts, wait_for
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def opened(app: AppTest) -> AppTest:
+    app.session_state["moment-panel"] = True
+    return goto(app, "edit")
+
+
+def end_of_jobs(app: AppTest) -> AppTest:
+    return wait_for(app, lambda app: not app.session_state["_jobs"] if "_jobs" in app.session_state else False)
+
+
+def test_a_c_of_ones_own_is_made_shown_used_and_given_back(opened: AppTest) -> None:
+    app = opened
+    app.number_input(key="moment-tokens").set_value(600)
+    app.number_input(key="moment-seed").set_value(3).run()
+    end_of_jobs(app.button(key="moment-make").click().run())
+
+    assert not app.error and not app.exception, texts(app.error)
+    assert "self-written text, seed 3, 600 tokens, made in this session" in texts(app.markdown)
+    end_of_jobs(app.button(key="run").click().run())
+    assert not app.error, texts(app.error)
+    (item,) = app.session_state["_edits"]
+    assert item.edit.corpus == "self-written text, 600 tokens"
+
+    app.button(key="moment-back").click().run()
+    assert "made in this session" not in texts(app.markdown)
+
+
+def test_a_closed_panel_costs_nothing(app: AppTest) -> None:
+    goto(app, "edit")
+
+    assert not [button for button in app.button if button.key == "moment-make"]
+
+
+def test_too_little_text_is_one_sentence(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moment_panel, "_file", lambda: ["Three short words."])
+    opened.segmented_control(key="moment-source").set_value(moment_panel.FILE).run()
+
+    end_of_jobs(opened.button(key="moment-make").click().run())
+
+    assert "fewer tokens than the keys have entries" in texts(opened.error)
+
+
+def test_the_keys_are_those_of_the_subjects_last_tokens() -> None:
+    lm = tiny_model("llama")
+    keys = fact_keys(lm, 1)
+
+    fact = load_facts()[3]
+    row, point = encode(lm.tokenizer, fact.prompt), Point("mlp_key", 1)
+    plain = activations(lm, batch_of(lm, [row.ids]), [point])[point][0, row.last_subject]
+    assert torch.allclose(keys[3], plain, atol=1e-5)
+
+
+def test_the_figure_says_how_far_the_direction_still_turns() -> None:
+    step = Moment(1, torch.eye(4, dtype=torch.float64), 4_000, "mine", "f")
+
+    figure = convergence_figure(Made((step,), ((1_000, 0.91), (2_000, 0.987))), theme(False))
+
+    assert "From 2,000 to 4,000 tokens" in figure.layout.title.text and "0.987" in figure.layout.title.text
+    assert list(figure.data[0].x) == [1_000, 2_000]
