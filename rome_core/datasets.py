@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rome_core.assets import ASSETS
 from rome_core.errors import DataError, RomeError
@@ -16,6 +17,7 @@ from rome_core.tokens import EditRequest, Prompt
 
 OWN_FACTS = ASSETS / "facts.json"
 N_NEIGHBOURS = 10  # as many as CounterFact gives
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,21 @@ def load_facts(path: str | Path | None = None) -> Facts:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"'{source}' cannot be read.", str(error), "Give a JSON file of facts.") from None
     return parse_facts(text, source.name)
+
+
+def part_of(fact: Fact) -> Part:
+    """Which part a fact is in: half of all subjects train hypernetworks, a tenth validates, the rest is scored.
+
+    A hash of the subject decides, so facts about one subject never stand in two parts, in any file, on any machine.
+    """
+    digest = hashlib.blake2b(fact.prompt.subject.strip().casefold().encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") % 100
+    return "train" if place < 50 else "validation" if place < 60 else "test"
+
+
+def facts_of(part: Part, facts: Iterable[Fact] | None = None) -> list[Fact]:
+    """The facts of one part, in order: of the project's own set, or of `facts`."""
+    return [fact for fact in (load_facts() if facts is None else facts) if part_of(fact) == part]
 
 
 def parse_facts(text: str, name: str = "the text") -> Facts:

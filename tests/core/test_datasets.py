@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rome_core.datasets import OWN_FACTS, Fact, expand, load_facts, parse_facts
+from rome_core.datasets import OWN_FACTS, Fact, expand, facts_of, load_facts, parse_facts, part_of
 from rome_core.errors import DataError
 from rome_core.tokens import EditRequest, Prompt
 
@@ -228,3 +228,23 @@ def test_the_projects_own_set() -> None:
         assert all(subject in text for text in (*fact.paraphrases, *fact.generations))
         assert 5 <= len(set(fact.neighbours)) == len(fact.neighbours) <= 10
         assert fact.prompt.text not in fact.neighbours and fact.neighbour_true == fact.target_true
+
+
+def test_the_parts_are_disjoint_by_subject_and_cover_all_facts() -> None:
+    parts = [facts_of(part) for part in ("train", "validation", "test")]
+    subjects = [{fact.prompt.subject.casefold() for fact in part} for part in parts]
+
+    assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
+    assert sorted(fact.id for part in parts for fact in part) == sorted(fact.id for fact in load_facts())
+    shares = [len(part) / len(load_facts()) for part in parts]
+    assert shares == pytest.approx([0.5, 0.1, 0.4], abs=0.05)
+
+
+def test_the_rule_of_the_parts_is_stable() -> None:
+    def about(subject: str) -> str:
+        return part_of(Fact("x", "y", Prompt("{} is in", subject), "a", "b"))
+
+    # Written down once: checkpoints were trained on what the rule said then.
+    subjects = ("Eiffel Tower", "Kenya", "Nile", "Lyon", "Toyota", "dolphin")
+    assert [about(subject) for subject in subjects] == ["train", "test", "validation", "test", "train", "test"]
+    assert about(" eiffel tower") == about("Eiffel Tower")
