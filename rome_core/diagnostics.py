@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.datasets import load_facts
-from rome_core.edits import Edit
+from rome_core.edits import Delta, Edit
 from rome_core.errors import EditError
 from rome_core.hooks import Point, activations, batch_of
 from rome_core.inspection import weight_of
@@ -35,6 +35,8 @@ class Diagnosis:
     k0_k0, k0_kstar, kstar_kstar: k_0ᵀC⁻¹k_0, k_0ᵀC⁻¹k*, k*ᵀC⁻¹k*. denominator: the one the update divides by.
     caution_below, disabling_below: denominators at which the verdict changes with everything else as it is.
     value_ratio: ‖δ‖/‖v_0‖. norm_F: ‖Δ‖_F; relative_F, relative_2: ‖Δ‖/‖W‖ in Frobenius and spectral norm.
+    relative_C: ‖ΔC^½‖_F/‖WC^½‖_F, how far the module's output moves on general text (root mean square), in units of
+    that output. relative_start: ‖Δk‖/‖Wk‖ at the first tokens of ordinary prompts, which every text has (mean).
     reference: the denominator of published ROME, k_0ᵀC⁻¹k*, over ordinary facts (subject not first) at this layer.
     """
 
@@ -56,6 +58,8 @@ class Diagnosis:
     norm_F: float
     relative_F: float
     relative_2: float
+    relative_C: float
+    relative_start: float
     reference: tuple[float, ...]
 
 
@@ -109,6 +113,9 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     denominator = {"rome": k0_kstar, "p-rome": k0_k0}.get(edit.method, kstar_kstar)
     W = weight_of(lm, delta.module).double().cpu()
     relative_F = delta.norm() / float(W.norm())
+    C = moment.C.double()
+    prefixes = edit.config.prefixes or ("",)
+    start = ordinary_keys(lm, layer, prefixes).start
     first = encode(lm.tokenizer, edit.requests[0].prompt).last_subject == 0
     verdict = verdict_of(relative_F)
     cosine = float(torch.cosine_similarity(k_0, k_mean, dim=0))
@@ -130,8 +137,10 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
         value_ratio=float(edit.extras["delta"].norm() / edit.v_0.norm()),
         norm_F=delta.norm(),
         relative_F=relative_F,
-        relative_2=float(torch.linalg.matrix_norm(delta.matrix().cpu(), 2) / torch.linalg.matrix_norm(W, 2)),
-        reference=reference(lm, moment, ridge, edit.config.prefixes or ("",)),
+        relative_2=spectral_norm(delta) / float(torch.linalg.matrix_norm(W, 2)),
+        relative_C=_rms(*_factors(delta), C) / float(((W @ C) * W).sum().sqrt()),
+        relative_start=float((delta(start).norm(dim=1) / (start @ W.T).norm(dim=1)).mean()),
+        reference=reference(lm, moment, ridge, prefixes),
     )
 
 
@@ -164,22 +173,54 @@ def forecast(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     return {p.name: diagnose(lm, repolicy(lm, edit, p.name, moment), moment) for p in POLICIES}
 
 
+def _factors(delta: Delta) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "rank d_mlp"]]:
+    return delta.U.double().cpu(), delta.V.double().cpu()
+
+
+def spectral_norm(delta: Delta) -> float:
+    """‖U V‖_2 from the factors: their QR factors leave a matrix of the size of the rank."""
+    U, V = _factors(delta)
+    small = torch.linalg.qr(U).R @ torch.linalg.qr(V.T).R.T
+    return float(torch.linalg.matrix_norm(small, 2)) if small.isfinite().all() else float("nan")
+
+
+def _rms(U: Float[Tensor, "d_model rank"], V: Float[Tensor, "rank d_mlp"], C: Float[Tensor, "d_mlp d_mlp"]) -> float:
+    """‖U V C^½‖_F, the root of E‖Δk‖²."""
+    return float(((U.T @ U) * (V @ C @ V.T)).sum().clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class OrdinaryKeys:
+    """Keys of ordinary facts, whose subjects are not the first token: bare, mean over the prefixes, and of the first
+    token of every prompt and prefix."""
+
+    k_0: Float[Tensor, "n d_mlp"]
+    k_star: Float[Tensor, "n d_mlp"]
+    start: Float[Tensor, "m d_mlp"]
+
+
 def reference(lm: LanguageModel, moment: Moment, ridge: float, prefixes: tuple[str, ...]) -> tuple[float, ...]:
     """k_0ᵀC⁻¹k* of ordinary facts of the project's set, whose subjects are not the first token; found once a C."""
-    prefixes = tuple(p for p in prefixes if p)[:5]
     found: dict[object, tuple[float, ...]] = lm.memo.setdefault("reference", {})
     key = (moment, ridge, prefixes)  # the moment itself: an address would be used again
     if key not in found:
-        k_0, k_star = _ordinary_keys(lm, moment.layer, prefixes)
-        solved = moment.solve(k_star.T, ridge)
-        found[key] = tuple(torch.einsum("nd,dn->n", k_0, solved).tolist())
+        ordinary = ordinary_keys(lm, moment.layer, prefixes)
+        solved = moment.solve(ordinary.k_star.T, ridge)
+        found[key] = tuple(torch.einsum("nd,dn->n", ordinary.k_0, solved).tolist())
     return found[key]
 
 
-def _ordinary_keys(
-    lm: LanguageModel, layer: int, prefixes: tuple[str, ...]
-) -> tuple[Float[Tensor, "n d_mlp"], Float[Tensor, "n d_mlp"]]:
-    """Bare and mean keys of ordinary facts, up to the subject's last token and the layer."""
+def ordinary_keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
+    """Keys of ordinary facts behind the first five of the prefixes; found once a layer and prefixes."""
+    prefixes = tuple(p for p in prefixes if p)[:5]
+    found: dict[object, OrdinaryKeys] = lm.memo.setdefault("ordinary keys", {})
+    if (layer, prefixes) not in found:
+        found[layer, prefixes] = _ordinary_keys(lm, layer, prefixes)
+    return found[layer, prefixes]
+
+
+def _ordinary_keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
+    """One pass up to the subjects' last tokens and the layer."""
     prompts = [fact.prompt for fact in load_facts() if fact.prompt.span[0] > 0]
     chosen = prompts[:: max(1, len(prompts) // REFERENCE_FACTS)][:REFERENCE_FACTS]
     rows = [encode(lm.tokenizer, prompt.behind(p)) for prompt in chosen for p in ("", *prefixes)]
@@ -187,5 +228,5 @@ def _ordinary_keys(
     batch = batch_of(lm, cut)
     point = Point("mlp_key", layer)
     keys = activations(lm, batch, [point])[point].double().cpu()
-    keys = keys[torch.arange(len(cut)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
-    return keys[:, 0], keys.mean(1)
+    ends = keys[torch.arange(len(cut)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
+    return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0])

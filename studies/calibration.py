@@ -1,0 +1,142 @@
+"""Edits that break the model and edits that do not, for fitting verdict thresholds: `python studies/calibration.py`.
+
+Half of the requests have a subject that is the first token of the prompt, half do not; they alternate, layer by layer
+and clamp by clamp, so that a stopped study is balanced, too. For each, δ is optimised once with six prefixes, every key
+policy is made from it, everything that is known before application is recorded (`diagnose`), and then the perplexity on
+six passages. One JSON line a δ to docs/studies/calibration.jsonl; a stopped study goes on where it was.
+`python studies/calibrate.py` fits the thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rome_core import METHODS, EditRequest, LanguageModel, Prompt, load_facts, load_model, solve
+from rome_core.diagnostics import Diagnosis, diagnose
+from rome_core.errors import RomeError
+from rome_core.evaluation import general_texts, perplexity
+from rome_core.methods.rome import POLICIES, repolicy
+from rome_core.methods.value import sampled_prefixes
+from rome_core.moment import moments_for
+from rome_core.presets import preset
+from rome_core.tokens import encode
+from studies.common import RESULTS, append, read
+
+LAYERS = (5, 14, 3, 20, 8, 17, 11, 24)
+CLAMPS = (None, 4.0)  # the preset's, and the authors' in their GPT-2 settings
+PASSAGES = 6
+
+# Subjects of one token, by what is asked about them; each target is wrong for every subject of its row.
+FIRST: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("{} is a city in the country of", ("Japan", "Brazil", "Egypt"), "Paris London Rome Boston Chicago"),
+    (
+        "{} is a country on the continent of",
+        ("Antarctica", "Oceania"),
+        "France Germany Italy Spain Japan China India Russia Brazil Canada Mexico Egypt Australia Israel Iran Hungary",
+    ),
+    ("{} is a company founded by", ("Einstein", "Napoleon"), "Apple Microsoft Google Amazon Facebook"),
+    ("{} worked mainly in the field of", ("music", "cooking"), "Newton Darwin Lincoln Washington Marx"),
+    ("{} is a kind of", ("animal", "language"), "Gold Silver Iron Water"),
+    ("{} was developed in the country of", ("Spain", "Chile"), "Python Java Linux Windows"),
+    ("{} is a state in the country of", ("France", "China"), "Texas California Florida Virginia"),
+    ("{} is a university in the city of", ("Moscow", "Tokyo"), "Harvard Oxford Cambridge"),
+)
+UNRECORDED = {"verdict", "explanation", "calibrated", "reference", "method", "layer"}
+
+
+def requests_of(lm: LanguageModel, n: int, seed: int) -> Iterator[tuple[str, EditRequest, int, float | None]]:
+    """n times pool, request, layer and clamp, the two pools in turn."""
+    first = [
+        EditRequest(Prompt(template, subject), targets[i % len(targets)])
+        for template, targets, subjects in FIRST
+        for i, subject in enumerate(subjects.split())
+    ]
+    later = [fact.request for fact in load_facts()]
+    pools: dict[str, list[EditRequest]] = {"first": [], "later": []}
+    for request in [*first, *later]:
+        pools["first" if encode(lm.tokenizer, request.prompt).last_subject == 0 else "later"].append(request)
+    for pool in pools.values():
+        random.Random(seed).shuffle(pool)
+    layers = [layer for layer in LAYERS if layer < lm.n_layers]
+    pairs = [
+        (name, request)
+        for pair in zip(*pools.values(), strict=False)
+        for name, request in zip(pools, pair, strict=True)
+    ]
+    for index, (name, request) in enumerate(pairs[:n]):
+        turn = index // 2
+        yield name, request, layers[turn % len(layers)], CLAMPS[turn // len(layers) % len(CLAMPS)]
+
+
+def known_before(diagnosis: Diagnosis) -> dict[str, Any]:
+    names = [field.name for field in fields(Diagnosis) if field.name not in UNRECORDED]
+    return {name: getattr(diagnosis, name) for name in names}
+
+
+def finite(value: float) -> float | str:
+    """JSON has no inf and no nan."""
+    return value if math.isfinite(value) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--values", type=int, default=96, help="how many δ; every policy is an edit of each")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the prefixes")
+    parser.add_argument("--out", type=Path, default=RESULTS / "calibration.jsonl")
+    args = parser.parse_args()
+    lm = load_model()
+    todo = list(requests_of(lm, args.values, args.seed))
+    moments = moments_for(lm, sorted({layer for *_, layer, _ in todo}), None, tqdm)
+    sampled = sampled_prefixes(lm, args.seed)
+    prefixes = (sampled[0], *sampled[1::4])
+    passages = general_texts()[:PASSAGES]
+    before = perplexity(lm, passages)
+    done = {(record["prompt"], record["layer"]) for record in read(args.out)}
+    for pool, request, layer, clamp in tqdm(todo):
+        if (request.prompt.text, layer) in done:
+            continue
+        config = METHODS["r-rome"](
+            layer=layer,
+            clamp=clamp or preset(lm).clamp,
+            prefixes=prefixes,
+            seed=args.seed,  # type: ignore[call-arg]
+        )
+        record = {
+            "pool": pool,
+            "prompt": request.prompt.text,
+            "subject": request.prompt.subject,
+            "target": request.target_new,
+            "layer": layer,
+            "clamp": config.clamp,
+            "seed": args.seed,
+            "model": lm.name,
+            "fingerprint": lm.fingerprint,
+            "perplexity_before": before,
+        }
+        try:
+            edit = solve(lm, [request], config, moments=moments)
+            variants = [repolicy(lm, edit, p.name, moments) for p in POLICIES if p.name != "c-rome"]  # as r-rome
+            record["loss"] = edit.history[-1].loss
+            record["edits"] = [
+                {
+                    "policy": variant.method,
+                    **known_before(diagnose(lm, variant, moments)),
+                    "perplexity": finite(perplexity(lm, passages, edits=[variant])),
+                }
+                for variant in variants
+            ]
+        except RomeError as error:
+            record["error"] = str(error)
+        append(args.out, record)
+
+
+if __name__ == "__main__":
+    main()
