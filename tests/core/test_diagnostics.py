@@ -37,6 +37,14 @@ def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnostics, "REFERENCE_FACTS", 4)
 
 
+def first_keys(lm: LanguageModel) -> list[np.ndarray]:
+    """The keys of the first tokens of four ordinary facts, bare and behind both prefixes."""
+    prompts = [fact.prompt for fact in load_facts() if not fact.prompt.template.startswith("{}")]
+    texts = [prefix + prompt.text for prompt in prompts[:: len(prompts) // 4][:4] for prefix in PREFIXES]
+    path = lm.layout.module("mlp_out", 1)
+    return [plain_states(lm, lm.tokenizer(text)["input_ids"], path)[0][0].double().numpy() for text in texts]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_quantity_by_hand(family: str, policy: str) -> None:
@@ -59,6 +67,13 @@ def test_every_quantity_by_hand(family: str, policy: str) -> None:
         "relative_F": np.linalg.norm(update) / np.linalg.norm(W),
         "relative_2": np.linalg.norm(update, 2) / np.linalg.norm(W, 2),
     }
+    # The root of E‖Δk‖² over keys whose second moment is C, by a square root of C.
+    values, vectors = np.linalg.eigh(C)
+    root = vectors * np.sqrt(values)
+    expected["relative_C"] = np.linalg.norm(update @ root) / np.linalg.norm(W @ root)
+    starts = first_keys(lm)
+    moved = [np.linalg.norm(update @ key) / np.linalg.norm(W @ key) for key in starts]
+    expected["relative_start"] = np.mean(moved)
     expected["cosine_whitened"] = expected["k0_kstar"] / np.sqrt(expected["k0_k0"] * expected["kstar_kstar"])
     name = {"rome": "k0_kstar", "p-rome": "k0_k0"}.get(policy, "kstar_kstar")
     expected["denominator"] = expected[name]

@@ -37,6 +37,8 @@ BROKEN = Diagnosis(
     norm_F=2_500.0,
     relative_F=14.9,
     relative_2=100.0,
+    relative_C=12.0,
+    relative_start=9.0,
     reference=ORDINARY,
 )
 SAFE = replace(BROKEN, verdict="safe", method="r-rome", denominator=1231.0, disabling_below=20.0, relative_F=0.07)
