@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared import (
+    bench_view,
     edit_figures,
     edit_files,
     edit_views,
@@ -42,6 +43,20 @@ def main() -> None:
     config = request.method_form(lm, DEFAULT_METHOD, "edit")
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
+    view = st.segmented_control(
+        "What to do",
+        list(VIEWS),
+        default=ONE,
+        key="view",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+    )
+    VIEWS[view](lm, wanted, config)
+
+
+def one_method(lm: LanguageModel, wanted: EditRequest | None, config: Any) -> None:
+    """The chosen method on the fact of the form, or an edit from a file."""
     below = others(wanted)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
@@ -53,6 +68,10 @@ def main() -> None:
         edit = edit_files.opened(lm)
     if edit:
         show_opened(lm, edit)
+
+
+def all_methods(lm: LanguageModel, wanted: EditRequest | None, config: Any) -> None:
+    bench_view.view(lm, wanted, config, others(wanted))
 
 
 def others(wanted: EditRequest | None) -> tuple[Edit, ...]:
@@ -199,6 +218,9 @@ def with_settings_of(config: Any, other: type) -> Any:
     """Another method's config with the same values in the fields that both have."""
     return other(**{f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)})
 
+
+ONE = "This method"
+VIEWS = {ONE: one_method, "All methods": all_methods}
 
 frame.require_frame()
 main()

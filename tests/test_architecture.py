@@ -21,6 +21,7 @@ ROWS = (
     ("severed", "tracing"),
     ("attribution", "averages", "methods"),
     ("diagnostics", "evaluation", "storage"),
+    ("bench",),
     ("__init__",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -1,0 +1,98 @@
+"""All methods on one fact: the button, the rows, a row that becomes the active edit, and the figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import bench_figure, bench_view
+from pages.shared.figures import LIGHT
+from rome_core import METHODS
+from rome_core.bench import Row
+from rome_core.methods.shared import FAMILY
+from tests.pages.conftest import goto, texts, wait_for
+from tests.tiny import random_edit, random_moment, tiny_model
+
+
+@pytest.fixture
+def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The view, with few methods and a C that need not be estimated."""
+    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    kept = {name: METHODS[name] for name in ("r-rome", "h-rome", "memit")}
+    monkeypatch.setattr(bench_view, "METHODS", kept)
+    goto(app, "edit", view="All methods")
+    app.number_input(key="layer").set_value(1).run()  # memit's three layers do not fit below
+    app.number_input(key="edit-steps").set_value(2).run()
+    return app
+
+
+def job(app: AppTest) -> Any:
+    return app.session_state["_results"][bench_view.JOB]
+
+
+def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> None:
+    assert "Press Run all methods" in texts(page.info)
+    page.button(key="bench-run").click().run()
+    wait_for(page, lambda app: not job(app).live)
+    page.run()
+
+    run = job(page).partial
+    assert not page.exception and job(page).error is None
+    assert [row.method for row in run.rows] == ["before", "r-rome", "h-rome", "memit"]
+    assert run.rows[2].shared == "r-rome"
+    assert run.rows[1].edit.config.layer == run.rows[2].edit.config.layer == 1
+    assert page.session_state["_edits"] == []
+
+    page.selectbox(key="bench-row").set_value("h-rome").run()
+    page.button(key="bench-activate").click().run()
+    assert [item.edit.method for item in page.session_state["_edits"]] == ["h-rome"]
+    page.selectbox(key="bench-row").set_value("r-rome").run()
+    page.button(key="bench-activate").click().run()
+    assert [item.edit.method for item in page.session_state["_edits"]] == ["r-rome"]
+    assert "Among this session's edits" in texts(page.caption)
+
+
+def test_an_unknown_fact_asks_for_prompts(page: AppTest) -> None:
+    page.text_input(key="subject").set_value("green dragon").run()
+    page.text_area(key="bench-neighbours").set_value("Lyon is in\n\n Milan is in ").run()
+    task = bench_view.Task  # the form's task is made on every run: read it off a run
+    page.button(key="bench-run").click().run()
+    wait_for(page, lambda app: not job(app).live)
+
+    asked = job(page).partial.task
+    assert isinstance(asked, task) and asked.neighbours == ("Lyon is in", " Milan is in") and asked.paraphrases == ()
+    assert "paraphrase" not in job(page).partial.rows[1].values
+
+
+def test_methods_take_the_settings_that_they_share() -> None:
+    lm = tiny_model()
+    config = METHODS["r-rome"](layer=3, steps=7, seed=5)
+
+    found = {one.name: one for one in bench_view.configs_like(lm, config)}
+
+    assert found.keys() == METHODS.keys()
+    for name, one in found.items():
+        if METHODS[name] in FAMILY:
+            assert (one.layer, one.steps) == (3, 7)
+        assert getattr(one, "seed", 5) == 5
+    assert found["memit"].steps == METHODS["memit"]().steps
+
+
+def test_the_figure_has_a_panel_a_measure_and_names_the_finding() -> None:
+    edit = random_edit(tiny_model())
+    rows = [
+        Row("before", values={"efficacy": 0.1, "neighbour": 0.0}),
+        Row("a", edit=edit, values={"efficacy": 0.9, "neighbour": 0.1, "nkl": 0.5, "seconds": 2.0}),
+        Row("b", edit=edit, values={"efficacy": 0.8, "neighbour": 0.0, "nkl": 0.01, "seconds": 1.0}),
+        Row("c", error="There is no checkpoint."),
+    ]
+    fig = bench_figure.methods_figure(rows, "caption", LIGHT)
+
+    assert fig.layout.title.text == "2 of 2 reach p(new) above 0.5; of these b changes neighbours least (0.0100 nats)"
+    assert [list(trace.x) for trace in fig.data] == [[0.9, 0.8], [0.1, 0.0], [0.5, 0.01], [2.0, 1.0]]
+    assert len(fig.layout.shapes) == 2
+    assert bench_figure.title([]).endswith("?")
+    shown = bench_view.table_rows(rows)
+    assert shown[3]["note"] == "There is no checkpoint." and shown[0]["NKL, nats"] == ""
