@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from rome_core.edits import Delta, Edit, Step
+from rome_core.edits import Delta, Edit, Step, factors
 from rome_core.errors import EditError, PromptError
-from rome_core.methods import METHODS
+from rome_core.methods import METHODS, MethodConfig
 from rome_core.model import LanguageModel
 from rome_core.tokens import EditRequest, Prompt
 
@@ -65,16 +65,13 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
 
 
 def _from_parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Edit:
-    config_class = METHODS[about["method"]]
-    names = {field.name for field in fields(config_class)}
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items() if k in names}
     return Edit(
         requests=tuple(
             EditRequest(Prompt(**request["prompt"]), request["target_new"], request["target_true"])
             for request in about["requests"]
         ),
         method=about["method"],
-        config=config_class(**settings),
+        config=config_of(about["method"], about["config"]),
         deltas=tuple(
             Delta(module, tensors[f"delta.{i}.U"], tensors[f"delta.{i}.V"]) for i, module in enumerate(about["modules"])
         ),
@@ -87,17 +84,10 @@ def _from_parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Edit
     )
 
 
-def factors(edits: Sequence[Edit]) -> dict[str, Delta]:
-    """All updates of some edits, one delta a module: low-rank terms on one module are stacked."""
-    stacked: dict[str, Delta] = {}
-    for delta in (delta for edit in edits for delta in edit.deltas):
-        before = stacked.get(delta.module)
-        stacked[delta.module] = (
-            delta
-            if before is None
-            else Delta(delta.module, torch.cat([before.U, delta.U], 1), torch.cat([before.V, delta.V], 0))
-        )
-    return stacked
+def config_of(method: str, settings: Mapping[str, Any]) -> MethodConfig:
+    """A method's config from settings that were read from JSON; fields that it does not have are passed over."""
+    names = {field.name for field in fields(METHODS[method])}
+    return METHODS[method](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names})
 
 
 def export_adapter(edit: Edit | Sequence[Edit], folder: str | Path, base_model: str | None = None) -> None:

@@ -20,7 +20,8 @@ ROWS = (
     ("noise", "restoring"),
     ("severed", "tracing"),
     ("attribution", "averages", "methods"),
-    ("diagnostics", "evaluation", "storage"),
+    ("diagnostics", "storage"),
+    ("evaluation",),
     ("bench",),
     ("__init__",),
 )
