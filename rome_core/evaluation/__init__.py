@@ -6,15 +6,15 @@ from rome_core.evaluation.run import Evaluation, evaluate, measure
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
 from rome_core.evaluation.sequence_curves import collapse, curves, retention_matrix
-from rome_core.evaluation.sequence_run import Pace, Plan, Record, SequenceRun, branch_run, create_run, open_run
+from rome_core.evaluation.sequence_run import Pace, Record, SequencePlan, SequenceRun, branch_run, create_run, open_run
 
 __all__ = [
     "Case",
     "Evaluation",
     "Pace",
-    "Plan",
     "Record",
     "Score",
+    "SequencePlan",
     "SequenceRun",
     "branch_run",
     "case_of",

@@ -15,7 +15,7 @@ from rome_core.datasets import Fact
 from rome_core.edits import Edit, factors, merged
 from rome_core.errors import DataError, EditError, RomeError
 from rome_core.evaluation.perplexity import general_texts, perplexity
-from rome_core.evaluation.sequence_run import Check, Pace, Plan, Record, SequenceRun
+from rome_core.evaluation.sequence_run import Check, Pace, Record, SequencePlan, SequenceRun
 from rome_core.generation import generate_many
 from rome_core.inspection import weight_of
 from rome_core.methods import MethodConfig, solve
@@ -36,7 +36,7 @@ def plan_sequence(
     config: MethodConfig,
     pace: Pace = Pace(),  # noqa: B008  (frozen)
     order_seed: int | None = None,
-) -> Plan:
+) -> SequencePlan:
     """A plan with the config resolved for the model, and prefixes sampled once from it, unedited, as the authors do.
 
     A config that brings its own prefixes keeps them. Raises EditError for a batch that the method cannot take.
@@ -52,7 +52,7 @@ def plan_sequence(
         sampled = sampled_prefixes(lm, getattr(config, "seed", 0))
         few = (sampled[0], *sampled[1::EVERY]) if pace.prefixes < len(sampled) else sampled
         config = replace(config, prefixes=few)  # type: ignore[call-arg]
-    return Plan(config, tuple(facts), pace, order_seed)
+    return SequencePlan(config, tuple(facts), pace, order_seed)
 
 
 def edit_in_sequence(
@@ -85,7 +85,9 @@ def edit_in_sequence(
             yield record
 
 
-def check(lm: LanguageModel, plan: Plan, chosen: Sequence[int], edits: Sequence[Edit] = ()) -> tuple[Check, ...]:
+def check(
+    lm: LanguageModel, plan: SequencePlan, chosen: Sequence[int], edits: Sequence[Edit] = ()
+) -> tuple[Check, ...]:
     """Whether some of the plan's facts are as their edits want them."""
     pairs = [
         (plan.facts[i].prompt.text, as_target(target))
@@ -99,7 +101,7 @@ def check(lm: LanguageModel, plan: Plan, chosen: Sequence[int], edits: Sequence[
     )
 
 
-def _unedited(lm: LanguageModel, plan: Plan) -> Record:
+def _unedited(lm: LanguageModel, plan: SequencePlan) -> Record:
     began = time.monotonic()
     return Record(
         step=0,
@@ -120,7 +122,7 @@ def _unedited(lm: LanguageModel, plan: Plan) -> Record:
 
 def _step(
     lm: LanguageModel,
-    plan: Plan,
+    plan: SequencePlan,
     records: Sequence[Record],
     edits: Sequence[Edit],
     chosen: Sequence[int],
@@ -167,6 +169,6 @@ def _relative(lm: LanguageModel, edits: Sequence[Edit]) -> dict[str, float]:
     }
 
 
-def _texts(lm: LanguageModel, plan: Plan, edits: Sequence[Edit]) -> tuple[str, ...]:
+def _texts(lm: LanguageModel, plan: SequencePlan, edits: Sequence[Edit]) -> tuple[str, ...]:
     openings = plan.pace.openings
     return tuple(generate_many(lm, openings, plan.pace.new_tokens, edits=edits)) if openings else ()

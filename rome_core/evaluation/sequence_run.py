@@ -72,7 +72,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SequencePlan:
     """Everything that a run depends on, besides the model. config: resolved for it, with its prefixes."""
 
     config: MethodConfig
@@ -137,7 +137,7 @@ class SequenceRun:
     """A run's folder with its plan. model, fingerprint: what it was begun on. parent: run and step it branched off."""
 
     folder: Path
-    plan: Plan
+    plan: SequencePlan
     model: str
     fingerprint: str
     versions: Mapping[str, str]
@@ -182,7 +182,7 @@ class SequenceRun:
             lock.release()
 
 
-def create_run(folder: str | Path, lm: LanguageModel, plan: Plan) -> SequenceRun:
+def create_run(folder: str | Path, lm: LanguageModel, plan: SequencePlan) -> SequenceRun:
     """An empty run in a new folder. Raises DataError if there is one already."""
     return _create(SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, _versions()), [])
 
@@ -226,7 +226,7 @@ def open_run(folder: str | Path) -> SequenceRun:
         if facts_hash(facts) != about["facts_hash"]:
             raise ValueError("its facts were changed")
         pace = Pace(**about["pace"] | {"openings": tuple(about["pace"]["openings"])})
-        plan = Plan(config_of(about["method"], about["config"]), facts, pace, about["order_seed"])
+        plan = SequencePlan(config_of(about["method"], about["config"]), facts, pace, about["order_seed"])
         parent = about["parent"] and (about["parent"][0], int(about["parent"][1]))
         run = SequenceRun(source, plan, about["model"], about["fingerprint"], about["versions"], parent)
         _ = run.records
@@ -251,7 +251,7 @@ def runs_in(folder: str | Path) -> list[SequenceRun]:
 
 
 def branch_run(
-    run: SequenceRun, step: int, folder: str | Path, lm: LanguageModel, plan: Plan | None = None
+    run: SequenceRun, step: int, folder: str | Path, lm: LanguageModel, plan: SequencePlan | None = None
 ) -> SequenceRun:
     """A new run that begins with the first steps of another one and goes on by its own plan (None: by the same).
 

@@ -21,8 +21,8 @@ from rome_core.edits import Edit
 from rome_core.errors import DataError, EditError
 from rome_core.evaluation import (
     Pace,
-    Plan,
     Record,
+    SequencePlan,
     SequenceRun,
     branch_run,
     collapse,
@@ -70,7 +70,9 @@ def config(method: str = "r-rome", **changes):
     return METHODS[method](**settings | changes)
 
 
-def plan_of(lm: LanguageModel, method: str = "r-rome", facts: Sequence[Fact] = FACTS, pace: Pace = PACE) -> Plan:
+def plan_of(
+    lm: LanguageModel, method: str = "r-rome", facts: Sequence[Fact] = FACTS, pace: Pace = PACE
+) -> SequencePlan:
     return plan_sequence(lm, facts, config(method), pace, order_seed=3)
 
 
