@@ -52,9 +52,7 @@ PACE = Pace(check_every=2, passages=1, new_tokens=3, openings=("The city of",))
 PAIRS = (("Eiffel Tower", "Rome"), ("Colosseum", "Milan"), ("dragon", "Zürich"), ("home", "Lyon"), ("France", "Japan"))
 FACTS = tuple(
     Fact(f"f{i}", "r", Prompt("The {} is located in the city of", subject), "Paris", new)
-    for i, (subject, new) in enumerate(
-        zip(("Eiffel Tower", "Colosseum", "dragon", "home", "France"), WORDS, strict=True)
-    )
+    for i, (subject, new) in enumerate(PAIRS)
 )
 LAYERS = (0, 1)
 
