@@ -1,64 +1,68 @@
-"""Where to edit: ES, PS, NS and S by layer, beside the tracing effect by layer: `python studies/layers.py --facts 20`.
+"""Where to edit: ES, PS, NS and S by layer for every key policy: `python -m studies.layers --minutes 25`.
 
-Each layer edits the same facts with r-rome, each fact by itself. Writes docs/studies/layers.jsonl, one (layer, fact) a
-line, layers in a coarse-to-fine order, so that a stopped study covers the whole depth.
+For each layer and fact δ is searched once, with six prefixes, and every policy's update is made of it. Writes
+docs/studies/layers.jsonl (of another model: name a file), one layer and fact a line, layers in a coarse-to-fine order.
+The study ends after its minutes and goes on where it was when it is started again; `--table` prints what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rome_core import METHODS, load_model
-from rome_core.errors import RomeError
-from rome_core.evaluation import case_of
-from rome_core.methods import solve
+from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, load_model
+from rome_core.sweep import UPDATES, Swept, as_record, by_layer, from_record, sweep
 from studies.common import RESULTS, append, read
 from studies.edits import chosen
 
+SCORES = ("ES", "PS", "NS", "S")
 
-def coarse_to_fine(n: int) -> list[int]:
-    """0 … n−1, every eighth first, then what is between."""
-    order: list[int] = []
-    for step in (8, 4, 2, 1):
-        order += [layer for layer in range(0, n, step) if layer not in order]
-    return order
+
+def table(records: Sequence[Swept], policy: str) -> list[str]:
+    """Markdown: a row a layer, scores with 95 % intervals."""
+    lines = [
+        f"**{policy}**",
+        "",
+        f"| layer | facts | {' | '.join(SCORES)} |",
+        "| ---: | ---: |" + " --- |" * len(SCORES),
+    ]
+    for layer, scores in by_layer(records, policy).items():
+        cells = [f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (scores[name] for name in SCORES)]
+        lines.append(f"| {layer} | {scores['ES'].n} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=20)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder")
+    parser.add_argument("--facts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
-    parser.add_argument("--method", default="r-rome")
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
+    parser.add_argument("--step", type=int, default=2, help="the finest distance between layers")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "layers.jsonl")
+    parser.add_argument("--table", action="store_true", help="print the results and end")
     args = parser.parse_args()
-    lm = load_model()
+    records = [from_record(record) for record in read(args.out)]
+    if args.table:
+        print("\n".join(line for policy in UPDATES for line in table(records, policy.name)))
+        return
+    began = time.monotonic()
+    lm = load_model(args.model)
     facts = chosen(args.facts, args.seed)
-    done = {(record["layer"], record["fact"]) for record in read(args.out)}
-    todo = [(layer, fact) for layer in coarse_to_fine(lm.n_layers) for fact in facts if (layer, fact.id) not in done]
-    for layer, fact in tqdm(todo):
-        config = METHODS[args.method](layer=layer, clamp=args.clamp)  # type: ignore[call-arg]
-        try:
-            edit = solve(lm, [fact.request], config)
-        except RomeError as error:
-            append(args.out, {"layer": layer, "fact": fact.id, "error": str(error)})
-            continue
-        append(
-            args.out,
-            {
-                "layer": layer,
-                "fact": fact.id,
-                "method": args.method,
-                "clamp": edit.config.clamp,
-                "first": fact.prompt.span[0] == 0,
-                "case": case_of(lm, fact, edits=[edit]).values(),
-                "loss": edit.history[-1].loss,
-                "relative_norm": edit.delta_norm / float(lm.weight(layer).norm()),
-            },
-        )
+    order = list(dict.fromkeys(layer for step in (8, 4, args.step) for layer in range(0, lm.n_layers, step)))
+    config = METHODS[DEFAULT_METHOD](clamp=args.clamp)  # type: ignore[call-arg]
+    done = {(record.layer, record.fact) for record in records}
+    bar = tqdm(total=len(order) * len(facts), initial=len(done))
+    for swept in sweep(lm, facts, config, layers=order, done=done):
+        append(args.out, as_record(swept))
+        bar.update()
+        if time.monotonic() - began > 60 * args.minutes:
+            break
 
 
 if __name__ == "__main__":
