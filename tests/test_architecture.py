@@ -22,7 +22,7 @@ ROWS = (
     ("attribution", "averages", "methods"),
     ("diagnostics", "storage"),
     ("evaluation",),
-    ("bench", "sweep"),
+    ("bench", "cli", "sweep"),
     ("__init__",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

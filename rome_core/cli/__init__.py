@@ -1,0 +1,1 @@
+"""Console commands, for everything that needs no browser."""

@@ -1,0 +1,192 @@
+"""rome-sequence: edit facts one after another, or in batches, and see what is left; resumable at any moment.
+
+rome-sequence --out runs/r-rome --method r-rome --records 100
+rome-sequence --out runs/memit --method memit --batch 10 --records 100
+rome-sequence --out runs/r-rome-then-memit --branch-of runs/r-rome --step 40 --method memit --batch 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rome_core.datasets import Fact, facts_of, load_facts
+from rome_core.default_model import DEFAULT_MODEL
+from rome_core.errors import DataError, RomeError
+from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
+from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
+from rome_core.evaluation.sequence_run import Pace, Record, SequencePlan, SequenceRun, branch_run, create_run, open_run
+from rome_core.methods import DEFAULT_METHOD, METHODS, MethodConfig
+from rome_core.model import LanguageModel, load_model
+from rome_core.presets import resolve
+from rome_core.settings import about
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="rome-sequence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--out", type=Path, required=True, help="the run's folder; a run that is there is gone on with")
+    p.add_argument("--resume", action="store_true", help="go on with the folder's own settings; no others are read")
+    p.add_argument("--show", action="store_true", help="compute nothing: print the folder's table and write it again")
+    p.add_argument("--branch-of", type=Path, default=None, help="begin with the first steps of the run in this folder")
+    p.add_argument("--step", type=int, default=None, help="the last step that is taken over (default: all)")
+    p.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder (default: %(default)s)")
+    p.add_argument("--method", default=DEFAULT_METHOD, choices=list(METHODS), help="(default: %(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
+    p.add_argument("--facts", type=Path, default=None, help="JSON in one of four formats (default: the project's set)")
+    p.add_argument("--records", type=int, default=100, help="how many of them (default: %(default)s)")
+    p.add_argument(
+        "--part",
+        default="test",
+        choices=("test", "all"),
+        help="test leaves out the subjects that other methods are trained on (default: %(default)s)",
+    )
+    p.add_argument("--order-seed", type=int, default=0, help="of the order of the facts (default: %(default)s)")
+    for name, field in about(Pace).items():
+        default = getattr(Pace(), name)
+        choices = field.choices or None
+        p.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, choices=choices, help=f"{field.help} ({default})"
+        )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    run = open_run(args.out) if args.show else work(args)
+    records = run.records
+    report(records)
+    print(write_table(run.folder / "table.csv", records))
+    return 0
+
+
+def work(args: argparse.Namespace) -> SequenceRun:
+    """Begin the run, or go on with it, to its end."""
+    lm = load_model(args.model)
+    run = open_run(args.out) if args.resume else begun(args, lm)
+    for record in edit_in_sequence(lm, run, track=tqdm):
+        if record.texts or record.error:
+            tqdm.write(sentence(record))
+    return run
+
+
+def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
+    """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
+    config = configured(args.method, args.set)
+    facts, pace = chosen(args), Pace(**{name: getattr(args, name) for name in about(Pace)})
+    if (args.out / "run.json").exists():
+        run = open_run(args.out)
+        if args.branch_of is not None and set(facts) <= set(run.plan.facts):
+            facts = list(run.plan.facts)  # a branch begins with those of its parent
+        if planned(lm, run.plan, facts, config, pace, args.order_seed) != run.plan:
+            raise DataError(
+                f"The run in '{args.out}' was begun with other settings.", "", "Choose another folder, or add --resume."
+            )
+        return run
+    if args.branch_of is None:
+        return create_run(args.out, lm, plan_sequence(lm, facts, config, pace, args.order_seed))
+    former = open_run(args.branch_of)
+    step = len(former.records) - 1 if args.step is None else args.step
+    edited = next((record.edited for record in former.records if record.step == step), 0)
+    done = former.plan.facts[:edited]
+    rest = [fact for fact in facts if fact not in done]
+    plan = plan_sequence(lm, [*done, *rest], config, pace, args.order_seed)
+    return branch_run(former, step, args.out, lm, plan)
+
+
+def planned(
+    lm: LanguageModel, old: SequencePlan, facts: Sequence[Fact], config: MethodConfig, pace: Pace, seed: int
+) -> SequencePlan:
+    """What the arguments would plan, with the prefixes that were sampled then."""
+    config = resolve(lm, config)
+    if getattr(config, "prefixes", ()) is None and hasattr(old.config, "prefixes"):
+        config = replace(config, prefixes=old.config.prefixes)  # type: ignore[call-arg]
+    return SequencePlan(config, tuple(facts), pace, seed)
+
+
+def chosen(args: argparse.Namespace) -> list[Fact]:
+    """The facts of the arguments, in the order of their seed. Records that cannot be read are named."""
+    facts = load_facts(args.facts)
+    for problem in facts.problems[:5]:
+        print(f"Left out: {problem}", file=sys.stderr)
+    found = facts_of("test", facts) if args.part == "test" else list(facts)
+    random.Random(args.order_seed).shuffle(found)
+    return found[: args.records]
+
+
+def configured(method: str, settings: Sequence[str]) -> MethodConfig:
+    """A method's config with some fields set by NAME=VALUE."""
+    values: dict[str, Any] = {}
+    names = [field.name for field in fields(METHODS[method])]
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise DataError(f"'{text}' is no setting of {method}.", "", f"Write NAME=VALUE with {', '.join(names)}.")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    return METHODS[method](**values)
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def sentence(record: Record) -> str:
+    """One line about a step."""
+    if record.error:
+        return f"{record.edited} facts: {record.error}"
+    checks = earlier_checks(record)
+    parts = [f"{record.edited} facts", f"perplexity {record.perplexity:.4g}", f"‖ΔW‖/‖W‖ {record.norm:.3g}"]
+    parts += [f"{sum(check.holds for check in own_checks(record))} of {len(record.facts)} new ones hold"]
+    parts += [f"{sum(check.holds for check in checks)} of {len(checks)} earlier ones"] if checks else []
+    return " · ".join(parts)
+
+
+def report(records: Sequence[Record]) -> None:
+    """The steps at which everything was checked, and the collapse."""
+    for record in records:
+        if record.step and record.texts:
+            print(sentence(record))
+    failed = sum(bool(record.error) for record in records)
+    broken = collapse(records)
+    if records:
+        print(f"unedited: perplexity {records[0].perplexity:.4g}" + (f" · {failed} steps failed" if failed else ""))
+        rule = f"perplexity stays at {COLLAPSED:g} times the unedited model's or more"
+        print(f"collapsed at {broken.edited} facts ({rule})" if broken else f"no collapse ({rule})")
+
+
+def write_table(path: Path, records: Sequence[Record]) -> Path:
+    """The run as CSV, one row a step."""
+    table = rows(records)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]) if table else ["step"])
+        writer.writeheader()
+        writer.writerows(table)
+    return path
+
+
+def command() -> int:
+    """The console command: what goes wrong is one sentence, Ctrl+C keeps what is finished."""
+    try:
+        return main()
+    except RomeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept: the same command goes on with the rest.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())
