@@ -49,7 +49,14 @@ FIRST: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("{} is a state in the country of", ("France", "China"), "Texas California Florida Virginia"),
     ("{} is a university in the city of", ("Moscow", "Tokyo"), "Harvard Oxford Cambridge"),
 )
-UNRECORDED = {"verdict", "explanation", "calibrated", "reference", "method", "layer"}
+# Not known of the edit, but said about it by the thresholds that are to be fitted.
+UNRECORDED = {"verdict", "explanation", "calibrated", "quantity", "score", "caution_at", "disabling_at"} | {
+    "caution_below",
+    "disabling_below",
+    "reference",
+    "method",
+    "layer",
+}
 
 
 def requests_of(lm: LanguageModel, n: int, seed: int) -> Iterator[tuple[str, EditRequest, int, float | None]]:

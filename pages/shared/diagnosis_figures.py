@@ -20,7 +20,7 @@ def denominator_name(method: str) -> str:
 
 def gauge(diagnosis: Diagnosis, method: str, caption: str, look: Theme) -> go.Figure:
     """This edit's denominator on the distribution of ordinary facts, log axis, with the danger zone marked."""
-    reference = np.array([value for value in diagnosis.reference if value > 0])
+    reference = np.array([value for value in diagnosis.reference.k0_kstar if value > 0])
     low, high = decades(reference, diagnosis.denominator, diagnosis.disabling_below)
     edges = np.logspace(low, high, (high - low) * BARS_A_DECADE + 1)
     fig = go.Figure(

@@ -16,7 +16,7 @@ from rome_core import LanguageModel
 def caption(lm: LanguageModel, foresight: Foresight) -> str:
     edit = foresight.edit
     (wanted, *_) = edit.requests
-    facts = count(len(foresight.diagnosis.reference), "ordinary fact")
+    facts = count(len(foresight.diagnosis.reference.k0_kstar), "ordinary fact")
     return (
         f"{lm.name} · “{wanted.prompt.text}” → {wanted.target_new.strip()} · "
         f"{edit.method}, layer {edit.config.layer} · seed {edit.config.seed} · bars: k₀ᵀC⁻¹k* of {facts} at this layer"

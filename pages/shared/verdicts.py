@@ -5,10 +5,17 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.shared.tables import literal
-from rome_core.diagnostics import CAUTION, DISABLING, Diagnosis
+from rome_core.diagnostics import Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}
 # Readable on white and on near-black, and none of them one of the paper's colours for states, MLP and attention.
+QUANTITIES = {
+    "relative_F": "‖Δ‖/‖W‖",
+    "relative_2": "‖Δ‖₂/‖W‖₂",
+    "relative_C": "‖ΔC^½‖/‖WC^½‖",
+    "relative_start": "‖Δk‖/‖Wk‖ at first tokens",
+    "inverse_denominator": "1/denominator",
+}
 COLOURS = {"safe": "#1B8A8F", "caution": "#B7861B", "disabling": "#C2337F"}
 
 
@@ -26,7 +33,15 @@ def show(diagnosis: Diagnosis) -> None:
     style = f"margin:0;font-size:1.6rem;font-weight:700;color:{COLOURS[diagnosis.verdict]}"
     st.html(f'<p role="status" style="{style}">{label(diagnosis.verdict)}</p>')
     st.markdown(literal(diagnosis.explanation))
-    if not diagnosis.calibrated:
-        st.caption(
-            f"The thresholds, ‖Δ‖/‖W‖ of {CAUTION:g} and {DISABLING:g}, are provisional: not calibrated for this model."
-        )
+    st.caption(thresholds(diagnosis))
+
+
+def thresholds(diagnosis: Diagnosis) -> str:
+    """Which thresholds the verdict rests on, and where this edit stands between them."""
+    d, name = diagnosis, QUANTITIES[diagnosis.quantity]
+    limits = f"caution from {d.caution_at:.3g}, disabling from {d.disabling_at:.3g}; this edit: {large(d.score)}"
+    if d.calibrated:
+        return f"Thresholds of {name}, fitted to measured edits of this model: {limits}."
+    below = d.reference.below("k0_kstar", d.k0_kstar)
+    standing = "" if below != below else f" Its k₀ᵀC⁻¹k* is larger than that of {below:.0%} of ordinary facts."
+    return f"Not calibrated for this model: thresholds of {name} are provisional, {limits}.{standing}"

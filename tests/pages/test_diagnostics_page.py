@@ -14,6 +14,7 @@ from pages.shared.diagnosis_report import Foresight
 from pages.shared.figures import DARK, LIGHT
 from rome_core import METHODS
 from rome_core.diagnostics import Diagnosis
+from rome_core.reference import Reference
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -22,6 +23,10 @@ BROKEN = Diagnosis(
     verdict="disabling",
     explanation="The update divides by k_0ᵀC⁻¹k* = 12.",
     calibrated=False,
+    quantity="relative_F",
+    score=14.9,
+    caution_at=0.5,
+    disabling_at=2.0,
     method="rome",
     layer=7,
     denominator=12.0,
@@ -30,6 +35,8 @@ BROKEN = Diagnosis(
     k0_k0=170.0,
     k0_kstar=12.0,
     kstar_kstar=1231.0,
+    k0_norm=30.0,
+    kstar_norm=4.0,
     cosine=0.1,
     cosine_whitened=0.03,
     subject_first=True,
@@ -39,7 +46,7 @@ BROKEN = Diagnosis(
     relative_2=100.0,
     relative_C=12.0,
     relative_start=9.0,
-    reference=ORDINARY,
+    reference=Reference(k0_kstar=ORDINARY),
 )
 SAFE = replace(BROKEN, verdict="safe", method="r-rome", denominator=1231.0, disabling_below=20.0, relative_F=0.07)
 
@@ -190,7 +197,7 @@ def test_a_denominator_that_is_not_positive_stands_at_the_left_edge(denominator:
 
 
 def test_the_gauge_does_without_ordinary_facts() -> None:
-    fig = diagnosis_figures.gauge(replace(SAFE, reference=()), "r-rome", "caption", LIGHT)
+    fig = diagnosis_figures.gauge(replace(SAFE, reference=Reference()), "r-rome", "caption", LIGHT)
 
     assert fig.layout.title.text == "No ordinary facts to compare this edit with"
     assert list(METHODS)
