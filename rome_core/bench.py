@@ -87,6 +87,43 @@ def bench(
     """
     before = _next_log_probs(lm, task.neighbours, edits) if task.neighbours else None
     yield Row("before", values=_values(lm, task, edits), text=_text(lm, task, edits))
+    for found in solved(lm, task.request, configs, moments=moments, edits=edits, track=track):
+        name, edit = found.config.name, found.edit
+        try:
+            if edit is None:
+                yield Row(name, found.config, error=found.error)
+                continue
+            values, size = _values(lm, task, [*edits, edit]), size_of(lm, edit)
+            if before is not None:
+                values["nkl"] = mean_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
+            values |= {"relative_norm": size.relative_F, "seconds": found.seconds}
+            yield Row(name, found.config, edit, values, _text(lm, task, [*edits, edit]), size.verdict, found.shared)
+        except RomeError as error:
+            yield Row(name, found.config, error=str(error))
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """One method's edit or the reason why there is none. shared: the method whose δ it took over, whose seconds are not
+    counted again."""
+
+    config: MethodConfig
+    edit: Edit | None = None
+    seconds: float = 0.0
+    shared: str = ""
+    error: str = ""
+
+
+def solved(
+    lm: LanguageModel,
+    request: EditRequest,
+    configs: Sequence[MethodConfig],
+    *,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[Solved]:
+    """The request solved by one method after another, with one search for those that look for the same δ."""
     searched: list[tuple[MethodConfig, Edit]] = []
     for config in track(list(configs), "Methods", len(configs)):
         donor = next(((asked, edit) for asked, edit in searched if same_search(asked, config)), None)
@@ -94,21 +131,14 @@ def bench(
             C = _moments(lm, config, moments or {}, track)
             began = time.monotonic()
             if donor:
-                edit = reuse(lm, donor[1], config, C)
+                edit = reuse(lm, donor[1], config, C, edits)
             else:
-                edit = solve(lm, [task.request], config, moments=C, edits=edits, track=track)
+                edit = solve(lm, [request], config, moments=C, edits=edits, track=track)
                 searched.append((config, edit))
-            seconds = time.monotonic() - began
-            values = _values(lm, task, [*edits, edit])
-            if before is not None:
-                values["nkl"] = mean_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
-            size = size_of(lm, edit)
-            values |= {"relative_norm": size.relative_F, "seconds": seconds}
-            text = _text(lm, task, [*edits, edit])
         except RomeError as error:
-            yield Row(config.name, config, error=str(error))
+            yield Solved(config, error=str(error))
             continue
-        yield Row(config.name, config, edit, values, text, size.verdict, shared=donor[0].name if donor else "")
+        yield Solved(config, edit, time.monotonic() - began, donor[0].name if donor else "")
 
 
 def _moments(lm: LanguageModel, config: MethodConfig, given: Mapping[int, Moment], track: Track) -> dict[int, Moment]:

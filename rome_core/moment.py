@@ -46,7 +46,7 @@ class Moment:
     corpus: str
     fingerprint: str
     seed: int | None = None
-    _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
+    _factors: dict[object, Tensor] = field(default_factory=dict, repr=False)  # by ridge, and the eigenvectors
 
     def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
@@ -68,6 +68,12 @@ class Moment:
                 )
             self._factors[ridge] = factor
         return self._factors[ridge]
+
+    def eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
+        """Eigenvalues of C in ascending order and its eigenvectors as columns, float64, computed once."""
+        if "values" not in self._factors:
+            self._factors["values"], self._factors["vectors"] = torch.linalg.eigh(self.C.double())
+        return self._factors["values"], self._factors["vectors"]
 
     def check(self, lm: LanguageModel) -> None:
         """Raise MomentError unless this is a sound C of this very model."""

@@ -19,7 +19,7 @@ from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.bench import MEASURES, Row, Task, as_csv, as_json, bench
 from rome_core.edits import Edit
 from rome_core.methods import MethodConfig
-from rome_core.methods.shared import FAMILY
+from rome_core.methods.shared import added_to
 from rome_core.presets import resolve
 
 JOB = ("bench", "job")
@@ -98,7 +98,7 @@ def _config_like(config: MethodConfig, method: type[MethodConfig]) -> MethodConf
     if type(config) is method:
         return config
     names = [f.name for f in fields(method)]
-    if not (type(config) in FAMILY and method in FAMILY):
+    if added_to(method) is None or added_to(method) != added_to(type(config)):
         names = [name for name in names if name == "seed"]
     return method(**{name: getattr(config, name) for name in names if hasattr(config, name)})
 

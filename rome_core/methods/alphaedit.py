@@ -16,9 +16,9 @@ from rome_core.moment import Moment
 from rome_core.settings import setting
 
 
-def null_space(C: Float[Tensor, "d_mlp d_mlp"], energy: float) -> Float[Tensor, "d_mlp r"]:
+def null_space(moment: Moment, energy: float) -> Float[Tensor, "d_mlp r"]:
     """Orthonormal eigenvectors of C with the smallest eigenvalues, as many as together hold `energy` of its trace."""
-    values, vectors = torch.linalg.eigh(C.double())
+    values, vectors = moment.eigen()
     share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
     return vectors[:, share <= energy]
 
@@ -67,7 +67,7 @@ class AlphaEdit(MassConfig):
         self, module: str, residuals: Residuals, keys: Keys, moment: Moment, earlier: Float[Tensor, "d_mlp m"]
     ) -> Delta:
         """Solved in the coordinates of the null space, where P is the identity: k' = Qᵀk."""
-        Q = null_space(moment.C, self.energy)
+        Q = null_space(moment, self.energy)
         own, kept = Q.T @ keys.double().cpu(), Q.T @ earlier.double().cpu()
         scale = float(own.square().sum(0).mean())
         if Q.shape[1] == 0 or scale == 0:

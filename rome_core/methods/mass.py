@@ -29,7 +29,7 @@ from rome_core.methods.value import (
 )
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
-from rome_core.progress import Track
+from rome_core.progress import Track, silent
 from rome_core.restoring import replay_note
 from rome_core.settings import setting
 from rome_core.tokens import EditRequest
@@ -169,14 +169,37 @@ def solve_mass(
     found = moments_for(lm, layers, moments, track)
     prefixes = config.prefixes or _few(sampled_prefixes(lm, config.seed, edits))
     facts = wanted(lm, requests, config, prefixes, "resid_post", edits, track, report)
-    last, edit = layers[-1], _not_yet(lm, facts, replace(config, prefixes=prefixes), edits, found[layers[-1]])
+    return spread(lm, facts, replace(config, prefixes=prefixes), found, edits, track)
+
+
+def found_by(lm: LanguageModel, edit: Edit) -> list[Wanted]:
+    """What the search behind an edit of one fact found, by a key policy or over several layers."""
+    policy = "delta" in edit.extras
+    if len(edit.requests) != 1 or not (policy or isinstance(edit.config, MassConfig)):
+        raise EditError(f"An edit by '{edit.method}' does not hold the δ of its search.", "", "Solve it again.")
+    prompts = prompts_of(lm, edit.requests[0], edit.config.prefixes, edit.config.kl_at)
+    h, delta = (edit.v_0, edit.extras["delta"]) if policy else (edit.v_0[0], (edit.v_star - edit.v_0)[0])
+    return [Wanted(edit.requests[0], prompts, h, delta, edit.history)]
+
+
+def spread(
+    lm: LanguageModel,
+    facts: Sequence[Wanted],
+    config: MassConfig,
+    moments: Mapping[int, Moment],
+    edits: Sequence[Edit],
+    track: Track = silent,
+) -> Edit:
+    """The update of values that are known: the layers in ascending order, each on top of the former ones."""
+    layers = config.layers
+    last, edit = layers[-1], _not_yet(lm, facts, config, edits, moments[layers[-1]])
     for layer in track(layers, "Updating layers", len(layers)):
         active = [*edits, edit]
         keys = torch.stack([key_of(lm, fact.prompts, layer, active) for fact in facts], 1)
         now = torch.stack([states_at(lm, fact.prompts, Point("resid_post", last), active)[0] for fact in facts], 1)
         residuals = (edit.v_star.T - now) / (last - layer + 1)
         earlier = earlier_keys(edits, config.name, layer, keys)
-        delta = config.update(lm.down_projection(layer), residuals, keys, found[layer], earlier)
+        delta = config.update(lm.down_projection(layer), residuals, keys, moments[layer], earlier)
         edit = replace(
             edit,
             deltas=(*edit.deltas, delta),

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from rome_core.edits import Edit
 from rome_core.methods.config import MethodConfig
-from rome_core.methods.emmet import Emmet, emmet_of
+from rome_core.methods.emmet import Emmet, at_once
+from rome_core.methods.mass import MassConfig, found_by, spread
 from rome_core.methods.rome import POLICIES, RomeConfig, repolicy
+from rome_core.methods.value import AddedTo
 from rome_core.model import LanguageModel
-from rome_core.moment import Moment
+from rome_core.moment import Moment, moments_for
 
-FAMILY = (*POLICIES, Emmet)  # δ is added to the MLP's output at the subject's last token
+
+def added_to(method: type[MethodConfig]) -> AddedTo | None:
+    """Where a method adds the δ that it optimises: key policies and EMMET to the MLP's output, methods that spread over
+    layers to the block's. None: it optimises no δ."""
+    if issubclass(method, MassConfig):
+        return "resid_post"
+    return "mlp_out" if method in (*POLICIES, Emmet) else None
 
 
 def same_search(one: MethodConfig, other: MethodConfig) -> bool:
-    """Whether two methods, asked for one fact with these settings, optimise the same loss over the same prompts.
-
-    The key policies and EMMET do; only the update that they make of δ differs.
-    """
-    return all(type(config) in FAMILY for config in (one, other)) and all(
-        getattr(one, field.name) == getattr(other, field.name) for field in fields(RomeConfig)
+    """Whether `other`, asked for one fact with these settings, optimises what `one` does, whose edit keeps its δ."""
+    site = added_to(type(one))
+    return (
+        site is not None
+        and not isinstance(one, Emmet)  # its edits keep the mean key only
+        and site == added_to(type(other))
+        and all(getattr(one, field.name) == getattr(other, field.name) for field in fields(RomeConfig))
     )
 
 
-def reuse(lm: LanguageModel, edit: Edit, config: MethodConfig, moments: Mapping[int, Moment] | None = None) -> Edit:
-    """The edit that `config` makes of the δ and the keys of a key policy's edit, without searching again.
+def reuse(
+    lm: LanguageModel,
+    edit: Edit,
+    config: MethodConfig,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+) -> Edit:
+    """The edit of one fact that `config` makes of the value that `edit` found, without searching again.
 
-    Ask `same_search` first: it says whether a search of its own would find the same δ.
+    Ask `same_search` first: it says whether a search of its own would find the same one. edits: those that `edit` was
+    solved on top of.
     """
+    if isinstance(config, MassConfig):
+        used = moments_for(lm, config.layers, moments)
+        return spread(lm, found_by(lm, edit), replace(config, prefixes=edit.config.prefixes), used, edits)
     if isinstance(config, Emmet):
-        return emmet_of(lm, edit, replace(config, prefixes=edit.config.prefixes), moments)
+        (moment,) = moments_for(lm, config.layers, moments).values()
+        return at_once(lm, found_by(lm, edit), replace(config, prefixes=edit.config.prefixes), moment, edits)
     return repolicy(lm, edit, config.name, moments)

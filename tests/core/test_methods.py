@@ -140,7 +140,7 @@ def test_alphaedit_leaves_the_kept_space_alone(lm: LanguageModel, moments: dict[
     config = METHODS["alphaedit"](layer=1, span=1, energy=0.3, weight=1e-6, **QUICK)
     edit = solve(lm, REQUESTS, config, moments=moments)
 
-    Q = null_space(moments[1].C, 0.3)
+    Q = null_space(moments[1], 0.3)
     kept = torch.eye(lm.d_mlp, dtype=torch.float64) - Q @ Q.T
     delta = edit.deltas[0].matrix()
     assert 0 < Q.shape[1] < lm.d_mlp
@@ -158,7 +158,7 @@ def test_alphaedit_is_the_papers_equation_with_earlier_keys(lm: LanguageModel, m
 
     found = config.update("m", R, K, moments[1], earlier).matrix().numpy()
 
-    Q = null_space(moments[1].C, 0.4).numpy()
+    Q = null_space(moments[1], 0.4).numpy()
     P, k, kp = Q @ Q.T, K.numpy(), earlier.numpy()
     scale = 0.01 * np.square(P @ k).sum(0).mean()
     plain = R.numpy() @ k.T @ P @ np.linalg.inv(kp @ kp.T @ P + k @ k.T @ P + scale * np.eye(len(P)))

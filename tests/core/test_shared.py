@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rome_core import METHODS, EditError, LanguageModel, Moment, solve
-from rome_core.methods.emmet import Emmet, emmet_of
+from rome_core.methods.emmet import Emmet
 from rome_core.methods.rome import POLICIES
 from rome_core.methods.shared import reuse, same_search
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
@@ -44,17 +44,33 @@ def test_a_shared_delta_gives_the_edit_of_a_search_of_its_own(
     assert shared.history == own.history and shared.corpus == own.corpus
 
 
+def test_methods_over_several_layers_share_theirs(lm: LanguageModel) -> None:
+    moments = {layer: random_moment(lm, layer, seed=layer) for layer in range(3)}
+    below = random_edit(lm, 0, size=0.02)
+    settings = {**QUICK, "layer": 2, "span": 2}
+    donor = solve(lm, [REQUEST], METHODS["memit"](**settings), moments=moments, edits=[below])
+    config = METHODS["alphaedit"](**settings, energy=0.5)
+
+    shared = reuse(lm, donor, config, moments, [below])
+    own = solve(lm, [REQUEST], config, moments=moments, edits=[below])
+
+    assert same_search(donor.config, own.config) and shared.config == own.config and shared.on == own.on
+    for one, two in zip(shared.deltas, own.deltas, strict=True):
+        torch.testing.assert_close(one.matrix(), two.matrix(), rtol=1e-4, atol=1e-6)
+
+
 def test_only_equal_searches_are_shared() -> None:
     one = METHODS["r-rome"](**QUICK)
 
     assert all(same_search(one, METHODS[name](**QUICK)) for name in SHARING)
     assert not same_search(one, METHODS["h-rome"](**{**QUICK, "clamp": 2.0}))
     assert not same_search(one, METHODS["h-rome"](**{**QUICK, "prefixes": None}))
-    assert not same_search(METHODS["memit"](**QUICK), METHODS["memit"](**QUICK))  # δ at another place
+    assert not same_search(METHODS["emmet"](**QUICK), one)  # keeps no keys to lend
+    assert not same_search(one, METHODS["memit"](**QUICK))  # δ at another place
 
 
 def test_an_edit_without_its_search_is_refused(lm: LanguageModel, moments: dict[int, Moment]) -> None:
     bare = replace(random_edit(lm), extras={})
 
-    with pytest.raises(EditError, match="Solve it again"):
-        emmet_of(lm, bare, Emmet(**QUICK), moments)
+    with pytest.raises(EditError, match="does not hold the δ"):
+        reuse(lm, bare, METHODS["emmet"](**QUICK), moments)

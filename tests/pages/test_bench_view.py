@@ -11,7 +11,7 @@ from pages.shared import bench_figure, bench_view
 from pages.shared.figures import LIGHT
 from rome_core import METHODS
 from rome_core.bench import Row
-from rome_core.methods.shared import FAMILY
+from rome_core.methods.shared import added_to
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -74,7 +74,7 @@ def test_methods_take_the_settings_that_they_share() -> None:
 
     assert found.keys() == METHODS.keys()
     for name, one in found.items():
-        if METHODS[name] in FAMILY:
+        if added_to(METHODS[name]) == "mlp_out":
             assert (one.layer, one.steps) == (3, 7)
         assert getattr(one, "seed", 5) == 5
     assert found["memit"].steps == METHODS["memit"]().steps
