@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -160,7 +160,8 @@ def watch(lm: LanguageModel, job: track.Job) -> None:
         words = edit_views.conditions(lm, at.wanted, at.config, at.below)
         target = at.wanted.target_new.strip()
         edit_views.metrics_so_far(at.steps, target)
-        figure = edit_figures.steps_figure(at.steps, target, at.config.steps, words, edit_views.look())
+        planned = getattr(at.config, "steps", 1)
+        figure = edit_figures.steps_figure(at.steps, target, planned, words, edit_views.look())
         edit_views.chart(figure, "search")
 
 
@@ -170,11 +171,11 @@ def show(lm: LanguageModel, report: Report) -> None:
     if reason:
         st.warning(literal(f"No effect: {reason}"))
     st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
+    keyed = report.edit.k_star.numel() > 0
     views = {
         "Before / after": edit_views.before_after,
-        "Search for v*": part_views.search,
-        "k*": part_views.key_view,
-        "v*": part_views.value_view,
+        **({("Search for v*" if keyed else "Training"): part_views.search} if report.edit.history else {}),
+        **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
         "Compare": compare,
         "Save": edit_files.downloads,
@@ -198,7 +199,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
         name = st.selectbox("Second method", names, width=170, help="On the same request with the same settings.")
         pressed = st.button("Compare", key="compare")
     if pressed:
-        config = with_settings_of(report.edit.config, METHODS[name])
+        config = request.with_settings_of(report.edit.config, METHODS[name])
         moments = moment_panel.moments(lm, config.layers)
         work = lambda job: solve_and_measure(  # noqa: E731
             lm, report.request, config, report.below, job.track, moments=moments
@@ -212,11 +213,6 @@ def compare(lm: LanguageModel, report: Report) -> None:
         st.caption(literal(edit_views.caption(lm, job.result)))
     else:
         track.panel(job, lambda job: None)
-
-
-def with_settings_of(config: Any, other: type) -> Any:
-    """Another method's config with the same values in the fields that both have."""
-    return other(**{f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)})
 
 
 ONE = "This method"

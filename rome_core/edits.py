@@ -18,7 +18,7 @@ from rome_core.tokens import EditRequest
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """An update of one down projection in factors: W_hat = W + U V, W in d_model × d_mlp orientation."""
+    """An update of one linear module, mostly a down projection, in factors: W_hat = W + U V, W such that y = W x."""
 
     module: str
     U: Float[Tensor, "d_model rank"]
@@ -46,9 +46,19 @@ class Delta:
         return float(torch.sum(gram_u * gram_v).clamp(min=0).sqrt())
 
 
+def dense_delta(module: str, matrix: Float[Tensor, "out in"]) -> Delta:
+    """An update that has no smaller factors: one of them is the identity, so every entry of Δ is kept as it is."""
+    out, width = matrix.shape
+    eye = torch.eye(min(out, width), dtype=matrix.dtype, device=matrix.device)
+    return Delta(module, eye, matrix) if out <= width else Delta(module, matrix, eye)
+
+
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of the loss while v* is optimised. Losses in nats; norms in units of the value space."""
+    """One evaluation of the loss while v* is optimised. Losses in nats; norms in units of the value space.
+
+    Methods that train the weights themselves put ‖Δ‖_F for ‖δ‖, and an infinite limit where nothing bounds it.
+    """
 
     index: int
     loss: float
@@ -66,9 +76,10 @@ class Edit:
     """A solved edit. It does nothing until it is passed to a call: `generate(lm, text, edits=[edit])`.
 
     k_star, v_star: the key and the value that the update associates, d_mlp and d_model (one row a request in batches).
-    k_0, v_0: key and MLP output of the bare prompt, before the edit.
+    k_0, v_0: key and MLP output of the bare prompt, before the edit. Methods without keys leave these four empty.
     base: fingerprint of the model that the edit was solved for; on: ids of the edits that were active then.
-    corpus: what C was made from. extras: what the method wants to keep, e.g. δ and the prefixed prompts' keys.
+    corpus: what C was made from, or the hypernetwork was trained on. extras: what the method wants to keep, e.g. δ and
+    the prefixed prompts' keys.
     """
 
     requests: tuple[EditRequest, ...]

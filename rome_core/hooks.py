@@ -30,6 +30,7 @@ class Point:
 
 
 Patch = Callable[[Tensor], Tensor]  # state [batch pos d] -> the state that takes its place
+Overlay = tuple[str, Callable[[Tensor], Tensor]]  # a linear module's path, and input -> what is added to its output
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,11 @@ def hooked(
     keep: Callable[[Point, Tensor], None] | None = None,
     points: Collection[Point] = (),
     calls: Callable[[int, dict[str, Any]], dict[str, Any]] | None = None,
+    overlays: Sequence[Overlay] = (),
 ) -> Iterator[None]:
     """Hold the model for one pass: edits are added first, then patches replace states, then states are handed out.
 
+    overlays: updates that are no edit yet, such as one that is being optimised; added like edits, after them.
     calls: sees the arguments by name that each block is called with, and returns those it shall be called with.
     """
     with lm.lock:
@@ -91,8 +94,9 @@ def hooked(
                     raise EditError(
                         f"This edit was solved for another model than '{lm.name}'.", "", "Solve it again on this model."
                     )
-                for delta in edit.deltas:
-                    handles.append(lm.module(delta.module).register_forward_hook(_overlay(delta)))
+            all_overlays: list[Overlay] = [(delta.module, delta) for edit in edits for delta in edit.deltas]
+            for module, add in [*all_overlays, *overlays]:
+                handles.append(lm.module(module).register_forward_hook(_overlay(add)))
             for point, patch in patches:
                 handles.append(_attach(lm, point, patch))
             for point in points:
@@ -176,10 +180,15 @@ def activations(
 
 
 def hidden_states(
-    lm: LanguageModel, batch: Batch, *, edits: Sequence[Edit] = (), patches: Sequence[tuple[Point, Patch]] = ()
+    lm: LanguageModel,
+    batch: Batch,
+    *,
+    edits: Sequence[Edit] = (),
+    patches: Sequence[tuple[Point, Patch]] = (),
+    overlays: Sequence[Overlay] = (),
 ) -> Float[Tensor, "batch pos d_model"]:
     """States after the final norm, which `lm.unembed` turns into logits where they are wanted."""
-    with hooked(lm, edits, patches):
+    with hooked(lm, edits, patches, overlays=overlays):
         return _backbone(lm, batch)
 
 

@@ -73,10 +73,9 @@ def spectrum(lm: LanguageModel, edit: Edit) -> tuple[Float[Tensor, " n"], Float[
     return torch.linalg.svdvals(W), torch.linalg.svdvals(W + delta.matrix().cpu())
 
 
-def weight_of(lm: LanguageModel, module: str) -> Float[Tensor, "d_model d_mlp"]:
-    """W of a down projection by its path."""
-    layer = next(layer for layer in range(lm.n_layers) if lm.down_projection(layer) == module)
-    return lm.weight(layer).detach()
+def weight_of(lm: LanguageModel, module: str) -> Float[Tensor, "out in"]:
+    """W of a linear module by its path, y = W x."""
+    return lm.matrix(module).detach()
 
 
 def target_rank(lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit] = ()) -> int:

@@ -21,7 +21,7 @@ class Layout:
 
     attn_out: the attention's output projection. mlp_out: the MLP's down projection W, whose input is the key
     (in a gated MLP the product act(gate)·up) and whose output is the value. Their outputs are what the module adds
-    to the residual stream (Gemma 2 and 3 put a norm in between).
+    to the residual stream (Gemma 2 and 3 put a norm in between). mlp_up: the matrices that read the MLP's input.
     """
 
     embed: str
@@ -29,6 +29,7 @@ class Layout:
     attn_out: str
     mlp_out: str
     norm: str
+    mlp_up: tuple[str, ...]
 
     def block(self, layer: int) -> str:
         return f"{self.blocks}.{layer}"
@@ -37,14 +38,26 @@ class Layout:
         """Path of the module at a site ("attn_out", "mlp_out") of a layer."""
         return f"{self.block(layer)}.{getattr(self, site)}"
 
+    def mlp_matrices(self, layer: int) -> list[str]:
+        """Paths of all matrices of a layer's MLP, the down projection last."""
+        return [f"{self.block(layer)}.{name}" for name in (*self.mlp_up, self.mlp_out)]
 
-_LLAMA = Layout("model.embed_tokens", "model.layers", "self_attn.o_proj", "mlp.down_proj", "model.norm")
+
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
+_LLAMA = Layout("model.embed_tokens", "model.layers", "self_attn.o_proj", "mlp.down_proj", "model.norm", _GATED)
 
 LAYOUTS: dict[str, Layout] = {
-    "gpt2": Layout("transformer.wte", "transformer.h", "attn.c_proj", "mlp.c_proj", "transformer.ln_f"),
-    "gptj": Layout("transformer.wte", "transformer.h", "attn.out_proj", "mlp.fc_out", "transformer.ln_f"),
+    "gpt2": Layout("transformer.wte", "transformer.h", "attn.c_proj", "mlp.c_proj", "transformer.ln_f", ("mlp.c_fc",)),
+    "gptj": Layout(
+        "transformer.wte", "transformer.h", "attn.out_proj", "mlp.fc_out", "transformer.ln_f", ("mlp.fc_in",)
+    ),
     "gpt_neox": Layout(
-        "gpt_neox.embed_in", "gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"
+        "gpt_neox.embed_in",
+        "gpt_neox.layers",
+        "attention.dense",
+        "mlp.dense_4h_to_h",
+        "gpt_neox.final_layer_norm",
+        ("mlp.dense_h_to_4h",),
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
     "gemma3": Layout(  # the text half of the models that also read images
@@ -53,6 +66,7 @@ LAYOUTS: dict[str, Layout] = {
         "self_attn.o_proj",
         "mlp.down_proj",
         "model.language_model.norm",
+        _GATED,
     ),
 }
 

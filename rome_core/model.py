@@ -85,7 +85,11 @@ class LanguageModel:
 
     def weight(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """W of a layer, in the papers' orientation whatever the module's own is (GPT-2 keeps the transpose)."""
-        module = self.module(self.down_projection(layer))
+        return self.matrix(self.down_projection(layer))
+
+    def matrix(self, path: str) -> Float[Tensor, "out in"]:
+        """The matrix of a linear module by its path: y = W x, whatever the module's own orientation is."""
+        module = self.module(path)
         return module.weight if isinstance(module, nn.Linear) else module.weight.T
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:

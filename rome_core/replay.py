@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_core.edits import Edit
-from rome_core.hooks import Batch, Patch, Point, hidden_states, hooked
+from rome_core.hooks import Batch, Overlay, Patch, Point, hidden_states, hooked
 from rome_core.layout import cache_argument
 from rome_core.model import LanguageModel
 
@@ -106,10 +106,12 @@ def run_block(
     hidden: Float[Tensor, "rows tail d_model"],
     rows: Int[Tensor, " rows"],
     patches: Sequence[tuple[Point, Patch]] = (),
+    overlays: Sequence[Overlay] = (),
 ) -> Float[Tensor, "rows tail d_model"]:
     """Call one block on tokens `token`, token+1, … of variants of the recorded run.
 
-    rows: which recorded row each variant comes from. Differentiable with respect to `hidden` and to the patches.
+    rows: which recorded row each variant comes from. overlays: those of other blocks do nothing. Differentiable with
+    respect to `hidden`, the patches and the overlays.
     """
 
     def cut(name: str, value: Any) -> Any:
@@ -124,7 +126,7 @@ def run_block(
     arguments = {name: cut(name, value) for name, value in recording.calls[layer].items()}
     earlier = (kept[layer][:, :, :token][rows] for kept in (recording.keys, recording.values))
     arguments[recording.cache_name] = _Earlier(*earlier)
-    with hooked(lm, recording.edits, patches):
+    with hooked(lm, recording.edits, patches, overlays=overlays):
         output = lm.blocks[layer](hidden_states=hidden, **arguments)
     return output[0] if isinstance(output, tuple) else output
 

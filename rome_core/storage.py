@@ -113,7 +113,7 @@ def export_adapter(edit: Edit | Sequence[Edit], folder: str | Path, base_model: 
         "alpha_pattern": ranks,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(module.endswith("c_proj") for module in deltas),  # GPT-2 keeps W transposed
+        "fan_in_fan_out": any(m.endswith(("c_proj", "c_fc")) for m in deltas),  # GPT-2 keeps W transposed
         "target_modules": sorted(deltas),
     }
     weights = {}

@@ -83,7 +83,7 @@ def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str,
             row=row,
             col=col,
         )
-    if steps:
+    if steps and np.isfinite(steps[-1].limit):
         limit = {
             "x": [0, planned + 1],
             "y": [steps[-1].limit] * 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -50,10 +51,11 @@ def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequ
     """Everything needed to repeat what a figure shows: model, prompt, method, settings, seed."""
     settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
     on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
+    seed = f" · seed {config.seed}" if hasattr(config, "seed") else ""
     named = "".join(f", {name} {number(getattr(config, name))}" for name in NAMED[:2] if hasattr(config, name))
     return (
         f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
-        f"{config.name}{named}{settings} · seed {config.seed}{on_top}"
+        f"{config.name}{named}{settings}{seed}{on_top}"
     )
 
 
@@ -61,11 +63,13 @@ def metrics(report: Report) -> None:
     """Five numbers: the answer, its rank, how far the value and the weights moved, and the verdict."""
     asked, edit, size, d = report.probes[0], report.edit, report.size, report.diagnosis
     target = report.request.target_new.strip()
-    norm, limit = (number(edit.history[-1].delta_norm), number(edit.history[-1].limit)) if edit.history else ("–", "–")
+    norm, limit = (number(edit.history[-1].delta_norm), allowed(edit.history)) if edit.history else ("–", "clamp –")
     metric_row(
         (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
         (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
-        ("‖δ‖", norm, f"clamp {limit}", "How far the value moved, and how far it was allowed to."),
+        ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
+        if edit.k_star.numel()
+        else ("‖Δ‖", number(size.norm_F), limit, "How far the weights moved, and how far they were allowed to."),
         ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
         (
             "Verdict",
@@ -74,6 +78,11 @@ def metrics(report: Report) -> None:
             d.explanation if d else "This method divides by no single denominator: the verdict is by ‖Δ‖/‖W‖.",
         ),
     )
+
+
+def allowed(steps: Sequence[Step]) -> str:
+    """How far the value, or a trained Δ, may move."""
+    return f"clamp {number(steps[-1].limit)}" if isfinite(steps[-1].limit) else "no clamp"
 
 
 def moved(report: Report) -> str:
@@ -94,7 +103,7 @@ def metrics_so_far(steps: Sequence[Step], target: str) -> None:
             number(last.p_target),
             f"{last.rank:,}",
             number(last.delta_norm),
-            f"clamp {number(last.limit)}",
+            allowed(steps),
         )
     metric_row(
         (f"p({target})", p, "with the value in place", "Mean over the prefixed prompts, while the value is searched."),

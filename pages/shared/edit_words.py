@@ -25,6 +25,11 @@ def why_no_effect(report: Report) -> str | None:
 
 def _what_failed(report: Report, first: Step, last: Step) -> str:
     """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
+    if not report.edit.k_star.numel():
+        walled = last.delta_norm > 0.5 * last.limit
+        return f"The training stopped at p {number(last.p_target)}. " + (
+            "The weights stand at the walls of their box: widen ε." if walled else "Allow more steps or a higher rate."
+        )
     if last.p_target > 0.5:
         key = f", whose key stands at cosine {report.diagnosis.cosine:.2f} to k*" if report.diagnosis else ""
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import streamlit as st
@@ -117,6 +117,13 @@ def method_form(lm: LanguageModel, default: str, key: str, methods: Mapping[str,
         st.caption(literal(methods[name].title))
         st.latex(methods[name].formula, width="content")
     return config_form(lm, methods[name], key, bound=LAYER)
+
+
+def with_settings_of(config: Any, other: type) -> Any:
+    """Another method's config with the same values in the fields that both describe in the same words."""
+    mine = {f.name: f.metadata for f in fields(config)}
+    same = [f.name for f in fields(other) if mine.get(f.name) == f.metadata]
+    return other(**{name: getattr(config, name) for name in same})
 
 
 def token_inspector(lm: LanguageModel, request: EditRequest) -> None:

@@ -8,6 +8,7 @@ from rome_core.edits import Edit
 from rome_core.methods.alphaedit import AlphaEdit
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.emmet import Emmet
+from rome_core.methods.finetune import FINE_TUNING
 from rome_core.methods.memit import Memit
 from rome_core.methods.rome import POLICIES
 from rome_core.methods.value import Report, ignore
@@ -17,7 +18,9 @@ from rome_core.presets import resolve
 from rome_core.progress import Track, silent
 from rome_core.tokens import EditRequest
 
-METHODS: dict[str, type[MethodConfig]] = {method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit)}
+METHODS: dict[str, type[MethodConfig]] = {
+    method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit, *FINE_TUNING)
+}
 DEFAULT_METHOD = "r-rome"
 
 

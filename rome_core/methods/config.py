@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rome_core.edits import Edit
+import torch
+
+from rome_core.edits import Delta, Edit, Step
 from rome_core.methods.value import Report
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment
@@ -40,3 +42,30 @@ class MethodConfig:
     ) -> Edit:
         """The edit of these requests on top of `edits`. Configs arrive here resolved for the model."""
         raise TypeError(f"{type(self).__name__} is the base of the methods and solves nothing itself.")
+
+
+def keyless(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: MethodConfig,
+    deltas: tuple[Delta, ...],
+    edits: Sequence[Edit],
+    history: tuple[Step, ...] = (),
+    corpus: str = "",
+) -> Edit:
+    """An edit by a method that knows no keys and values, only updates."""
+    key, value = torch.zeros(0, lm.d_mlp), torch.zeros(0, lm.d_model)
+    return Edit(
+        requests=tuple(requests),
+        method=config.name,
+        config=config,
+        deltas=deltas,
+        k_star=key,
+        v_star=value,
+        k_0=key,
+        v_0=value,
+        history=history,
+        base=lm.fingerprint,
+        on=tuple(edit.id for edit in edits),
+        corpus=corpus,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import edit_figures, edit_files, edit_words, part_figures, request
@@ -280,7 +281,7 @@ def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> St
 def test_no_effect_has_its_reason(before: float, after: float, history: tuple[Step, ...], reason: str | None) -> None:
     report: Any = SimpleNamespace(
         probes=(Probe("edit", "x", (before,), (after,)),),
-        edit=SimpleNamespace(history=history),
+        edit=SimpleNamespace(history=history, k_star=torch.ones(3)),
         request=REQUEST,
         rank=(12, 1 if after > 0.5 else 7),
         diagnosis=SimpleNamespace(cosine=0.1),
@@ -362,3 +363,31 @@ def test_methods_without_a_single_key_are_shown_in_every_tab(page: AppTest, meth
         page.run()
         assert not page.error and not page.exception, (tab, texts(page.error))
     assert "by size alone" in "".join(str(metric.delta) for metric in page.metric)
+
+
+@pytest.mark.parametrize("method", ["ft", "ft-m", "ft-l"])
+def test_methods_that_train_the_weights_show_their_training_and_no_key(page: AppTest, method: str) -> None:
+    page.selectbox(key="method").set_value(method)
+    page.number_input(key="layer").set_value(2).run()
+    assert page.number_input(key="edit-lr").value == METHODS[method]().lr
+
+    report = run(page)
+
+    assert report.edit.history[-1].nll < report.edit.history[0].nll
+    assert [tab.label for tab in page.tabs] == ["Before / after", "Training", "Δ", "Compare", "Save"]
+    for tab in [tab.label for tab in page.tabs]:
+        page.session_state["edit-tab"] = tab
+        page.run()
+        assert not page.error and not page.exception, (tab, texts(page.error))
+    below = "".join(str(metric.delta) for metric in page.metric)
+    assert ("no clamp" in below) == (method != "ft-l")
+
+
+def test_the_second_method_keeps_its_own_settings_where_they_mean_something_else() -> None:
+    rome = METHODS["r-rome"](layer=3, lr=0.7, clamp=2.0, kl_weight=0.5)
+
+    assert request.with_settings_of(rome, METHODS["h-rome"]) == METHODS["h-rome"](
+        layer=3, lr=0.7, clamp=2.0, kl_weight=0.5
+    )
+    assert request.with_settings_of(rome, METHODS["ft"]) == METHODS["ft"](layer=3)
+    assert request.with_settings_of(METHODS["ft"](lr=1e-3), METHODS["ft-l"]) == METHODS["ft-l"](lr=1e-3)
