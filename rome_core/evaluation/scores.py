@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from rome_core.scoring import Scored, score
 from rome_core.tokens import as_target
 
 RESAMPLES = 2_000
+# The score that is a harmonic mean of averages: on CounterFact of shares of prompts, on zsRE of token accuracies.
+HARMONIC = {"S": ("ES", "PS", "NS"), "S (zsRE)": ("efficacy", "paraphrase", "specificity")}
+LOGARITHMIC = frozenset({"perplexity"})  # averaged as mean NLL, so that one broken model does not stand for all
 Rows = npt.NDArray[np.float64]
 
 
@@ -67,28 +71,43 @@ def _pair(new: Scored, true: Scored) -> tuple[float, float]:
 
 
 def summarise(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Score]:
-    """Mean scores over facts with bootstrap intervals; S is the harmonic mean of the averages of ES, PS and NS.
+    """Mean scores over facts with bootstrap intervals; S is the harmonic mean of the averages of ES, PS and NS."""
+    return summarise_values([case.values() for case in cases], seed=seed)
+
+
+def summarise_values(values: Sequence[Mapping[str, float]], *, seed: int = 0) -> dict[str, Score]:
+    """Every measure's mean over the facts that have it, with its interval and count; and the scores S made of means.
 
     The bootstrap draws facts, not prompts, because the prompts of one fact go together.
     """
-    values = [case.values() for case in cases]
-    names = [name for name in ("ES", "EM", "PS", "PM", "NS", "NM") if any(name in v for v in values)]
-    table = np.array([[v.get(name, np.nan) for name in names] for v in values]).reshape(len(values), len(names))
-    if not len(table):
+    names = list(dict.fromkeys(name for v in values for name in v))
+    if not names:
         return {}
+    table = np.array([[_scaled(name, v.get(name, math.nan)) for name in names] for v in values])
     present = ~np.isnan(table)
     draws = np.random.default_rng(seed).integers(0, len(table), (RESAMPLES, len(table)))
     weights = np.stack([np.bincount(draw, minlength=len(table)) for draw in draws]).astype(float)
     # A fact without paraphrases or neighbours has no part in their means; a draw of such facts alone has no mean.
     counts = weights @ present
     resampled = np.divide(weights @ np.nan_to_num(table), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-    means = np.nan_to_num(table).sum(0) / present.sum(0)
-    scores = {name: _score(float(means[i]), resampled[:, i], int(present[:, i].sum())) for i, name in enumerate(names)}
-    if all(name in names for name in ("ES", "PS", "NS")):
-        three = [names.index(name) for name in ("ES", "PS", "NS")]
-        complete = resampled[:, three][~np.isnan(resampled[:, three]).any(axis=1)]
-        scores["S"] = _score(float(_harmonic(means[None, three])[0]), _harmonic(complete), len(table))
+    means = np.divide(
+        np.nan_to_num(table).sum(0), present.sum(0), where=present.any(0), out=np.full(len(names), np.nan)
+    )
+    scores = {
+        name: _score(means[i], resampled[:, i], int(present[:, i].sum()), name)
+        for i, name in enumerate(names)
+        if present[:, i].any()
+    }
+    for name, parts in HARMONIC.items():
+        if all(part in scores for part in parts):
+            three = [names.index(part) for part in parts]
+            complete = resampled[:, three][~np.isnan(resampled[:, three]).any(axis=1)]
+            scores[name] = _score(_harmonic(means[None, three])[0], _harmonic(complete), len(table))
     return scores
+
+
+def _scaled(name: str, value: float) -> float:
+    return min(math.log(value), 700.0) if name in LOGARITHMIC and value > 0 else value
 
 
 def _harmonic(rows: Rows) -> Rows:
@@ -98,9 +117,12 @@ def _harmonic(rows: Rows) -> Rows:
     return np.where(positive, rows.shape[1] / (1 / safe).sum(1), 0.0)
 
 
-def _score(value: float, resampled: Rows, n: int) -> Score:
+def _score(value: float, resampled: Rows, n: int, name: str = "") -> Score:
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return Score(value, float(low), float(high), n)
+    value, low, high = float(value), float(low), float(high)
+    return (
+        Score(math.exp(value), math.exp(low), math.exp(high), n) if name in LOGARITHMIC else Score(value, low, high, n)
+    )
 
 
 def mean_score(values: Sequence[float], *, seed: int = 0) -> Score:

@@ -24,6 +24,7 @@ class MethodConfig:
     title: ClassVar[str]
     formula: ClassVar[str]
     batches: ClassVar[bool] = False  # whether several requests may be solved into one edit
+    prefixed_use: ClassVar[bool] = False  # whether a prefix stands before the prompt when the edited model is used
 
     @property
     def layers(self) -> list[int]:

@@ -164,6 +164,7 @@ class CRome(RomeConfig):
         "C-ROME: r-ROME's update; a prefix is put before the prompt when the edited model is used, too."
     )
     formula: ClassVar[str] = RRome.formula
+    prefixed_use: ClassVar[bool] = True
 
 
 class HRome(RomeConfig):

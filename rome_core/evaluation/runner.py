@@ -1,0 +1,144 @@
+"""Evaluating many facts by several methods: one process or many, stopped and resumed at will, same numbers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rome_core.datasets import Fact
+from rome_core.errors import DataError
+from rome_core.evaluation.store import Row, Store, hash_of
+from rome_core.evaluation.work import Kept, Plan, Task, work
+from rome_core.methods import MethodConfig
+from rome_core.methods.rome import POLICIES
+from rome_core.methods.value import sampled_prefixes
+from rome_core.model import LanguageModel
+from rome_core.moment import Moment, moments_for
+from rome_core.presets import resolve
+from rome_core.progress import Track, silent
+
+
+def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
+    """The first n facts of a seeded order; a larger n begins with the same ones."""
+    order = list(facts)
+    random.Random(seed).shuffle(order)
+    return tuple(order[:n])
+
+
+def tasks(plan: Plan, store: Store) -> list[Task]:
+    """What is still to do, group after group, so that a run which is cut off has all methods on the same facts."""
+    together = _sharing(plan)
+    return [
+        Task(group, missing)
+        for group in range(len(plan.groups))
+        for methods in together
+        if (missing := tuple(m for m in methods if not store.has(m, group)))
+    ]
+
+
+def _sharing(plan: Plan) -> list[list[str]]:
+    """The key policies of ROME share δ and the keys where their settings are equal and nothing was edited before."""
+    found: dict[Any, list[str]] = {}
+    for name, config in plan.methods.items():
+        shares = type(config) in POLICIES and plan.group == 1
+        found.setdefault(tuple(_values(config).items()) if shares else name, []).append(name)
+    return list(found.values())
+
+
+def _values(config: MethodConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def about(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
+    """What a run's folder says of it. A run may grow by more records of the same set in the same order."""
+    return {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "facts": plan.source,
+        "order_seed": plan.order_seed,
+        "facts_hash": plan.set_hash or hash_of(plan.facts),
+        "records": len(plan.facts),
+        "group": plan.group,
+        "prefixes": plan.prefixes,
+        "measures": asdict(plan.measures),
+        "methods": {name: asdict(config) for name, config in plan.methods.items()},
+    }
+
+
+def prepared(lm: LanguageModel, plan: Plan) -> Plan:
+    """The plan with this model's values in all configs."""
+    if not plan.facts or not plan.methods:
+        raise DataError("There is nothing to evaluate.", "", "Choose at least one fact and one method.")
+    methods = {}
+    for name, config in plan.methods.items():
+        resolved: Any = resolve(lm, config)
+        if plan.prefixes is not None and hasattr(resolved, "prefixes"):
+            resolved = replace(resolved, prefixes=some_prefixes(lm, plan.prefixes, resolved.seed))
+        methods[name] = resolved
+    return replace(plan, methods=methods)
+
+
+def some_prefixes(lm: LanguageModel, n: int, seed: int) -> tuple[str, ...]:
+    """The empty prefix and n − 1 of the sampled ones, evenly chosen, so that both lengths take part."""
+    empty, *sampled = sampled_prefixes(lm, seed)
+    return (empty, *(sampled[i * len(sampled) // (n - 1)] for i in range(min(n - 1, len(sampled)))))
+
+
+Workers = Callable[
+    [LanguageModel, Plan, Mapping[int, Moment], Sequence[Task]], Iterator[tuple[Task, dict[str, list[Row]]]]
+]
+
+
+def run(
+    lm: LanguageModel,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    workers: Workers | None = None,
+    track: Track = silent,
+) -> Iterator[Row]:
+    """Do what is missing in the folder and give rows as they finish; each is on the disk before it is given.
+
+    Leaving the loop, an exception in `track` or a kill stops the run; calling it again goes on. workers: how tasks are
+    spread; None does them here, `rome_core.evaluation.cluster.ray_workers` on many processes.
+    """
+    plan = prepared(lm, plan)
+    store = Store(folder, about(lm, plan))
+    todo = tasks(plan, store)
+    layers = sorted({layer for config in plan.methods.values() for layer in config.layers if 0 <= layer < lm.n_layers})
+    moments = moments_for(lm, layers, None, track) if todo else {}
+    began, finished = time.monotonic(), 0
+    sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads()}
+    try:
+        with closing((workers or in_this_process)(lm, plan, moments, todo)) as done:  # type: ignore[type-var]
+            for task, results in track(done, "Facts by methods", len(todo)):
+                for method, rows in results.items():
+                    store.write(method, task.group, rows)
+                    finished += 1
+                    yield from rows
+    finally:
+        store.note_sitting(
+            {**sitting, "seconds": round(time.monotonic() - began, 2), "parts": finished, "workers": _name(workers)}
+        )
+
+
+def _name(workers: Workers | None) -> str:
+    return "this process" if workers is None else getattr(workers, "__name__", str(workers))
+
+
+def in_this_process(
+    lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]
+) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
+    """The tasks one after another. What the facts are like before any edit is measured once for all methods."""
+    kept: Kept = {}
+    for task in todo:
+        yield task, work(lm, plan, moments, task, kept)
