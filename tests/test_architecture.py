@@ -24,6 +24,7 @@ ROWS = (
     ("evaluation",),
     ("bench", "cli", "sweep"),
     ("__init__",),
+    ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 CORE = sorted((ROOT / "rome_core").rglob("*.py"))

@@ -33,6 +33,18 @@ def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact,
     return tuple(order[:n])
 
 
+def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> dict[str, MethodConfig]:
+    """Each method at each of the layers, labelled "r-rome@7"; without layers the methods as they are."""
+    if not layers:
+        return dict(configs)
+    found: dict[str, MethodConfig] = {}
+    for name, config in configs.items():
+        settings: Any = config
+        fits = hasattr(config, "layer")
+        found |= {f"{name}@{layer}": replace(settings, layer=layer) for layer in layers} if fits else {name: config}
+    return found
+
+
 def tasks(plan: Plan, store: Store) -> list[Task]:
     """What is still to do, group after group, so that a run which is cut off has all methods on the same facts."""
     together = _sharing(plan)

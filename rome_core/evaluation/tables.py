@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rome_core.evaluation.scores import Score, summarise_values
-from rome_core.evaluation.store import Row
+from rome_core.evaluation.store import Row, Store
 
 STAGES = ("before", "after", "end")
 # The papers' column order, then what this project adds. Factor and decimals as they are printed.
@@ -132,3 +137,27 @@ def wanted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
     """CounterFact's columns, or zsRE's for questions: where no prompt states a fact but all ask for one."""
     prompts = [answer["text"] for row in rows for answer in row.answers if answer["kind"] == "edit"]
     return ZSRE if prompts and all(prompt.rstrip().endswith("?") for prompt in prompts) else COUNTERFACT
+
+
+def as_parquet(some: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
+    """The rows of the CSV as Parquet, with what the run says of itself in the file's metadata."""
+    table = [
+        {**{name: getattr(line, name) for name in HEADER}, "measure": name, **asdict(score)}
+        for line in some
+        for name, score in line.scores.items()
+    ]
+    described = pa.Table.from_pylist(table).replace_schema_metadata({"run": json.dumps(about)})
+    pq.write_table(described, path)
+
+
+def export(store: Store, *, known_only: bool = False) -> list[Path]:
+    """Write the run's tables into its folder: scores as CSV, Parquet, LaTeX and Markdown."""
+    rows = store.rows()
+    found = lines(rows, known_only=known_only)
+    names = columns(found, wanted_columns(rows))
+    stem = store.folder / ("scores-known" if known_only else "scores")
+    texts = {".csv": as_csv(found), ".tex": as_latex(found, names), ".md": as_markdown(found, names) + "\n"}
+    for suffix, text in texts.items():
+        stem.with_suffix(suffix).write_text(text, encoding="utf-8")
+    as_parquet(found, store.about, stem.with_suffix(".parquet"))
+    return [stem.with_suffix(suffix) for suffix in (*texts, ".parquet")]

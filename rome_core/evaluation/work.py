@@ -82,6 +82,17 @@ def work(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Tas
     }
 
 
+def lost(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
+    """The rows of a task that could not be done at all."""
+    return {
+        name: [
+            Row(name, task.group * plan.group + i, fact.id, fact.prompt.subject, "after", error=why)
+            for i, fact in enumerate(plan.groups[task.group])
+        ]
+        for name in task.methods
+    }
+
+
 def reason(error: Exception) -> str:
     return str(error) if isinstance(error, RomeError) else f"{type(error).__name__}: {str(error)[:300]}"
 

@@ -1,0 +1,93 @@
+"""rome-evaluate: edit many facts by several methods and measure every one, resumable, on one core or a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rome_core.cli.terminal import fact_arguments, facts_from, guarded, method_names, model_arguments, progress
+from rome_core.evaluation.cluster import ray_workers
+from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.runner import choose_facts, run, with_layers
+from rome_core.evaluation.store import Store, hash_of
+from rome_core.evaluation.tables import as_text, columns, export, lines, wanted_columns
+from rome_core.evaluation.texts import load_references
+from rome_core.evaluation.work import Plan
+from rome_core.methods import METHODS
+from rome_core.model import load_model
+from rome_core.settings import about
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="rome-evaluate", description=__doc__)
+    p.add_argument("--out", type=Path, required=True, help="the run's folder; a folder that is there is gone on with")
+    p.add_argument("--show", action="store_true", help="compute nothing: print the folder's table and export it again")
+    p.add_argument("--known-only", action="store_true", help="count only facts that the unedited model knows")
+    fact_arguments(p, 100)
+    model_arguments(p)
+    p.add_argument("--methods", default="all", help="with commas between them (default: all)")
+    p.add_argument("--layers", default="", help="with commas; each method at each of them (default: the preset's)")
+    p.add_argument("--prefixes", type=int, default=None, help="prompts a fact: 6 save time (default: each method's)")
+    p.add_argument("--group", type=int, default=1, help="facts edited together (default: each on the untouched model)")
+    for name, field in about(MeasureSettings).items():
+        default = getattr(MeasureSettings(), name)
+        p.add_argument(f"--{name}", type=int, default=default, help=f"{field.help} (default: {default})")
+    p.add_argument("--references", type=Path, default=None, help="JSON from objects to texts, for RS")
+    p.add_argument("--workers", type=int, default=1, help="processes, by Ray (default: this one)")
+    p.add_argument("--threads", type=int, default=1, help="of each worker (default: %(default)s)")
+    p.add_argument("--gpus", type=float, default=0.0, help="of each worker (default: %(default)s)")
+    p.add_argument("--address", default=None, help='of a Ray cluster; "auto": the one of this machine')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if not args.show:
+        work(args)
+    store = Store(args.out)
+    rows = store.rows()
+    found = lines(rows, known_only=args.known_only)
+    print(as_text(found, columns(found, wanted_columns(rows))))
+    for path in export(store, known_only=args.known_only):
+        print(path)
+    return 0
+
+
+def work(args: argparse.Namespace) -> None:
+    """Do what is missing in the folder."""
+    facts = facts_from(args)
+    configs = {name: METHODS[name]() for name in method_names(args.methods)}
+    load = partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
+    lm = load()
+    plan = Plan(
+        facts=choose_facts(facts, args.records, args.order_seed),
+        methods=with_layers(configs, [int(layer) for layer in args.layers.split(",") if layer]),
+        measures=MeasureSettings(**{name: getattr(args, name) for name in about(MeasureSettings)}),
+        group=max(1, args.group),
+        prefixes=args.prefixes,
+        source="the project's own set" if args.facts is None else args.facts.name,
+        set_hash=hash_of(facts),
+        order_seed=args.order_seed,
+        references=None if args.references is None else load_references(args.references),
+    )
+    spread = args.workers > 1 or args.address
+    workers = (
+        ray_workers(args.workers, load, threads=args.threads, gpus=args.gpus, address=args.address) if spread else None
+    )
+    for row in run(lm, plan, args.out, workers=workers, track=progress):
+        if row.error:
+            tqdm.write(f"{row.method}, {row.subject}: {row.error}")
+
+
+def command() -> int:
+
+    return guarded(main, "What is finished is kept: the same command goes on with the rest.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

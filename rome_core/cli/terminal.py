@@ -1,0 +1,69 @@
+"""What the console commands share: arguments that several take, progress with an estimate, errors as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rome_core.datasets import Fact, facts_of, load_facts
+from rome_core.default_model import DEFAULT_MODEL
+from rome_core.errors import DataError, RomeError
+from rome_core.methods import METHODS
+from rome_core.progress import Track
+
+progress: Track = tqdm  # it counts, and estimates the rest from what was measured so far
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder (default: %(default)s)")
+    parser.add_argument("--revision", default=None, help="of a model from the hub")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
+    parser.add_argument(
+        "--device", default=None, help='"cpu", "cuda", or "auto" to spread a large model over all devices (accelerate)'
+    )
+
+
+def fact_arguments(parser: argparse.ArgumentParser, records: int) -> None:
+    parser.add_argument("--facts", type=Path, default=None, help="JSON in one of four formats (default: the own set)")
+    parser.add_argument("--records", type=int, default=records, help="how many of them (default: %(default)s)")
+    parser.add_argument(
+        "--part",
+        default="test",
+        choices=("test", "all"),
+        help="test leaves out the subjects that hypernetworks are trained on (default: %(default)s)",
+    )
+    parser.add_argument("--order-seed", type=int, default=0, help="of the order of the facts (default: %(default)s)")
+
+
+def facts_from(args: argparse.Namespace) -> list[Fact]:
+    """The facts that the arguments name, in the file's order. Records that cannot be read are named."""
+    facts = load_facts(args.facts)
+    for problem in facts.problems[:5]:
+        print(f"Left out: {problem}", file=sys.stderr)
+    if more := len(facts.problems[5:]):
+        print(f"And {more} more such records.", file=sys.stderr)
+    return facts_of("test", facts) if args.part == "test" else list(facts)
+
+
+def method_names(text: str) -> list[str]:
+    """Names of methods from a list with commas; "all" is every one of them."""
+    names = list(METHODS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise DataError(f"There is no method '{unknown[0]}'.", "", f"Choose of {', '.join(METHODS)}.")
+    return names
+
+
+def guarded(main: Callable[[Sequence[str] | None], int], again: str) -> int:
+    """Run a command: what goes wrong is one sentence, Ctrl+C keeps what is finished. again: how to go on."""
+    try:
+        return main(None)
+    except RomeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nStopped. {again}", file=sys.stderr)
+        return 130

@@ -1,0 +1,95 @@
+"""The console commands on a tiny model: what they print, write, refuse."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rome_core.cli import evaluate
+from rome_core.cli.terminal import guarded, method_names
+from rome_core.datasets import part_of
+from rome_core.errors import DataError
+from rome_core.evaluation.store import Store
+from rome_core.methods import METHODS
+from tests.core.test_runner import saved, tiny
+
+SUBJECTS = ("Paris", "Lyon", "Zürich", "Köln", "Milan", "Rome", "Tokyo", "Japan")
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """Arguments for a tiny model and a small file of facts."""
+    model = saved(tiny(), tmp_path / "model")
+    records = [
+        {
+            "case_id": i,
+            "prompt": f"The home of {subject} is",
+            "subject": subject,
+            "target_new": "Italy",
+            "ground_truth": "France",
+            "rephrase_prompt": f"The country of {subject} is",
+            "locality_prompt": "Milan is in",
+            "locality_ground_truth": "Rome",
+        }
+        for i, subject in enumerate(SUBJECTS)
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps([*records, {"case_id": 99}]))
+    return [
+        *("--out", str(tmp_path / "run"), "--model", str(model), "--facts", str(tmp_path / "facts.json")),
+        *("--records", "2", "--methods", "r-rome,h-rome", "--layers", "1"),
+        *("--prefixes", "3", "--generated", "2", "--passages", "1"),
+    ]
+
+
+def test_evaluate_prints_a_table_and_exports_it(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(asked) == 0
+
+    out, err = capsys.readouterr()
+    head, *rest = out.splitlines()
+    assert head.split()[:8] == ["method", "stage", "n", "failed", "known", "S", "ES", "EM"]
+    assert [line.split()[:3] for line in rest[:4]] == [
+        [method, stage, "2"] for method in ("h-rome@1", "r-rome@1") for stage in ("before", "after")
+    ]
+    assert {Path(line).name for line in rest[4:]} == {"scores.csv", "scores.tex", "scores.md", "scores.parquet"}
+    assert "Left out: facts.json, record 9" in err
+    store = Store(tmp_path / "run")
+    subjects = {row.subject for row in store.rows()}
+    test_part = {fact.prompt.subject for fact in evaluate.facts_from(evaluate.parser().parse_args(asked))}
+    assert subjects <= test_part and len(test_part) < len(SUBJECTS), "hypernetworks are trained on the others"
+    assert store.about["facts"] == "facts.json" and store.about["prefixes"] == 3
+
+    assert evaluate.main(["--out", str(tmp_path / "run"), "--show", "--known-only"]) == 0
+    assert "scores-known.csv" in capsys.readouterr().out
+
+
+def test_a_command_says_what_is_wrong_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(argv: Sequence[str] | None) -> int:
+        raise DataError("The file is empty.", "", "Give another.")
+
+    def stopped(argv: Sequence[str] | None) -> int:
+        raise KeyboardInterrupt
+
+    assert guarded(wrong, "Go on.") == 1
+    assert guarded(stopped, "Go on.") == 130
+    assert capsys.readouterr().err == "Error: The file is empty. Give another.\n\nStopped. Go on.\n"
+
+
+def test_method_names_are_checked() -> None:
+    assert method_names("all") == list(METHODS)
+    assert method_names("r-rome, memit") == ["r-rome", "memit"]
+    with pytest.raises(DataError, match="There is no method 'mempit'"):
+        method_names("mempit")
+
+
+def test_all_facts_can_be_asked_for(asked: list[str]) -> None:
+    args = evaluate.parser().parse_args([*asked, "--part", "all"])
+
+    assert [fact.prompt.subject for fact in evaluate.facts_from(args)] == list(SUBJECTS)
+    args = argparse.Namespace(**{**vars(args), "part": "test"})
+    assert {part_of(fact) for fact in evaluate.facts_from(args)} == {"test"}
