@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rome_core.errors import DataError
 from rome_core.evaluation.store import Row, Store, hash_of
 from rome_core.evaluation.work import Kept, Plan, Task, work
 from rome_core.methods import MethodConfig
-from rome_core.methods.rome import POLICIES
+from rome_core.methods.shared import same_search
 from rome_core.methods.value import sampled_prefixes
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
@@ -47,26 +47,24 @@ def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> d
 
 def tasks(plan: Plan, store: Store) -> list[Task]:
     """What is still to do, group after group, so that a run which is cut off has all methods on the same facts."""
-    together = _sharing(plan)
     return [
-        Task(group, missing)
+        Task(group, methods)
         for group in range(len(plan.groups))
-        for methods in together
-        if (missing := tuple(m for m in methods if not store.has(m, group)))
+        for methods in _sharing(plan, [name for name in plan.methods if not store.has(name, group)])
     ]
 
 
-def _sharing(plan: Plan) -> list[list[str]]:
-    """The key policies of ROME share δ and the keys where their settings are equal and nothing was edited before."""
-    found: dict[Any, list[str]] = {}
-    for name, config in plan.methods.items():
-        shares = type(config) in POLICIES and plan.group == 1
-        found.setdefault(tuple(_values(config).items()) if shares else name, []).append(name)
-    return list(found.values())
-
-
-def _values(config: MethodConfig) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config)}
+def _sharing(plan: Plan, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Methods that look for the same δ stand together, behind the first that keeps it; no edit may come before."""
+    found: list[list[str]] = []
+    for name in names:
+        config = plan.methods[name]
+        mine = next((some for some in found if plan.group == 1 and same_search(plan.methods[some[0]], config)), None)
+        if mine is None:
+            found.append([name])
+        else:
+            mine.append(name)
+    return [tuple(some) for some in found]
 
 
 def about(lm: LanguageModel, plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rome_core.evaluation.measures import Measured, MeasureSettings, measure_fac
 from rome_core.evaluation.store import Row
 from rome_core.evaluation.texts import References
 from rome_core.methods import MethodConfig, solve
-from rome_core.methods.rome import repolicy
+from rome_core.methods.shared import reuse
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment
 
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One piece of work: a group of facts by methods that can share their solving."""
+    """One piece of work: a group of facts by methods that look for the same δ, behind the one that searches."""
 
     group: int
     methods: tuple[str, ...]
@@ -106,7 +106,7 @@ def _solved(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: 
     results = {first: (_at_once if config.batches else _in_turn)(lm, facts, config, _of(config, moments))}
     for name in others:
         (shared,) = results[first]
-        results[name] = [_under(lm, shared, plan.methods[name].name, moments)]
+        results[name] = [_again(lm, shared, plan.methods[name], moments)]
     return results
 
 
@@ -142,13 +142,13 @@ def _in_turn(
     return results
 
 
-def _under(lm: LanguageModel, shared: Solved, policy: str, moments: Mapping[int, Moment]) -> Solved:
-    """The same δ and keys under another key policy."""
+def _again(lm: LanguageModel, shared: Solved, config: MethodConfig, moments: Mapping[int, Moment]) -> Solved:
+    """What another method makes of the same δ."""
     if shared.edit is None:
         return shared
     began = time.monotonic()
     try:
-        edit = repolicy(lm, shared.edit, policy, _of(shared.edit.config, moments))
+        edit = reuse(lm, shared.edit, config, _of(config, moments))
     except FAILURES as error:
         return Solved(shared.fact, None, error=reason(error))
     return Solved(shared.fact, edit, (edit,), shared.seconds + time.monotonic() - began)
