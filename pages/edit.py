@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared import (
+    batch_view,
     bench_view,
     edit_figures,
     edit_files,
@@ -216,7 +217,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
 
 
 ONE = "This method"
-VIEWS = {ONE: one_method, "All methods": all_methods}
+VIEWS = {ONE: one_method, "All methods": all_methods, "Many facts": batch_view.view}
 
 frame.require_frame()
 main()

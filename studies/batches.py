@@ -25,13 +25,11 @@ from rome_core.diagnostics import size_of
 from rome_core.evaluation import Pace, case_of, create_run, edit_in_sequence, open_run, perplexity, plan_sequence
 from rome_core.evaluation.scores import Score, summarise
 from rome_core.methods import MethodConfig
-from rome_core.methods.emmet import Emmet, at_once
-from rome_core.methods.mass import MassConfig, Wanted, spread, wanted
-from rome_core.methods.shared import added_to
-from rome_core.methods.value import ignore, prompts_of
+from rome_core.methods.mass import Wanted
+from rome_core.methods.shared import search, update_of
+from rome_core.methods.value import prompts_of
 from rome_core.moment import moments_for
 from rome_core.presets import resolve
-from rome_core.progress import silent
 from studies.common import RESULTS, append, read
 from studies.methods_table import SCORES, configs, drawn
 from studies.tables import cell
@@ -52,9 +50,7 @@ def value_of(lm: LanguageModel, fact: Fact, config: Any) -> tuple[Wanted, float]
         prompts = prompts_of(lm, fact.request, config.prefixes, config.kl_at)
         return Wanted(fact.request, prompts, kept["h"], kept["delta"], ()), kept["seconds"]
     began = time.monotonic()
-    site = added_to(type(config))
-    assert site is not None
-    (found,) = wanted(lm, [fact.request], config, config.prefixes, site, (), silent, ignore)
+    found = search(lm, fact.request, config)
     seconds = time.monotonic() - began
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"h": found.h, "delta": found.delta, "seconds": seconds}, path)
@@ -70,13 +66,9 @@ def batch(lm: LanguageModel, facts: Sequence[Fact], config: Any, ends: float) ->
         value, spent = value_of(lm, fact, config)
         found.append(value)
         seconds += spent
-    moments = moments_for(lm, config.layers, None)
+    moments_for(lm, config.layers, None)  # made once a layer, and no part of the time
     began = time.monotonic()
-    if isinstance(config, MassConfig):
-        edit = spread(lm, found, config, moments, ())
-    else:
-        assert isinstance(config, Emmet)
-        edit = at_once(lm, found, config, moments[config.layers[0]], ())
+    edit = update_of(lm, found, config)
     return [edit], seconds + time.monotonic() - began
 
 

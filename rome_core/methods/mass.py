@@ -132,6 +132,11 @@ class MassConfig(RomeConfig):
     def layers(self) -> list[int]:
         return [] if self.layer is None else list(range(self.layer - self.span + 1, self.layer + 1))
 
+    def check_layers(self) -> None:
+        """Raise EditError unless all layers exist."""
+        if not self.layers or self.layers[0] < 0:
+            raise EditError(f"Below layer {self.layer} there are not {self.span} layers.", "", "Spread over fewer.")
+
     def update(
         self, module: str, residuals: Residuals, keys: Keys, moment: Moment, earlier: Float[Tensor, "d_mlp m"]
     ) -> Delta:
@@ -163,11 +168,9 @@ def solve_mass(
 ) -> Edit:
     """One edit of all requests: values at the last layer's output, then the layers in ascending order, each with an
     equal share of what is still missing there (Meng et al. 2023, algorithm 1)."""
-    layers = config.layers
-    if not layers or layers[0] < 0:
-        raise EditError(f"Below layer {config.layer} there are not {config.span} layers.", "", "Spread over fewer.")
-    found = moments_for(lm, layers, moments, track)
-    prefixes = config.prefixes or _few(sampled_prefixes(lm, config.seed, edits))
+    config.check_layers()
+    found = moments_for(lm, config.layers, moments, track)
+    prefixes = config.prefixes or few(sampled_prefixes(lm, config.seed, edits))
     facts = wanted(lm, requests, config, prefixes, "resid_post", edits, track, report)
     return spread(lm, facts, replace(config, prefixes=prefixes), found, edits, track)
 
@@ -210,7 +213,8 @@ def spread(
     return edit
 
 
-def _few(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+def few(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The bare prompt and five of the twenty sampled prefixes, as MEMIT takes."""
     return (prefixes[0], *prefixes[1::EVERY])
 
 

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from rome_core.edits import Edit
+from rome_core.errors import EditError
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.emmet import Emmet, at_once
-from rome_core.methods.mass import MassConfig, found_by, spread
+from rome_core.methods.mass import MassConfig, Wanted, few, found_by, spread, wanted
 from rome_core.methods.rome import POLICIES, RomeConfig, repolicy
-from rome_core.methods.value import AddedTo
+from rome_core.methods.value import AddedTo, Report, ignore, sampled_prefixes
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
+from rome_core.progress import Track, silent
+from rome_core.tokens import EditRequest
 
 
 def added_to(method: type[MethodConfig]) -> AddedTo | None:
@@ -34,6 +37,49 @@ def same_search(one: MethodConfig, other: MethodConfig) -> bool:
     )
 
 
+def with_prefixes(lm: LanguageModel, config: RomeConfig, edits: Sequence[Edit] = ()) -> RomeConfig:
+    """The config with the prefixes that its method samples, so that all facts of a batch have the same ones."""
+    if config.prefixes is not None:
+        return config
+    sampled = sampled_prefixes(lm, config.seed, edits)
+    return replace(config, prefixes=few(sampled) if isinstance(config, MassConfig) else sampled)
+
+
+def search(
+    lm: LanguageModel,
+    request: EditRequest,
+    config: RomeConfig,
+    *,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+    report: Report = ignore,
+) -> Wanted:
+    """The value of one fact of a batch; `update_of` makes one edit of many. config: with its prefixes."""
+    if isinstance(config, MassConfig):
+        config.check_layers()
+    site = added_to(type(config))
+    if site is None or config.prefixes is None:
+        raise EditError(f"{config.name} searches no value by itself, or its prefixes are not chosen yet.")
+    (found,) = wanted(lm, [request], config, config.prefixes, site, edits, track, report)
+    return found
+
+
+def update_of(
+    lm: LanguageModel,
+    facts: Sequence[Wanted],
+    config: RomeConfig,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+) -> Edit:
+    """One edit of facts whose values were searched one by one, by a method for batches."""
+    used = moments_for(lm, config.layers, moments)
+    if isinstance(config, MassConfig):
+        return spread(lm, facts, config, used, edits)
+    if isinstance(config, Emmet):
+        return at_once(lm, facts, config, used[config.layers[0]], edits)
+    raise EditError(f"{config.name} edits one fact at a time.", "", "Solve them one after another.")
+
+
 def reuse(
     lm: LanguageModel,
     edit: Edit,
@@ -46,10 +92,6 @@ def reuse(
     Ask `same_search` first: it says whether a search of its own would find the same one. edits: those that `edit` was
     solved on top of.
     """
-    if isinstance(config, MassConfig):
-        used = moments_for(lm, config.layers, moments)
-        return spread(lm, found_by(lm, edit), replace(config, prefixes=edit.config.prefixes), used, edits)
-    if isinstance(config, Emmet):
-        (moment,) = moments_for(lm, config.layers, moments).values()
-        return at_once(lm, found_by(lm, edit), replace(config, prefixes=edit.config.prefixes), moment, edits)
+    if isinstance(config, MassConfig | Emmet):
+        return update_of(lm, found_by(lm, edit), replace(config, prefixes=edit.config.prefixes), moments, edits)
     return repolicy(lm, edit, config.name, moments)

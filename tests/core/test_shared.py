@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rome_core import METHODS, EditError, LanguageModel, Moment, solve
+from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
 from rome_core.methods.emmet import Emmet
 from rome_core.methods.rome import POLICIES
-from rome_core.methods.shared import reuse, same_search
+from rome_core.methods.shared import reuse, same_search, search, update_of
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 1, "prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0}
@@ -57,6 +57,20 @@ def test_methods_over_several_layers_share_theirs(lm: LanguageModel) -> None:
     assert same_search(donor.config, own.config) and shared.config == own.config and shared.on == own.on
     for one, two in zip(shared.deltas, own.deltas, strict=True):
         torch.testing.assert_close(one.matrix(), two.matrix(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["emmet", "memit"])
+def test_values_searched_one_by_one_make_the_edit_of_the_batch(lm: LanguageModel, name: str) -> None:
+    moments = {layer: random_moment(lm, layer, seed=layer) for layer in range(2)}
+    config = METHODS[name](**QUICK, **({"span": 2} if name == "memit" else {}))
+    requests = [REQUEST, EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris")]
+
+    whole = solve(lm, requests, config, moments=moments)
+    one_by_one = update_of(lm, [search(lm, request, config) for request in requests], config, moments)
+
+    assert one_by_one.id == whole.id and one_by_one.requests == whole.requests
+    with pytest.raises(EditError, match="one fact at a time"):
+        update_of(lm, [search(lm, REQUEST, config)], METHODS["rome"](**QUICK), moments)
 
 
 def test_only_equal_searches_are_shared() -> None:
