@@ -117,14 +117,24 @@ class Edit:
 
 
 def factors(edits: Sequence[Edit]) -> dict[str, Delta]:
-    """All updates of some edits, one delta a module: low-rank terms on one module are stacked."""
+    """All updates of some edits, one delta a module: low-rank terms on one module are stacked, as long as their rank
+    stays below the matrix's own."""
     parts: dict[str, list[Delta]] = {}
     for delta in (delta for edit in edits for delta in edit.deltas):
         parts.setdefault(delta.module, []).append(delta)
-    return {
-        module: Delta(module, torch.cat([d.U for d in deltas], 1), torch.cat([d.V for d in deltas], 0))
-        for module, deltas in parts.items()
-    }
+    return {module: _stacked(module, deltas) for module, deltas in parts.items()}
+
+
+def _stacked(module: str, deltas: Sequence[Delta]) -> Delta:
+    first = deltas[0]
+    if len(deltas) == 1:
+        return first
+    if sum(delta.U.shape[1] for delta in deltas) < min(first.U.shape[0], first.V.shape[1]):
+        return Delta(module, torch.cat([d.U for d in deltas], 1), torch.cat([d.V for d in deltas], 0))
+    whole = first.matrix()
+    for delta in deltas[1:]:
+        whole += delta.matrix()
+    return dense_delta(module, whole.to(first.U.dtype))
 
 
 def merged(edits: Sequence[Edit]) -> tuple[Edit, ...]:

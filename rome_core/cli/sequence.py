@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
-import random
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from rome_core.datasets import Fact, facts_of, load_facts
-from rome_core.default_model import DEFAULT_MODEL
-from rome_core.errors import DataError, RomeError
+from rome_core.cli.terminal import fact_arguments, facts_from, guarded, model_arguments, progress
+from rome_core.errors import DataError
+from rome_core.evaluation.runner import choose_facts
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
 from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
 from rome_core.evaluation.sequence_run import Pace, Record, SequencePlan, SequenceRun, branch_run, create_run, open_run
@@ -40,18 +39,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--show", action="store_true", help="compute nothing: print the folder's table and write it again")
     p.add_argument("--branch-of", type=Path, default=None, help="begin with the first steps of the run in this folder")
     p.add_argument("--step", type=int, default=None, help="the last step that is taken over (default: all)")
-    p.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder (default: %(default)s)")
+    fact_arguments(p, 100)
+    model_arguments(p)
     p.add_argument("--method", default=DEFAULT_METHOD, choices=list(METHODS), help="(default: %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    p.add_argument("--facts", type=Path, default=None, help="JSON in one of four formats (default: the project's set)")
-    p.add_argument("--records", type=int, default=100, help="how many of them (default: %(default)s)")
-    p.add_argument(
-        "--part",
-        default="test",
-        choices=("test", "all"),
-        help="test leaves out the subjects that other methods are trained on (default: %(default)s)",
-    )
-    p.add_argument("--order-seed", type=int, default=0, help="of the order of the facts (default: %(default)s)")
     for name, field in about(Pace).items():
         default = getattr(Pace(), name)
         choices = field.choices or None
@@ -72,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(args: argparse.Namespace) -> SequenceRun:
     """Begin the run, or go on with it, to its end."""
-    lm = load_model(args.model)
+    lm = load_model(args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
     run = open_run(args.out) if args.resume else begun(args, lm)
-    for record in edit_in_sequence(lm, run, track=tqdm):
+    for record in edit_in_sequence(lm, run, track=progress):
         if record.texts or record.error:
             tqdm.write(sentence(record))
     return run
@@ -83,7 +74,8 @@ def work(args: argparse.Namespace) -> SequenceRun:
 def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
     config = configured(args.method, args.set)
-    facts, pace = chosen(args), Pace(**{name: getattr(args, name) for name in about(Pace)})
+    facts = choose_facts(facts_from(args), args.records, args.order_seed)
+    pace = Pace(**{name: getattr(args, name) for name in about(Pace)})
     if (args.out / "run.json").exists():
         run = open_run(args.out)
         if args.branch_of is not None and set(facts) <= set(run.plan.facts):
@@ -112,16 +104,6 @@ def planned(
     if getattr(config, "prefixes", ()) is None and hasattr(old.config, "prefixes"):
         config = replace(config, prefixes=old.config.prefixes)  # type: ignore[call-arg]
     return SequencePlan(config, tuple(facts), pace, seed)
-
-
-def chosen(args: argparse.Namespace) -> list[Fact]:
-    """The facts of the arguments, in the order of their seed. Records that cannot be read are named."""
-    facts = load_facts(args.facts)
-    for problem in facts.problems[:5]:
-        print(f"Left out: {problem}", file=sys.stderr)
-    found = facts_of("test", facts) if args.part == "test" else list(facts)
-    random.Random(args.order_seed).shuffle(found)
-    return found[: args.records]
 
 
 def configured(method: str, settings: Sequence[str]) -> MethodConfig:
@@ -177,15 +159,7 @@ def write_table(path: Path, records: Sequence[Record]) -> Path:
 
 
 def command() -> int:
-    """The console command: what goes wrong is one sentence, Ctrl+C keeps what is finished."""
-    try:
-        return main()
-    except RomeError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept: the same command goes on with the rest.", file=sys.stderr)
-        return 130
+    return guarded(main, "What is finished is kept: the same command goes on with the rest.")
 
 
 if __name__ == "__main__":

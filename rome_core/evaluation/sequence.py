@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
 from rome_core.datasets import Fact
@@ -70,7 +70,7 @@ def edit_in_sequence(
     if lm.fingerprint != run.fingerprint:
         raise DataError(f"The run '{run.folder.name}' is of another model than '{lm.name}'.", "", "Load that model.")
     with run.alone():
-        records, edits = run.records, run.edits()
+        records, active = run.records, stack(run.edits())
         if not records:
             records.append(_unedited(lm, run.plan))
             run.append(records[0], None)
@@ -78,11 +78,20 @@ def edit_in_sequence(
         start, batch = records[-1].edited, run.plan.pace.batch
         for at in track(range(start, len(run.plan.facts), batch), "Edits", -(-(len(run.plan.facts) - start) // batch)):
             chosen = range(at, min(at + batch, len(run.plan.facts)))
-            record, edit = _step(lm, run.plan, records, edits, chosen, moments, track)
+            record, edit = _step(lm, run.plan, records, active, chosen, moments, track)
+            if edit is not None:
+                active = stack([edit], active)
             run.append(record, edit)
             records.append(record)
-            edits += [] if edit is None else [edit]
             yield record
+
+
+def stack(edits: Iterable[Edit], active: tuple[Edit, ...] = ()) -> tuple[Edit, ...]:
+    """Edits on top of merged ones, merged. Always one at a time, so that a run that was stopped rounds as one that was
+    not."""
+    for edit in edits:
+        active = merged([*active, edit])
+    return active
 
 
 def check(
@@ -124,23 +133,22 @@ def _step(
     lm: LanguageModel,
     plan: SequencePlan,
     records: Sequence[Record],
-    edits: Sequence[Edit],
+    active: tuple[Edit, ...],
     chosen: Sequence[int],
     moments: Mapping[int, Moment] | None,
     track: Track,
 ) -> tuple[Record, Edit | None]:
     """Solve some facts on top of the edits so far, and measure the model with it."""
-    began, active = time.monotonic(), merged(edits)
-    edit, error = None, ""
+    began, edit, error = time.monotonic(), None, ""
     try:
         requests = [plan.facts[i].request for i in chosen]
         edit = solve(lm, requests, plan.config, moments=moments, edits=active, track=track)
         if not math.isfinite(edit.delta_norm):
             raise EditError("The update is not finite, so it was not applied.", "The model may be broken already.")
-        edit = replace(edit, on=tuple(one.id for one in edits))
+        edit = replace(edit, on=tuple(record.edit for record in records if record.edit))
     except RomeError as reason:
         edit, error = None, str(reason)
-    solved, now = time.monotonic(), merged([*edits, edit]) if edit else active
+    solved, now = time.monotonic(), stack([edit], active) if edit else active
     edited, every = chosen[-1] + 1, plan.pace.check_every
     whole = edited // every > chosen[0] // every or edited == len(plan.facts)
     made = [i for record in records if record.edit for i in record.facts] if whole else []

@@ -104,17 +104,17 @@ def test_merged_edits_are_the_stacked_ones(family: str) -> None:
 
 
 def test_a_merged_update_of_high_rank_is_applied_whole() -> None:
-    """d_model 16, d_mlp 24: two factors are cheaper up to rank 9, one matrix from 10 on."""
+    """d_model 16, d_mlp 24: two factors are cheaper up to rank 9; from rank 16 on one of them is the identity."""
     lm = tiny_model()
     keys = torch.randn(3, lm.d_mlp)
-    for n in (9, 10, 40):
+    for n, rank in ((9, 9), (10, 10), (15, 15), (16, 16), (40, 16)):
         edits = [random_edit(lm, 1, seed=i) for i in range(n)]
         (one,) = merged(edits)
         (delta,) = one.deltas
 
         torch.testing.assert_close(delta(keys), sum(e.deltas[0](keys) for e in edits), rtol=1e-4, atol=1e-4)
         assert ("_whole" in vars(delta)) == (n > 9)
-        assert torch.equal(factors(edits)[delta.module].U, delta.U)
+        assert delta.U.shape[1] == rank and torch.equal(factors(edits)[delta.module].U, delta.U)
 
 
 def test_keys_that_later_edits_need_stay_side_by_side() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +62,10 @@ def moments(lm: LanguageModel):
 
 
 def config(method: str = "r-rome", **changes):
-    settings = {"layer": 1, "clamp": 6.0, "steps": 4, "prefixes": ("", "x. "), "ridge": 1e-3}
-    if hasattr(METHODS[method], "span"):
-        settings["span"] = 2
-    return METHODS[method](**settings | changes)
+    """A quick config of any method: of these settings those that it has."""
+    settings = {"layer": 1, "clamp": 6.0, "steps": 4, "prefixes": ("", "x. "), "ridge": 1e-3, "span": 2, **changes}
+    names = {field.name for field in fields(METHODS[method])}
+    return METHODS[method](**{name: value for name, value in settings.items() if name in names})
 
 
 def plan_of(

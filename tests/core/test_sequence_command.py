@@ -40,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]
     (tmp_path / "facts.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "load_model", lambda name: lm)
+    monkeypatch.setattr(command, "load_model", lambda name, **options: lm)
     for module in ("rome", "mass", "emmet"):
         found = {layer: random_moment(lm, layer) for layer in LAYERS}
         monkeypatch.setattr(sys.modules[f"rome_core.methods.{module}"], "moments_for", lambda *a, found=found: found)
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str], monke
         assert command.command() == 1
         error = capsys.readouterr().err
         assert sentence in error and "Traceback" not in error
-    monkeypatch.setattr(command, "main", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(command, "main", lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command.command() == 130 and "goes on with the rest" in capsys.readouterr().err
 
 
