@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rome_core.cli.terminal import fact_arguments, facts_from, guarded, model_arguments, progress
+from rome_core.datasets import Fact
 from rome_core.errors import DataError
 from rome_core.evaluation.runner import choose_facts
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
@@ -74,12 +75,12 @@ def work(args: argparse.Namespace) -> SequenceRun:
 def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
     config = configured(args.method, args.set)
-    facts = choose_facts(facts_from(args), args.records, args.order_seed)
+    facts: Sequence[Fact] = choose_facts(facts_from(args), args.records, args.order_seed)
     pace = Pace(**{name: getattr(args, name) for name in about(Pace)})
     if (args.out / "run.json").exists():
         run = open_run(args.out)
         if args.branch_of is not None and set(facts) <= set(run.plan.facts):
-            facts = list(run.plan.facts)  # a branch begins with those of its parent
+            facts = run.plan.facts  # a branch begins with those of its parent
         if planned(lm, run.plan, facts, config, pace, args.order_seed) != run.plan:
             raise DataError(
                 f"The run in '{args.out}' was begun with other settings.", "", "Choose another folder, or add --resume."
