@@ -9,7 +9,9 @@ from rome_core.methods.alphaedit import AlphaEdit
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.emmet import Emmet
 from rome_core.methods.finetune import FINE_TUNING
+from rome_core.methods.ke import Ke
 from rome_core.methods.memit import Memit
+from rome_core.methods.mend import Mend
 from rome_core.methods.rome import POLICIES
 from rome_core.methods.value import Report, ignore
 from rome_core.model import LanguageModel
@@ -19,7 +21,7 @@ from rome_core.progress import Track, silent
 from rome_core.tokens import EditRequest
 
 METHODS: dict[str, type[MethodConfig]] = {
-    method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit, *FINE_TUNING)
+    method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit, *FINE_TUNING, Mend, Ke)
 }
 DEFAULT_METHOD = "r-rome"
 

@@ -18,7 +18,7 @@ from rome_core.edits import Edit, Step, dense_delta
 from rome_core.errors import EditError
 from rome_core.hooks import Overlay
 from rome_core.methods.config import MethodConfig, keyless
-from rome_core.methods.forced import Forced, forced_rows
+from rome_core.methods.forced import Forced, forced_rows, precise
 from rome_core.methods.value import Report
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment
@@ -150,8 +150,7 @@ def fine_tune(
         raise EditError("There is no fact to edit.", "", "Give at least one.")
     forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, edits)
     module = lm.down_projection(layer)
-    W = lm.matrix(module).detach()
-    W = W.to(torch.promote_types(W.dtype, torch.float32))  # Adam needs more digits than half precision has
+    W = precise(lm.matrix(module).detach())
     change, history = torch.zeros_like(W, requires_grad=True), list[Step]()
     adam = torch.optim.Adam([change], lr=config.lr)
     for index in track(range(config.steps), "Fine-tuning", config.steps):

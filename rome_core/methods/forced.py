@@ -17,6 +17,7 @@ from rome_core.restoring import replay_note
 from rome_core.tokens import as_target, target_ids, text_ids
 
 Final = Callable[[Sequence[Overlay]], Float[Tensor, "batch pos d_model"]]
+States = Callable[[LanguageModel, Batch, int, Sequence[Edit]], Final]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Forced:
         """Log-probability of each target token, 0 where there is none, and the logits of the first one's place."""
         positions = self.positions if positions is None else positions
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        logits = lm.unembed(self.final(overlays)[rows, positions]).float()
+        logits = precise(lm.unembed(self.final(overlays)[rows, positions]))
         log_p = logits.log_softmax(-1).gather(-1, self.targets[..., None])[..., 0]
         return log_p * self.counts, logits[:, 0]
 
@@ -45,8 +46,22 @@ class Forced:
         return values.sum(1) / self.counts.sum(1)
 
 
-def forced_rows(lm: LanguageModel, pairs: Sequence[tuple[str, str]], first: int, edits: Sequence[Edit] = ()) -> Forced:
-    """Rows for (prompt, target) pairs, whose overlays stand on modules of blocks `first` and above."""
+def precise(x: Tensor) -> Tensor:
+    """At least single precision: half precision has too few digits for losses and for Adam."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def forced_rows(
+    lm: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    first: int,
+    edits: Sequence[Edit] = (),
+    states: States | None = None,
+) -> Forced:
+    """Rows for (prompt, target) pairs, whose overlays stand on modules of blocks `first` and above.
+
+    states: makes the rows' final states; `final_states` where it is not given.
+    """
     fronts = [text_ids(lm.tokenizer, text) for text, _ in pairs]
     targets = [target_ids(lm.tokenizer, text, as_target(target)) for text, target in pairs]
     batch = batch_of(lm, [front + target[:-1] for front, target in zip(fronts, targets, strict=True)])
@@ -56,7 +71,7 @@ def forced_rows(lm: LanguageModel, pairs: Sequence[tuple[str, str]], first: int,
         table[0, r, : len(target)] = torch.tensor(target)
         table[1, r, : len(target)] = torch.arange(len(target)) + len(front) - 1
         table[2, r, : len(target)] = 1
-    return Forced(batch, table[0], table[1], table[2].bool(), final_states(lm, batch, first, edits))
+    return Forced(batch, table[0], table[1], table[2].bool(), (states or final_states)(lm, batch, first, edits))
 
 
 def final_states(lm: LanguageModel, batch: Batch, first: int, edits: Sequence[Edit] = ()) -> Final:

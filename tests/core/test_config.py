@@ -23,7 +23,7 @@ def test_the_registry_and_the_classes_agree_on_names() -> None:
 def test_a_method_says_what_it_is_and_describes_its_settings(name: str) -> None:
     config = METHODS[name]()
     assert config.title.endswith(".") and config.formula.startswith(r"\Delta")
-    assert {"layer", "steps", "lr"} <= set(about(config))
+    assert {"scale"} == set(about(config)) if name in ("mend", "ke") else {"layer", "steps", "lr"} <= set(about(config))
     for field, description in about(config).items():
         assert description.help.endswith("."), field
 

@@ -363,7 +363,7 @@ def test_every_method_has_a_name_a_title_and_a_formula() -> None:
         assert method.name == name and method.title and method.formula
         assert issubclass(method, MethodConfig)
         method()  # works without arguments
-        assert all(field.name in {"prefixes"} or "about" in field.metadata for field in fields(method))
+        assert all(field.name in {"prefixes", "checkpoint"} or "about" in field.metadata for field in fields(method))
 
 
 def test_the_base_of_the_methods_solves_nothing() -> None:
