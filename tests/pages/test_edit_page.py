@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pages.shared.figures import LIGHT
 from pages.shared.tables import literal
 from rome_core import METHODS, EditRequest, Prompt, Step
 from rome_core.edits import Delta
+from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
@@ -391,3 +393,37 @@ def test_the_second_method_keeps_its_own_settings_where_they_mean_something_else
     )
     assert request.with_settings_of(rome, METHODS["ft"]) == METHODS["ft"](layer=3)
     assert request.with_settings_of(METHODS["ft"](lr=1e-3), METHODS["ft-l"]) == METHODS["ft-l"](lr=1e-3)
+
+
+def test_a_method_without_its_network_says_how_to_train_one(page: AppTest) -> None:
+    page.selectbox(key="method").set_value("mend").run()
+    page.button(key="run").click().run()
+    wait_for(page, lambda app: not job(app).live)
+    page.run()
+
+    assert not page.exception
+    assert "There is no MEND network for" in texts(page.error) and "rome-train mend" in texts(page.error)
+    assert page.selectbox(key="method").value == "mend"
+
+
+@pytest.mark.parametrize("method", ["mend", "ke"])
+def test_an_edit_by_a_trained_network_is_shown_in_every_tab(
+    page: AppTest, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lm = tiny_model(layers=4)  # the page's model
+    kind = METHODS[method].network
+    network = kind(edited_matrices(lm), **kind.sizes(lm))
+    path = tmp_path / "network.safetensors"
+    training = {"facts": 1, "steps": 2, "seed": 3}
+    save_checkpoint(path, Checkpoint(network, lm.fingerprint, training), edited_matrices(lm))
+    monkeypatch.setattr("rome_core.methods.hypernet.find_checkpoint", lambda lm, kind: path)
+    page.selectbox(key="method").set_value(method).run()
+
+    report = run(page)
+
+    assert len(report.edit.deltas) == 9 and report.edit.corpus.startswith("network trained on")
+    assert [tab.label for tab in page.tabs][:2] == ["Before / after", "Δ"]
+    for tab in [tab.label for tab in page.tabs]:
+        page.session_state["edit-tab"] = tab
+        page.run()
+        assert not page.error and not page.exception, (tab, texts(page.error))
