@@ -16,6 +16,7 @@ from pages.shared import (
     edit_views,
     frame,
     moment_panel,
+    objective_view,
     part_views,
     request,
     session,
@@ -178,6 +179,7 @@ def show(lm: LanguageModel, report: Report) -> None:
         **({("Search for v*" if keyed else "Training"): part_views.search} if report.edit.history else {}),
         **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
+        "Objective": objective_view.objective_view,
         "Compare": compare,
         "Save": edit_files.downloads,
     }

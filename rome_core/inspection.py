@@ -57,12 +57,16 @@ def key_cosines(edit: Edit) -> Float[Tensor, "n n"]:
     return keys @ keys.T
 
 
-def constraint_error(lm: LanguageModel, edit: Edit) -> float:
-    """‖W_hat k − v*‖/‖v*‖ at the key where the method asks for equality (k_0 for "rome", k* otherwise), float64."""
+def constraint_error(lm: LanguageModel, edit: Edit, *, edits: Sequence[Edit] = ()) -> float:
+    """‖W_hat k − v*‖/‖v*‖ at the key where the method asks for equality (k_0 for "rome", k* otherwise), float64.
+
+    edits: those that it was solved on top of; W is theirs.
+    """
     (delta,) = edit.deltas
     key = (edit.k_0 if edit.method == "rome" else edit.k_star).double().cpu()
     W = weight_of(lm, delta.module).double().cpu()
-    reached = W @ key + delta(key[None])[0]
+    below = [other for one in edits for other in one.deltas if other.module == delta.module]
+    reached = W @ key + sum(other(key[None])[0] for other in (delta, *below))
     return float((reached - edit.v_star.double().cpu()).norm() / edit.v_star.double().norm())
 
 

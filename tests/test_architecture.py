@@ -22,7 +22,7 @@ ROWS = (
     ("attribution", "averages", "methods"),
     ("diagnostics", "forensics", "interference", "lessons", "neighbourhood", "storage"),
     ("evaluation", "screening", "training"),
-    ("bench", "cli", "sweep"),
+    ("bench", "objective", "cli", "sweep"),
     ("__init__",),
     ("cli",),
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import moment_panel, part_views, session, track, verdicts
+from pages.shared import moment_panel, objective_view, part_views, session, track, verdicts
 from pages.shared.batch_run import Batch, as_csv, as_json, held, run, seen_from
 from pages.shared.edit_files import edit_file
 from pages.shared.edit_report import Report, same_fact
@@ -242,10 +242,15 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             key="batch-at",
             width=330,
         )
-        names = {"k*": part_views.key_view, "v*": part_views.value_view, "Δ": part_views.update_view}
+        names = {
+            "k*": part_views.key_view,
+            "v*": part_views.value_view,
+            "Δ": part_views.update_view,
+            "Objective": objective_view.objective_view,
+        }
         chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
     whole, place = places[at]
-    edit = seen_from(whole, place) if len(whole.requests) > 1 else whole
+    edit = seen_from(whole, place) if len(whole.requests) > 1 and chosen != "Objective" else whole
     below = (*batch.below, *(batch.edits[: batch.edits.index(whole)]))
     names[chosen](lm, Report(edit, below, size_of(lm, whole), None, (0, 0), (), (), batch.seconds))
 

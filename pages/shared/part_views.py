@@ -80,7 +80,7 @@ def update_view(lm: LanguageModel, report: Report) -> None:
     check = ""
     if report.diagnosis:
         key = "k₀" if edit.method == "rome" else "k\\*"
-        error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit))
+        error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit, edits=report.below))
         check = f" Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
     st.markdown(
         f"**Δ = U V**, of rank {one.deltas[0].U.shape[1]} at most, is added to W, `{chosen}`. "

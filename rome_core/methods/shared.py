@@ -32,9 +32,16 @@ def same_search(one: MethodConfig, other: MethodConfig) -> bool:
     return (
         site is not None
         and not isinstance(one, Emmet)  # its edits keep the mean key only
+        and _plain(other)
         and site == added_to(type(other))
         and all(getattr(one, field.name) == getattr(other, field.name) for field in fields(RomeConfig))
     )
+
+
+def _plain(config: MethodConfig) -> bool:
+    """Whether a key policy's own settings are its defaults, which is how `repolicy` makes its update."""
+    own = {field.name for field in fields(type(config))} - {field.name for field in fields(RomeConfig)}
+    return type(config) not in POLICIES or all(getattr(config, name) == getattr(type(config)(), name) for name in own)
 
 
 def with_prefixes(lm: LanguageModel, config: RomeConfig, edits: Sequence[Edit] = ()) -> RomeConfig:

@@ -113,7 +113,7 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     assert not app.exception and job.error is None
     assert [item.label for item in app.session_state["_edits"]] == ["Eiffel Tower → Rome (emmet)"]
     assert "Hold" in [metric.label for metric in app.metric]
-    for part in ("k*", "v*", "Δ"):
+    for part in ("k*", "v*", "Δ", "Objective"):
         app.session_state["batch-part"] = part
         app.run()
         assert not app.exception and not app.error, part

@@ -18,10 +18,12 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import edit_figures, edit_files, edit_words, part_figures, request
 from pages.shared.edit_report import Probe, Report, known_fact, own_questions, questions
 from pages.shared.figures import LIGHT
+from pages.shared.objective_view import matrix_rows
 from pages.shared.tables import literal
 from rome_core import METHODS, EditRequest, Prompt, Step
 from rome_core.edits import Delta
 from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
+from rome_core.objective import Changed
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
@@ -376,7 +378,7 @@ def test_methods_that_train_the_weights_show_their_training_and_no_key(page: App
     report = run(page)
 
     assert report.edit.history[-1].nll < report.edit.history[0].nll
-    assert [tab.label for tab in page.tabs] == ["Before / after", "Training", "Δ", "Compare", "Save"]
+    assert [tab.label for tab in page.tabs] == ["Before / after", "Training", "Δ", "Objective", "Compare", "Save"]
     for tab in [tab.label for tab in page.tabs]:
         page.session_state["edit-tab"] = tab
         page.run()
@@ -427,3 +429,11 @@ def test_an_edit_by_a_trained_network_is_shown_in_every_tab(
         page.session_state["edit-tab"] = tab
         page.run()
         assert not page.error and not page.exception, (tab, texts(page.error))
+
+
+def test_the_objective_shows_a_column_only_where_there_is_a_number() -> None:
+    elsewhere = Changed("m.x", None, 3, 0.1, None, None, None, None)
+    rows = matrix_rows([elsewhere, Changed("m", 5, 1, 0.2, 2.0, 0.1, 1.5, 0)])
+
+    assert "left over" in rows[0] and rows[2].endswith("| 3 | 0.100 |  |  |  |  |")
+    assert "left over" not in matrix_rows([elsewhere])[0]
