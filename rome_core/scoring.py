@@ -67,8 +67,10 @@ def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 def _score_chunk(
     lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], edits: Sequence[Edit]
 ) -> list[Scored]:
-    hidden = hidden_states(lm, batch_of(lm, [front + more[:-1] for front, more in rows]), edits=edits)
-    places = [(r, len(front) - 1 + t) for r, (front, more) in enumerate(rows) for t in range(len(more))]
+    # The last token of an answer is asked for and not read, so answers of one token behind one text share a row.
+    row_of = {ids: r for r, ids in enumerate(dict.fromkeys(front + more[:-1] for front, more in rows))}
+    hidden = hidden_states(lm, batch_of(lm, list(row_of)), edits=edits)
+    places = [(row_of[front + more[:-1]], len(front) - 1 + t) for front, more in rows for t in range(len(more))]
     index = torch.tensor(places, device=hidden.device)
     wanted = torch.tensor([token for _, more in rows for token in more], device=hidden.device)
     log_probs = lm.unembed(hidden[index[:, 0], index[:, 1]]).float().log_softmax(-1)

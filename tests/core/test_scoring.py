@@ -48,6 +48,17 @@ def test_scores_are_those_of_single_unpadded_rows(family: str) -> None:
         assert found.hits == tuple(hits)
 
 
+def test_answers_of_one_token_behind_one_text_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, rows, real = tiny_model(), [], scoring.hidden_states
+    monkeypatch.setattr(scoring, "hidden_states", lambda lm, batch, **o: rows.append(batch) or real(lm, batch, **o))
+    words = [word for word in (" is", " the", " of", " city", " in") if len(lm.tokenizer(word)["input_ids"]) == 1]
+
+    found = score(lm, [(TEXT, word) for word in words])
+
+    assert len(words) > 2 and [len(batch.ids) for batch in rows] == [1]
+    assert [f.log_p for f in found] == [pytest.approx(by_hand(lm, TEXT, word)[0], abs=1e-4) for word in words]
+
+
 def test_the_three_summaries() -> None:
     scored = Scored((math.log(0.5), math.log(0.125)), (True, False))
 
