@@ -14,8 +14,8 @@ from rome_core.cli.terminal import fact_arguments, facts_from, guarded, method_n
 from rome_core.evaluation.cluster import ray_workers
 from rome_core.evaluation.measures import MeasureSettings
 from rome_core.evaluation.runner import choose_facts, run, with_layers
-from rome_core.evaluation.store import Store, hash_of
-from rome_core.evaluation.tables import as_text, columns, export, lines, wanted_columns
+from rome_core.evaluation.store import OWN_SET, Store, hash_of
+from rome_core.evaluation.tables import as_text, columns, export, lines, merged, wanted_columns
 from rome_core.evaluation.texts import load_references
 from rome_core.evaluation.work import Plan
 from rome_core.methods import METHODS
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work(args)
     store = Store(args.out)
     rows = store.rows()
-    found = lines(rows, known_only=args.known_only)
+    found = merged(lines(rows, known_only=args.known_only))
     print(as_text(found, columns(found, wanted_columns(rows))))
     for path in export(store, known_only=args.known_only):
         print(path)
@@ -70,7 +70,7 @@ def work(args: argparse.Namespace) -> None:
         measures=MeasureSettings(**{name: getattr(args, name) for name in about(MeasureSettings)}),
         group=max(1, args.group),
         prefixes=args.prefixes,
-        source="the project's own set" if args.facts is None else args.facts.name,
+        source=(OWN_SET if args.facts is None else args.facts.name) + (", test part" if args.part == "test" else ""),
         set_hash=hash_of(facts),
         order_seed=args.order_seed,
         references=None if args.references is None else load_references(args.references),

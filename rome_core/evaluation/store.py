@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from rome_core.datasets import Fact
 from rome_core.errors import DataError
 
+OWN_SET = "the project's own set"  # how a run's folder calls it
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
 PACKAGES = ("rome-explorer", "torch", "transformers", "numpy", "pyarrow", "ray")
@@ -150,8 +151,10 @@ class Store:
         _write_whole(path, lambda part: pq.write_table(table, part))
 
     def rows(self) -> list[Row]:
-        """All finished rows, by method and place. A part is read once."""
-        paths = sorted((self.folder / "parts").glob("*/*.parquet"))
+        """All finished rows, by method in the order of the settings, and place. A part is read once."""
+        order = {method: i for i, method in enumerate(self.about["methods"])}
+        found = (self.folder / "parts").glob("*/*.parquet")
+        paths = sorted(found, key=lambda path: (order.get(path.parent.name, len(order)), path))
         for path in paths:
             if path not in self._read:
                 records = pq.ParquetFile(path).read().to_pylist()

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.evaluation.store import Row, Store
 
+NO_EDIT = "no edit"
 STAGES = ("before", "after", "end")
 # The papers' column order, then what this project adds. Factor and decimals as they are printed.
 COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS", "NKL", "perplexity", "NS+", "NM+", "exact match")
@@ -62,6 +63,17 @@ def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> li
         if not good and failed:
             found.append(Line(method, "after", 0, len(failed), 0, {}))
     return found
+
+
+def merged(some: Sequence[Line]) -> list[Line]:
+    """The same lines with one "no edit" in place of all that say the same of the unedited model."""
+    found: list[Line] = []
+    for line in some:
+        alone = replace(line, method=NO_EDIT, failed=0) if line.stage == "before" else line
+        if alone not in found:
+            found.append(alone)
+    several = [line for line in found if line.method == NO_EDIT]
+    return list(some) if len(several) > 1 else several + [line for line in found if line.method != NO_EDIT]
 
 
 def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[str]:
@@ -156,7 +168,8 @@ def export(store: Store, *, known_only: bool = False) -> list[Path]:
     found = lines(rows, known_only=known_only)
     names = columns(found, wanted_columns(rows))
     stem = store.folder / ("scores-known" if known_only else "scores")
-    texts = {".csv": as_csv(found), ".tex": as_latex(found, names), ".md": as_markdown(found, names) + "\n"}
+    short = merged(found)
+    texts = {".csv": as_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
     for suffix, text in texts.items():
         stem.with_suffix(suffix).write_text(text, encoding="utf-8")
     as_parquet(found, store.about, stem.with_suffix(".parquet"))

@@ -15,6 +15,7 @@ from rome_core.datasets import part_of
 from rome_core.errors import DataError
 from rome_core.evaluation.store import Store
 from rome_core.methods import METHODS
+from studies.results import section
 from tests.core.test_runner import saved, tiny
 
 SUBJECTS = ("Paris", "Lyon", "Zürich", "Köln", "Milan", "Rome", "Tokyo", "Japan")
@@ -53,16 +54,19 @@ def test_evaluate_prints_a_table_and_exports_it(
     out, err = capsys.readouterr()
     head, *rest = out.splitlines()
     assert head.split()[:8] == ["method", "stage", "n", "failed", "known", "S", "ES", "EM"]
-    assert [line.split()[:3] for line in rest[:4]] == [
-        [method, stage, "2"] for method in ("h-rome@1", "r-rome@1") for stage in ("before", "after")
-    ]
-    assert {Path(line).name for line in rest[4:]} == {"scores.csv", "scores.tex", "scores.md", "scores.parquet"}
+    assert [line.split()[:3] for line in rest[1:3]] == [["r-rome@1", "after", "2"], ["h-rome@1", "after", "2"]]
+    assert rest[0].split()[:4] == ["no", "edit", "before", "2"]
+    assert {Path(line).name for line in rest[3:]} == {"scores.csv", "scores.tex", "scores.md", "scores.parquet"}
     assert "Left out: facts.json, record 9" in err
     store = Store(tmp_path / "run")
     subjects = {row.subject for row in store.rows()}
     test_part = {fact.prompt.subject for fact in evaluate.facts_from(evaluate.parser().parse_args(asked))}
     assert subjects <= test_part and len(test_part) < len(SUBJECTS), "hypernetworks are trained on the others"
-    assert store.about["facts"] == "facts.json" and store.about["prefixes"] == 3
+    assert store.about["facts"] == "facts.json, test part" and store.about["prefixes"] == 3
+
+    text = "\n".join(section(store))
+    assert "## facts.json, test part, 2 records" in text and "| r-rome@1 | after | 2 | 0 |" in text
+    assert "rome-evaluate --facts facts.json --records 2 --order-seed 0 --methods r-rome@1,h-rome@1" in text
 
     assert evaluate.main(["--out", str(tmp_path / "run"), "--show", "--known-only"]) == 0
     assert "scores-known.csv" in capsys.readouterr().out

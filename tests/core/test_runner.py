@@ -22,7 +22,7 @@ from rome_core.errors import DataError
 from rome_core.evaluation.measures import MeasureSettings, measure_fact
 from rome_core.evaluation.runner import choose_facts, run, with_layers
 from rome_core.evaluation.store import Row, Store, hash_of
-from rome_core.evaluation.tables import as_csv, as_latex, as_markdown, columns, export, lines, wanted_columns
+from rome_core.evaluation.tables import as_csv, as_latex, as_markdown, columns, export, lines, merged, wanted_columns
 from rome_core.evaluation.work import Plan, prefix_in_use, relative_norm
 from rome_core.methods import METHODS, solve
 from rome_core.model import LanguageModel, load_model
@@ -361,6 +361,16 @@ def test_a_table_by_hand() -> None:
     assert "m_1,after,2,1,1,perplexity,50.0" in as_csv([after]).replace("49.99999999999999", "50.0").replace(
         "50.00000000000001", "50.0"
     )
+
+
+def test_the_unedited_model_has_one_line_where_it_is_the_same() -> None:
+    before, after = lines(rows_by_hand())
+    other = replace(before, method="c-rome", scores={**before.scores, "ES": before.scores["S"]})
+
+    assert [(line.method, line.stage) for line in merged([before, after, replace(before, method="m_2")])] == [
+        *(("no edit", "before"), ("m_1", "after"))
+    ]
+    assert merged([before, after, other]) == [before, after, other], "behind a prefix it says something else"
 
 
 def test_questions_have_zsre_columns() -> None:

@@ -1,0 +1,96 @@
+"""docs/results.md from the folders of evaluation runs: `python -m studies.results runs/counterfact runs/zsre`.
+
+Every number in it comes from the runs' rows, every setting from their run.json; nothing is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.store import OWN_SET, Row, Store
+from rome_core.evaluation.tables import as_markdown, columns, lines, merged, wanted_columns
+
+DOCS = Path(__file__).parent.parent / "docs"
+RUNS = DOCS.parent / "runs"
+
+
+def command(about: dict[str, object]) -> str:
+    """The command line that makes the run again; FILE stands for the user's own copy of the facts."""
+    measures = about["measures"]
+    assert isinstance(measures, dict)
+    plain = MeasureSettings()
+    name, _, part = str(about["facts"]).partition(", ")
+    own = name == OWN_SET
+    parts = [
+        "rome-evaluate",
+        *([] if own else [f"--facts {name}"]),
+        *([] if part else ["--part all"]),
+        f"--records {about['records']} --order-seed {about['order_seed']}",
+        f"--methods {','.join(about['methods'])}",  # type: ignore[arg-type]
+        *([f"--prefixes {about['prefixes']}"] if about["prefixes"] else []),
+        *([f"--group {about['group']}"] if about["group"] != 1 else []),
+        *(f"--{name} {value}" for name, value in measures.items() if value != getattr(plain, name)),
+        "--out FOLDER",
+    ]
+    return " ".join(parts)
+
+
+def complete(rows: list[Row]) -> list[Row]:
+    """The rows of the facts that every method has had its turn with, so that all lines are of the same facts."""
+    methods = {row.method for row in rows}
+    had = {
+        position: {row.method for row in rows if row.position == position} for position in {r.position for r in rows}
+    }
+    return [row for row in rows if had[row.position] == methods]
+
+
+def section(store: Store) -> Iterator[str]:
+    about, rows = store.about, complete(store.rows())
+    n = len({row.position for row in rows})
+    known = {row.position for row in rows if row.known}
+    yield f"## {about['facts']}, {n} records\n"
+    yield (
+        f"Model {about['model']} ({about['dtype']}, fingerprint `{about['fingerprint'][:12]}`), {n} records in the "
+        f"order of seed {about['order_seed']}; the unedited model knows {len(known)} of them. Hash of the set "
+        f"`{about['facts_hash']}`.\n"
+    )
+    yield f"```\n{command(about)}\n```\n"
+    found = merged(lines(rows))
+    names = columns(found, wanted_columns(rows))
+    yield "All records:\n"
+    yield as_markdown(found, names) + "\n"
+    if len(known) > 1:
+        yield "The records that the unedited model knows:\n"
+        some = merged(lines(rows, known_only=True))
+        yield as_markdown(some, columns(some, names)) + "\n"
+    used, sittings = about["versions"], store.sittings()
+    spent = sum(sitting["seconds"] for sitting in sittings)
+    took = f"{spent / 3600:.1f} hours of work, {sittings[-1]['workers']}; " if sittings else ""
+    yield f"{took}torch {used['torch']}, transformers {used['transformers']}, Python {used['python']}.\n"
+
+
+HEAD = """# Results of evaluation runs
+
+Made by `python -m studies.results` from the folders that `rome-evaluate` writes; what the columns mean is in
+[evaluation.md](evaluation.md). Each fact is edited by itself on the untouched model unless a section says otherwise.
+"before" is the same facts on the untouched model. In brackets: 95 % bootstrap intervals over facts. Shares and
+magnitudes are times 100, NKL is in nats.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of runs (default: all in runs/)")
+    parser.add_argument("--out", type=Path, default=DOCS / "results.md")
+    args = parser.parse_args()
+    folders = args.runs or sorted(path.parent for path in RUNS.glob("*/run.json"))
+    parts = [HEAD, *(part for folder in folders for part in section(Store(folder)))]
+    args.out.write_text("\n".join(parts), encoding="utf-8")
+    print(f"{args.out}: {len(folders)} runs")
+
+
+if __name__ == "__main__":
+    main()
