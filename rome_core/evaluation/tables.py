@@ -66,14 +66,19 @@ def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> li
 
 
 def merged(some: Sequence[Line]) -> list[Line]:
-    """The same lines with one "no edit" in place of all that say the same of the unedited model."""
-    found: list[Line] = []
-    for line in some:
-        alone = replace(line, method=NO_EDIT, failed=0) if line.stage == "before" else line
-        if alone not in found:
-            found.append(alone)
-    several = [line for line in found if line.method == NO_EDIT]
-    return list(some) if len(several) > 1 else several + [line for line in found if line.method != NO_EDIT]
+    """The same lines with one "no edit" for all methods that print the same of the unedited model; C-ROME, which stands
+    behind a prefix, keeps its own."""
+    printed = [_printed(line) for line in some if line.stage == "before"]
+    if not printed:
+        return list(some)
+    usual = max(printed, key=printed.count)
+    first = next(line for line in some if line.stage == "before" and _printed(line) == usual)
+    rest = [line for line in some if line.stage != "before" or _printed(line) != usual]
+    return [replace(first, method=NO_EDIT, failed=0), *rest]
+
+
+def _printed(line: Line) -> tuple[object, ...]:
+    return line.n, line.known, *((name, with_interval(name, score)) for name, score in sorted(line.scores.items()))
 
 
 def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[str]:
