@@ -15,6 +15,7 @@ from pages.shared import (
     edit_files,
     edit_views,
     frame,
+    layer_view,
     moment_panel,
     objective_view,
     part_views,
@@ -219,7 +220,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
 
 
 ONE = "This method"
-VIEWS = {ONE: one_method, "All methods": all_methods, "Many facts": batch_view.view}
+VIEWS = {ONE: one_method, "All methods": all_methods, "Many facts": batch_view.view, "Where to edit": layer_view.view}
 
 frame.require_frame()
 main()

@@ -1,0 +1,83 @@
+"""Where to edit: a sweep on the page, the shipped study, and the figure beside the tracing effects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import average_run, layer_figure, layer_view
+from pages.shared.figures import LIGHT
+from rome_core import DEFAULT_METHOD, METHODS
+from rome_core.averages import average
+from rome_core.evaluation import Score
+from rome_core.evaluation.scores import Case
+from rome_core.methods.rome import POLICIES
+from rome_core.sweep import Swept, as_record
+from tests.pages.conftest import goto, texts, wait_for
+from tests.tiny import random_moment
+
+GOOD = Case("a", ((0.9, 0.1),), ((0.8, 0.1),), ((0.1, 0.8),))
+
+
+def test_a_sweep_is_run_drawn_and_its_layer_taken(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr(layer_view, "STUDY", tmp_path / "none.jsonl")
+    goto(app, "edit", view="Where to edit")
+    assert "No sweep of" in texts(app.info)
+    app.number_input(key="edit-steps").set_value(2).run()
+    app.number_input(key="sweep-facts").set_value(2).run()
+    app.button(key="sweep-run").click().run()
+    job = app.session_state["_results"][layer_view.JOB]
+    wait_for(app, lambda app: not job.live)
+    app.run()
+
+    assert not app.exception and job.error is None
+    assert {row.layer for row in job.partial.rows} == {0} and len(job.partial.rows) == 2
+    (spec,) = [json.loads(c.proto.spec) for c in app.get("plotly_chart")]
+    assert spec["layout"]["title"]["text"].startswith("S is largest at layer 0")
+    app.button(key=f"sweep-use-{layer_view.HERE}").click().run()
+    assert app.number_input(key="layer").value == 0
+
+
+def test_the_shipped_study_is_shown_for_its_own_model_only(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = tmp_path / "layers.jsonl"
+    record = Swept(3, "a", 1.5, 0.1, {DEFAULT_METHOD: GOOD}, {DEFAULT_METHOD: 0.2})
+    study.write_text(json.dumps(as_record(record)) + '\n{"layer": 4, "fa', encoding="utf-8")
+    monkeypatch.setattr(layer_view, "STUDY", study)
+    goto(app, "edit", view="Where to edit")
+    assert not app.get("plotly_chart")  # the model under test is another one
+
+    monkeypatch.setattr(layer_view, "DEFAULT_MODEL", "tiny-llama")
+    app.run()
+    (spec,) = [json.loads(c.proto.spec) for c in app.get("plotly_chart")]
+    words = " ".join(str(note.get("text")) for note in spec["layout"]["annotations"])
+    assert "1 fact" in words and "average_effects.jsonl" in words
+
+
+def test_the_search_takes_the_settings_of_the_form() -> None:
+    found = layer_view.search_like(METHODS["emmet"](layer=3, steps=7))
+    assert type(found) in POLICIES and found.steps == 7 and found.layer is None
+    assert layer_view.search_like(METHODS["memit"](layer=3, steps=7)).steps == METHODS[DEFAULT_METHOD]().steps  # type: ignore[attr-defined]
+    assert layer_view.search_like(METHODS["h-rome"](steps=3)).name == "h-rome"
+
+
+def test_the_figure_has_both_curves() -> None:
+    one = {name: Score(0.5, 0.4, 0.6, 8) for name in ("ES", "PS", "NS", "S")}
+    two = {**one, "S": Score(0.7, 0.6, 0.8, 8)}
+    source = average_run.study()
+    assert source is not None
+    effects = average(source.rows)
+    fig = layer_figure.layers_figure({0: one, 8: two}, effects, "caption", LIGHT)
+
+    assert fig.layout.title.text == "S is largest at layer 8: 0.700"
+    traced = next(trace for trace in fig.data if trace.name == "MLP")
+    assert np.allclose(traced.y, effects.effects["mlp_out"].mean[layer_figure.LAST_SUBJECT])
+    assert layer_figure.layers_figure({}, None, "caption", LIGHT).layout.title.text.endswith("?")
