@@ -49,7 +49,8 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["edit"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            # Clones are aligned as any tensor is; the file's own places may make matrix products round differently.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (not a dict)
         if about["format"] != FORMAT:
             raise EditError(f"'{name}' was saved by another version ({about['format']}).", "", "Solve the edit again.")
         edit = _from_parts(about, tensors)

@@ -19,7 +19,7 @@ PAGES, ICON, CSS = ROOT / "pages", ROOT / "assets" / "icon.png", ROOT / "assets"
 SECTIONS = {
     "": [("home", "Start here")],
     "One fact": [("tracing", "Locate"), ("edit", "Edit"), ("diagnostics", "Diagnose")],
-    "Many facts": [("averages", "Locate on average")],
+    "Many facts": [("averages", "Locate on average"), ("sequential", "Edit in sequence")],
 }
 
 _this_run = threading.local()  # every script run has a thread of its own

@@ -25,6 +25,7 @@ from rome_core.moment import Moment
 from rome_core.presets import resolve
 from rome_core.progress import Track, silent
 from rome_core.scoring import score
+from rome_core.storage import load_edit
 from rome_core.tokens import as_target
 
 EVERY = 4  # of the sampled prefixes, if six are wanted
@@ -79,10 +80,10 @@ def edit_in_sequence(
         for at in track(range(start, len(run.plan.facts), batch), "Edits", -(-(len(run.plan.facts) - start) // batch)):
             chosen = range(at, min(at + batch, len(run.plan.facts)))
             record, edit = _step(lm, run.plan, records, active, chosen, moments, track)
-            if edit is not None:
-                active = stack([edit], active)
             run.append(record, edit)
             records.append(record)
+            if edit is not None:  # as the file has it, so that going on later rounds in the same way
+                active = stack([load_edit(run.path(record.step))], active)
             yield record
 
 

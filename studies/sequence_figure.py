@@ -1,0 +1,44 @@
+"""The README's figure of sequential edits from the runs' folders: `python -m studies.sequence_figure`.
+
+Needs the extra `export`. The runs are made by rome-sequence (docs/sequential.md has the commands).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pages.shared.figures import LIGHT
+from pages.shared.sequence_figures import curves_figure
+from rome_core.evaluation.sequence_curves import COLLAPSED
+from rome_core.evaluation.sequence_run import SequenceRun, runs_in
+from studies.common import RESULTS
+from studies.figures import IMAGES
+
+
+def words(runs: list[SequenceRun]) -> str:
+    """What all runs share, in one line."""
+    plan = runs[0].plan
+    return (
+        f"{runs[0].model} · the same {len(plan.facts)} facts in the same order (seed {plan.order_seed}) · perplexity "
+        f"on {plan.pace.passages} passages · dotted: {COLLAPSED:g} times the unedited model's · bars: 95 % bootstrap"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=RESULTS / "sequence", help="folder of the runs' folders")
+    parser.add_argument("--out", type=Path, default=IMAGES / "sequence.png")
+    args = parser.parse_args()
+    runs = [run for run in runs_in(args.runs) if run.records]
+    if not runs:
+        raise SystemExit(f"There is no run in {args.runs}.")
+    figure = curves_figure({run.folder.name: run.records for run in runs}, words(runs), LIGHT)
+    figure.update_layout(template="plotly_white", width=1000, paper_bgcolor="white")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_image(args.out, scale=2)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
