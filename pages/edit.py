@@ -1,4 +1,4 @@
-"""Edit: change one fact by a rank-one update, watch how, and see what else changed."""
+"""Edit: change a fact in the weights, by one method, by all, or many facts at once, and see what else changed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the e
 
 def main() -> None:
     st.title("Edit a fact")
-    st.markdown(
-        "What does the model say once one fact is rewritten by a rank-one update, and what else changes with it?"
-    )
+    st.markdown("What does the model say once a fact is rewritten in its weights, and what else changes with it?")
     lm = session.model()
     request.example_buttons()
     wanted = request.request_form()
@@ -220,7 +218,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
 
 
 ONE = "This method"
-VIEWS = {ONE: one_method, "All methods": all_methods, "Many facts": batch_view.view, "Where to edit": layer_view.view}
+VIEWS = {ONE: one_method, "All methods": all_methods, "A batch": batch_view.view, "Where to edit": layer_view.view}
 
 frame.require_frame()
 main()

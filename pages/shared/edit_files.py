@@ -9,10 +9,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.edit_report import Report
-from rome_core import LanguageModel, RomeError, export_adapter, load_edit, save_edit
+from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
+from rome_core.default_model import cache_dir
 from rome_core.edits import Edit
+from rome_core.storage import export_merged
 
 
 def downloads(lm: LanguageModel, report: Report) -> None:
@@ -37,6 +39,49 @@ def downloads(lm: LanguageModel, report: Report) -> None:
             help="A zip with an adapter that peft loads onto the base model.",
         )
     st.caption(f"The file belongs to {lm.name} and is refused by any other model.")
+    merged(lm, report)
+
+
+def merged(lm: LanguageModel, report: Report) -> None:
+    """Write the whole edited model to a folder of the server, as a job."""
+    with st.expander("Write the edited model to a folder"):
+        below = len(report.below)
+        st.caption(
+            "The whole model with this edit"
+            + (f" and the {below} below it" if below else "")
+            + " in its weights, in parts, as transformers loads it. The loaded model stays as it is."
+        )
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            folder = st.text_input(
+                "Folder on the server",
+                value=str(cache_dir() / "merged" / f"{report.edit.method}-{report.edit.id}"),
+                key=f"merged-folder-{report.edit.id}",
+                help="A new or an empty one.",
+            )
+            pressed = st.button("Write", key="merged-write")
+        key = ("merged", report.edit.id)
+        if pressed:
+            try:
+                target = new_folder(folder)
+            except RomeError as error:
+                session.show_error(error)
+                return
+            edits = (*report.below, report.edit)
+            work = lambda job: export_merged(lm, edits, target)  # noqa: E731
+            session.remember(key, track.submit(f"Writing {target.name}", work))
+        job = session.recall(key)
+        if job is not None:
+            track.panel(job, lambda job: None)
+
+
+def new_folder(text: str) -> Path:
+    """The folder that was typed. Raises EditError if there is something in it already."""
+    target = Path(text.strip()).expanduser()
+    if not text.strip() or not target.is_absolute():
+        raise EditError(f"'{text.strip()}' is no full path.", "", "Write the folder from the root on.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise EditError(f"'{target}' is there already and not empty.", "", "Name another folder.")
+    return target
 
 
 def edit_file(edit: Edit) -> bytes:

@@ -52,7 +52,7 @@ def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequ
     settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
     on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
     seed = f" · seed {config.seed}" if hasattr(config, "seed") else ""
-    named = "".join(f", {name} {number(getattr(config, name))}" for name in NAMED[:2] if hasattr(config, name))
+    named = "".join(f", {name} {getattr(config, name):g}" for name in NAMED[:2] if hasattr(config, name))
     return (
         f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
         f"{config.name}{named}{settings}{seed}{on_top}"

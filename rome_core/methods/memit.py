@@ -38,7 +38,7 @@ class Memit(MassConfig):
         20.0,
         "λ",
         "How much Δ is held back on ordinary keys. Small values reach the values exactly, large ones under-edit.",
-        source="measured on the default model: docs/editing.md; 15,000 in the authors' GPT-2 XL settings",
+        source="docs/methods.md; 15,000 in the authors' GPT-2 XL settings",
         low=0.0,
         high=1e6,
         step=1.0,

@@ -93,7 +93,7 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
-    goto(app, "edit", view="Many facts", method="emmet")
+    goto(app, "edit", view="A batch", method="emmet")
     app.number_input(key="layer").set_value(2).run()
     app.number_input(key="edit-steps").set_value(2).run()
     assert app.button(key="batch-run").disabled

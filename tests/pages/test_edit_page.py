@@ -20,7 +20,7 @@ from pages.shared.edit_report import Probe, Report, known_fact, own_questions, q
 from pages.shared.figures import LIGHT
 from pages.shared.objective_view import matrix_rows
 from pages.shared.tables import literal
-from rome_core import METHODS, EditRequest, Prompt, Step
+from rome_core import METHODS, EditError, EditRequest, Prompt, Step
 from rome_core.edits import Delta
 from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.objective import Changed
@@ -236,6 +236,24 @@ def test_an_edit_goes_to_a_file_and_comes_back() -> None:
     edit = random_edit(lm)
 
     assert edit_files.read_edit(lm, edit_files.edit_file(edit)).id == edit.id
+
+
+def test_the_edited_model_goes_to_a_new_folder(page: AppTest, tmp_path: Path) -> None:
+    report = run(page)
+    page.session_state["edit-tab"] = "Save"
+    page.run()
+    folder = page.text_input(key=f"merged-folder-{report.edit.id}")
+    folder.set_value("there").run()
+    page.button(key="merged-write").click().run()
+    assert "is no full path" in texts(page.error)
+
+    folder.set_value(str(tmp_path / "merged")).run()
+    page.button(key="merged-write").click().run()
+    written = page.session_state["_results"][("merged", report.edit.id)]
+    wait_for(page, lambda app: not written.live)
+    assert written.error is None and list((tmp_path / "merged").glob("*.safetensors"))
+    with pytest.raises(EditError, match="not empty"):
+        edit_files.new_folder(str(tmp_path / "merged"))
 
 
 def test_the_adapter_is_a_zip_that_peft_can_read() -> None:
