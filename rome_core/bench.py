@@ -17,6 +17,7 @@ from torch import Tensor
 from rome_core.diagnostics import size_of
 from rome_core.edits import Edit
 from rome_core.errors import RomeError
+from rome_core.evaluation.measures import next_token_kl
 from rome_core.generation import generate
 from rome_core.hooks import batch_of, next_logits
 from rome_core.methods import MethodConfig, solve
@@ -95,7 +96,7 @@ def bench(
                 continue
             values, size = _values(lm, task, [*edits, edit]), size_of(lm, edit)
             if before is not None:
-                values["nkl"] = mean_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
+                values["nkl"] = next_token_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
             values |= {"relative_norm": size.relative_F, "seconds": found.seconds}
             yield Row(name, found.config, edit, values, _text(lm, task, [*edits, edit]), size.verdict, found.shared)
         except RomeError as error:
@@ -163,12 +164,6 @@ def _text(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> str:
 
 def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edit]) -> Float[Tensor, "n vocab"]:
     return next_logits(lm, batch_of(lm, [text_ids(lm.tokenizer, text) for text in texts]), edits=edits).log_softmax(-1)
-
-
-def mean_kl(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n vocab"]) -> float:
-    """Mean over the rows of KL(before ‖ after) in nats, from log-probabilities."""
-    before, after = before.double(), after.double()
-    return float((before.exp() * (before - after)).sum(-1).mean())
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
@@ -13,13 +13,13 @@ from pages.shared import bench_figure, moment_panel, session, track, verdicts
 from pages.shared.edit_report import generation_texts, known_fact, questions, same_fact
 from pages.shared.edit_views import chart, look
 from pages.shared.edit_words import word_differences
+from pages.shared.request import with_settings_of
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.bench import MEASURES, Row, Task, as_csv, as_json, bench
 from rome_core.edits import Edit
 from rome_core.methods import MethodConfig
-from rome_core.methods.shared import added_to
 from rome_core.presets import resolve
 
 JOB = ("bench", "job")
@@ -90,17 +90,8 @@ def _lines(place: Any, label: str, key: str, help: str) -> tuple[str, ...]:
 
 
 def configs_like(lm: LanguageModel, config: MethodConfig) -> list[MethodConfig]:
-    """A config of every method: the form's settings where a method shares them, else its own defaults and the seed."""
-    return [resolve(lm, _config_like(config, method)) for method in METHODS.values()]
-
-
-def _config_like(config: MethodConfig, method: type[MethodConfig]) -> MethodConfig:
-    if type(config) is method:
-        return config
-    names = [f.name for f in fields(method)]
-    if added_to(method) is None or added_to(method) != added_to(type(config)):
-        names = [name for name in names if name == "seed"]
-    return method(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+    """A config of every method: the form's settings where they mean the same, else the method's own defaults."""
+    return [resolve(lm, with_settings_of(config, method)) for method in METHODS.values()]
 
 
 def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:

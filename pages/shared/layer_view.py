@@ -55,6 +55,9 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) ->
         if job is not None and not job.live:
             track.panel(job, lambda job: None)
         st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
+        if found := effects(lm):
+            words = f"{lm.name} · docs/studies/{average_run.STUDY.name}, {count(found.n, 'fact')}"
+            chart(layer_figure.layers_figure({}, found, words, look()), "sweep-none")
     form(lm, config)
 
 

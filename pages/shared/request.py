@@ -121,6 +121,8 @@ def method_form(lm: LanguageModel, default: str, key: str, methods: Mapping[str,
 
 def with_settings_of(config: Any, other: type) -> Any:
     """Another method's config with the same values in the fields that both describe in the same words."""
+    if type(config) is other:
+        return config
     mine = {f.name: f.metadata for f in fields(config)}
     same = [f.name for f in fields(other) if mine.get(f.name) == f.metadata]
     return other(**{name: getattr(config, name) for name in same})

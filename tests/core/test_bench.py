@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rome_core import METHODS, LanguageModel, ModelError, Moment, continuation_probabilities, generate
-from rome_core.bench import Row, Task, as_csv, as_json, bench, mean_kl
+from rome_core.bench import Row, Task, as_csv, as_json, bench
 from rome_core.edits import Edit
 from rome_core.methods import MethodConfig
 from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
@@ -114,13 +114,6 @@ def test_rows_come_one_by_one_on_top_of_other_edits(lm: LanguageModel, moments: 
     assert before.method == "before" and first.edit is not None and first.edit.on == (below.id,)
     with pytest.raises(Halt):
         next(steps)
-
-
-def test_the_divergence_is_that_of_the_definition() -> None:
-    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
-    by_hand = (0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))) / 2
-
-    assert mean_kl(p.log(), q.log()) == pytest.approx(float(by_hand), abs=1e-6)
 
 
 def test_files_hold_the_settings(lm: LanguageModel, rows: list[Row]) -> None:
