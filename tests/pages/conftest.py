@@ -65,7 +65,7 @@ def wait_for(app: AppTest, ended: Callable[[AppTest], bool]) -> AppTest:
         assert time.monotonic() < deadline, [e.value for e in app.error] or "nothing happened"
         time.sleep(0.05)
         app.run()
-    return app
+    return app.run()  # once more: it may have happened after the page was drawn
 
 
 def texts(elements: Any) -> str:
