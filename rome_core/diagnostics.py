@@ -127,7 +127,8 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     moment = moments_for(lm, [layer], moments)[layer]
     keys, sizes = _key_quantities(edit, moment, ridge), _sizes(lm, edit, delta, moment)
     k0_k0, k0_kstar, kstar_kstar = (keys[name] for name in ("k0_k0", "k0_kstar", "kstar_kstar"))
-    denominator = {"rome": k0_kstar, "p-rome": k0_k0}.get(edit.method, kstar_kstar)
+    own = float(delta.V[0].double().cpu() @ edit.k_0.double().cpu())  # n-rome's: its keys are measured by another C
+    denominator = {"rome": k0_kstar, "p-rome": k0_k0, "n-rome": own}.get(edit.method, kstar_kstar)
     first = encode(lm.tokenizer, edit.requests[0].prompt).last_subject == 0
     calibration = calibration_of(lm)
     quantity = calibration.quantity if calibration else PROVISIONAL

@@ -94,9 +94,17 @@ def wanted(
     found = []
     for request in track(list(requests), "Searching values", len(requests)):
         prompts = prompts_of(lm, request, prefixes, config.kl_at)
-        h = states_at(lm, prompts, Point(site, layer), edits)[0]
+        states = states_at(lm, prompts, Point(site, layer), edits)
+        h = states[0]
         delta, history = optimise_delta(
-            lm, prompts, h, final(lm, prompts, layer, edits, site), config.value_settings, track=track, report=report
+            lm,
+            prompts,
+            h,
+            final(lm, prompts, layer, edits, site),
+            config.value_settings,
+            scale=config.scale(states[prompts.rows], h),
+            track=track,
+            report=report,
         )
         found.append(Wanted(request, prompts, h, delta, history))
     return found

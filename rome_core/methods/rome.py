@@ -1,20 +1,23 @@
 """Rank-one model editing with every key policy (Meng et al. 2022, section 3.1; Gupta et al. 2024; Yang et al. 2024).
 
-The policies differ in one place, `policy_terms`: which key the update divides by and which residual it carries.
+The policies differ in one place, `policy_terms`: which keys the update is made from and divides by, and which residual
+it carries. n-rome, this project's own, also measures keys differently: see `NRome.metric`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.datasets import load_facts
 from rome_core.edits import Delta, Edit, Step
 from rome_core.errors import EditError
+from rome_core.hooks import Point, activations, batch_of
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.value import (
     Keys,
@@ -33,9 +36,11 @@ from rome_core.moment import Moment, moments_for
 from rome_core.progress import Track
 from rome_core.restoring import replay_note
 from rome_core.settings import setting
-from rome_core.tokens import EditRequest
+from rome_core.tokens import EditRequest, Prompt, encode
 
 AUTHORS = "Meng et al. 2022, the authors' code"
+SUBJECTS_AT_ONCE = 128
+ScaleAt = Literal["prefixed prompts", "bare prompt"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,14 @@ class RomeConfig(MethodConfig):
         source=AUTHORS,
         choices=("subject", "prompt end"),
     )
+    scale_at: ScaleAt = setting(
+        "prefixed prompts",
+        "‖v_0‖ read at",
+        "Clamp and decay are in units of ‖v_0‖: the median over the prefixed prompts, or the bare prompt's alone. They "
+        "differ where the subject is the first token, whose value is the attention sink's.",
+        source="measured: docs/editing.md; the authors' code takes the bare prompt's",
+        choices=("prefixed prompts", "bare prompt"),
+    )
     ridge: float = setting(
         1e-6,
         "Ridge",
@@ -138,6 +151,16 @@ class RomeConfig(MethodConfig):
     def value_settings(self) -> ValueSettings:
         assert self.clamp is not None
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
+
+    def scale(self, values: Float[Tensor, "n d_model"], bare: Float[Tensor, " d_model"]) -> float:
+        """The norm that clamp and decay are in units of; values: of the prefixed prompts."""
+        return float(bare.norm() if self.scale_at == "bare prompt" else values.norm(dim=1).median())
+
+    def metric(
+        self, lm: LanguageModel, request: EditRequest, k_star: Float[Tensor, " d_mlp"], moment: Moment
+    ) -> Moment:
+        """The C by which the update is the smallest one."""
+        return moment
 
 
 class Rome(RomeConfig):
@@ -173,15 +196,79 @@ class HRome(RomeConfig):
     formula: ClassVar[str] = r"\Delta = \frac{\delta\,(C^{-1}k^*)^\top}{{k^*}^\top C^{-1} k^*}"
 
 
-POLICIES = (Rome, RRome, PRome, CRome, HRome)
+@dataclass(frozen=True)
+class NRome(RomeConfig):
+    """Hyper-parameters of ROME, and the other subjects whose keys an edit shall leave alone."""
+
+    name: ClassVar[str] = "n-rome"
+    title: ClassVar[str] = (
+        "N-ROME, this project's: δ is added at both keys, k_0 and k*, and the keys of similar subjects are held."
+    )
+    formula: ClassVar[str] = (
+        r"\Delta = \delta\,\mathbf{1}^\top (K^\top C_T^{-1} K)^{-1} K^\top C_T^{-1},\quad K = [k_0\;k^*],\quad "
+        r"C_T = C + \mu\,\mathbb{E}_s[k_s k_s^\top]"
+    )
+    held: int = setting(
+        150,
+        "Other subjects",
+        "The project's subjects are put into the prompt's template; so many of them, those whose keys are most like "
+        "k*, are held.",
+        source="measured: docs/editing.md",
+        low=1,
+        high=500,
+        step=1,
+    )
+    hold: float = setting(
+        10.0,
+        "Their weight μ",
+        "How much the other subjects' keys count beside C.",
+        source="measured: docs/editing.md",
+        low=0.0,
+        high=1000.0,
+        step=0.1,
+    )
+
+    def metric(
+        self, lm: LanguageModel, request: EditRequest, k_star: Float[Tensor, " d_mlp"], moment: Moment
+    ) -> Moment:
+        """C_T = C + μ E[k_s k_sᵀ] over the keys k_s nearest to k* in direction, as C⁻¹ measures it."""
+        keys = other_keys(lm, request, moment.layer).double().cpu()
+        solved = moment.solve(torch.cat([keys, k_star.double().cpu()[None]]).T, self.ridge)
+        likeness = (keys @ solved[:, -1]).abs() / (keys * solved[:, :-1].T).sum(1).sqrt()
+        nearest = keys[likeness.topk(min(self.held, len(keys))).indices]
+        return replace(moment, C=moment.C.double() + self.hold * nearest.T @ nearest / len(nearest), _factors={})
+
+
+def other_keys(lm: LanguageModel, request: EditRequest, layer: int) -> Float[Tensor, "n d_mlp"]:
+    """Keys of the other subjects of the project's facts in the request's own template, on the unedited model.
+
+    Subjects whose facts share the request's true object are left out: they are what neighbourhood scores are measured
+    on, and an edit that had seen them would flatter itself.
+    """
+    facts = load_facts()
+    true = (request.target_true or "").strip()
+    same = {fact.prompt.subject for fact in facts if fact.target_true.strip() == true} | {request.prompt.subject}
+    subjects = sorted({fact.prompt.subject for fact in facts} - same)
+    rows = [encode(lm.tokenizer, Prompt(request.prompt.template, subject)) for subject in subjects]
+    rows, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
+    for at in range(0, len(rows), SUBJECTS_AT_ONCE):
+        batch = batch_of(lm, rows[at : at + SUBJECTS_AT_ONCE])
+        found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
+    return torch.cat(found)
+
+
+POLICIES = (Rome, RRome, PRome, CRome, HRome, NRome)
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """Δ = residual (C⁻¹ direction)ᵀ / (denominatorᵀ C⁻¹ direction)."""
+    """Δ = residual wᵀ directionᵀ C⁻¹, with w such that Δ adds the residual at every column of `denominator`.
 
-    direction: Float[Tensor, " d_mlp"]
-    denominator: Float[Tensor, " d_mlp"]
+    For one key: Δ = residual (C⁻¹ direction)ᵀ / (denominatorᵀ C⁻¹ direction). The last column stands for k*.
+    """
+
+    direction: Float[Tensor, "d_mlp m"]
+    denominator: Float[Tensor, "d_mlp m"]
     residual: Float[Tensor, " d_model"]
 
 
@@ -190,30 +277,37 @@ def policy_terms(policy: str, keys: Keys, delta: Float[Tensor, " d_model"]) -> T
 
     v* = v_0 + δ, and v_0 = W k_0, so v* − W k_0 = δ.
     """
-    k_star = keys.keys.mean(0)
+    k_star, k_0 = keys.keys.mean(0)[:, None], keys.k_0[:, None]
     match policy:
         case "rome":
-            return Terms(k_star, keys.k_0, delta)
+            return Terms(k_star, k_0, delta)
         case "r-rome" | "c-rome":
             return Terms(k_star, k_star, keys.v_0 + delta - keys.values.mean(0))
         case "p-rome":
-            return Terms(keys.k_0, keys.k_0, delta)
+            return Terms(k_0, k_0, delta)
         case "h-rome":
             return Terms(k_star, k_star, delta)
+        case "n-rome":
+            both = torch.cat([k_0, k_star], 1)
+            return Terms(both, both, delta)
     raise EditError(f"There is no key policy '{policy}'.", "", f"Choose of {', '.join(p.name for p in POLICIES)}.")
 
 
 def rank_one(module: str, terms: Terms, moment: Moment, ridge: float) -> Delta:
-    """The update's two factors, solved in float64 (Meng et al. 2022, equation 2)."""
-    u = moment.solve(terms.direction.cpu(), ridge)
-    denominator = float(terms.denominator.double().cpu() @ u)
-    if denominator == 0 or not torch.isfinite(u).all():
+    """The update's two factors, solved in float64 (Meng et al. 2022, equation 2; for several keys EMMET's form)."""
+    solved = moment.solve(terms.direction.cpu(), ridge)
+    gram = terms.denominator.double().cpu().T @ solved
+    # Equal keys ask for one thing twice: the pseudo-inverse takes it once.
+    w = torch.linalg.pinv(gram, rtol=1e-12).sum(1) if bool(gram.isfinite().all()) else gram[0]
+    total = float(w.sum())
+    if total == 0 or not bool(w.isfinite().all()) or not bool(solved.isfinite().all()):
         raise EditError(
             "The key has no extent under C⁻¹, so the update cannot be formed.",
             "The key is zero or not finite.",
             "Choose another layer or subject.",
         )
-    U = (terms.residual.double().cpu() / denominator)[:, None]
+    u = solved @ (w / total)
+    U = (terms.residual.double().cpu() * total)[:, None]
     device, dtype = terms.residual.device, terms.residual.dtype
     return Delta(module, U.to(device, dtype), u[None].to(device, dtype))
 
@@ -245,7 +339,14 @@ def solve_rome(
     final = (final_by_hooks if replay_note(lm) else final_by_replay)(lm, prompts, layer, edits)
     # The clamp and the decay refer to the module's whole output, bias included, as in the authors' code.
     delta, history = optimise_delta(
-        lm, prompts, keys.v_0 + keys.bias, final, config.value_settings, track=track, report=report
+        lm,
+        prompts,
+        keys.v_0 + keys.bias,
+        final,
+        config.value_settings,
+        scale=config.scale(keys.values + keys.bias, keys.v_0 + keys.bias),
+        track=track,
+        report=report,
     )
     return _edit(
         lm, request, replace(config, prefixes=tuple(prefixes)), keys, delta, moment, history, [e.id for e in edits]
@@ -264,12 +365,13 @@ def _edit(
 ) -> Edit:
     terms = policy_terms(config.name, keys, delta)
     W_k = keys.v_0 if config.name in ("rome", "p-rome") else keys.values.mean(0)
+    metric = config.metric(lm, request, keys.keys.mean(0), moment)
     return Edit(
         requests=(request,),
         method=config.name,
         config=config,
-        deltas=(rank_one(lm.down_projection(moment.layer), terms, moment, config.ridge),),
-        k_star=terms.direction,
+        deltas=(rank_one(lm.down_projection(moment.layer), terms, metric, config.ridge),),
+        k_star=terms.direction[:, -1],
         v_star=W_k + terms.residual,
         k_0=keys.k_0,
         v_0=keys.v_0,
@@ -286,7 +388,9 @@ def repolicy(lm: LanguageModel, edit: Edit, policy: str, moments: Mapping[int, M
     config_class = next((p for p in POLICIES if p.name == policy), None)
     if config_class is None or "keys" not in edit.extras:
         raise EditError(f"An edit by '{edit.method}' cannot be turned into '{policy}'.", "", "Solve it again.")
-    config = config_class(**{f.name: getattr(edit.config, f.name) for f in fields(config_class)})
+    # A policy may have settings that the edit's own does not have; they keep their defaults.
+    shared = [f.name for f in fields(config_class) if hasattr(edit.config, f.name)]
+    config = config_class(**{name: getattr(edit.config, name) for name in shared})
     layer = edit.config.layer
     moment = moments_for(lm, [layer], moments)[layer]
     kept = edit.extras

@@ -171,18 +171,19 @@ def optimise_delta(
     final: Final,
     settings: ValueSettings,
     *,
+    scale: float | None = None,
     track: Track = silent,
     report: Report = ignore,
 ) -> tuple[Float[Tensor, " d_model"], tuple[Step, ...]]:
     """Adam on δ, zero at first. Loss = mean over prompts of the target's NLL + kl_weight·KL(edited ‖ original) on the
-    essence prompt + decay·‖δ‖/‖v_0‖²; after each update ‖δ‖ ≤ clamp·‖v_0‖.
+    essence prompt + decay·‖δ‖/‖v_0‖²; after each update ‖δ‖ ≤ clamp·‖v_0‖. scale: what counts as ‖v_0‖, if another.
 
     `steps` counts evaluations of the loss, as the authors' code does: 20 steps are at most 19 updates.
     """
     delta = torch.zeros_like(v_0, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
-    limit = settings.clamp * float(v_0.norm())
-    scale = float(v_0.norm()) ** 2
+    scale = float(v_0.norm()) if scale is None else scale
+    limit = settings.clamp * scale
     column, essence = prompts.column, prompts.essence
     wanted = torch.tensor(prompts.targets, device=v_0.device)
     rows = torch.arange(prompts.rows.start, prompts.rows.stop, device=v_0.device)[:, None]
@@ -197,7 +198,7 @@ def optimise_delta(
             now = lm.unembed(states[essence, prompts.kl_column - column]).float().log_softmax(-1)
             original = now.detach() if original is None else original
             kl = (now.exp() * (now - original)).sum()
-            decay = settings.decay * delta.norm() / scale
+            decay = settings.decay * delta.norm() / scale**2
             loss = nll.mean() + settings.kl_weight * kl + decay
         first = log_probs[0, 0].detach()
         step = Step(

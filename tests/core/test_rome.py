@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from rome_core.datasets import load_facts
 from rome_core.edits import Edit
 from rome_core.errors import EditError, MomentError, RomeError
 from rome_core.hooks import Point, activations, batch_of
 from rome_core.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.methods.config import MethodConfig
-from rome_core.methods.rome import policy_terms, rank_one, repolicy
+from rome_core.methods.rome import other_keys, policy_terms, rank_one, repolicy
 from rome_core.methods.value import Keys
 from rome_core.model import LanguageModel, from_pretrained_parts
 from rome_core.moment import Moment
@@ -24,7 +25,7 @@ from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_m
 
 PREFIXES = ("", "x. ", "The green dragon is far away. ")
 LAYER, RIDGE = 1, 1e-3
-POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome")
+POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome", "n-rome")
 each_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
@@ -49,9 +50,21 @@ def subject_keys(lm: LanguageModel, prefixes=PREFIXES) -> np.ndarray:
     return np.stack(rows)
 
 
-def expected_update(policy: str, W: np.ndarray, C: np.ndarray, keys: np.ndarray, k_0: np.ndarray, delta: np.ndarray):
-    """Δ, k and v of W_hat k = v, as the papers write them (SPEC section 2)."""
-    inverse = np.linalg.inv(C + RIDGE * np.trace(C) / len(C) * np.eye(len(C)))
+def _ridged(C: np.ndarray) -> np.ndarray:
+    return C + RIDGE * np.trace(C) / len(C) * np.eye(len(C))
+
+
+def expected_update(
+    policy: str,
+    W: np.ndarray,
+    C: np.ndarray,
+    keys: np.ndarray,
+    k_0: np.ndarray,
+    delta: np.ndarray,
+    held: np.ndarray,
+):
+    """Δ, k and v of W_hat k = v, as the papers write them (SPEC section 2). held: keys of other subjects."""
+    inverse = np.linalg.inv(_ridged(C))
     k_star, v_star = keys.mean(0), W @ k_0 + delta  # v* = v_0 + δ, and v_0 is W k_0
 
     def update(residual: np.ndarray, direction: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -65,8 +78,15 @@ def expected_update(policy: str, W: np.ndarray, C: np.ndarray, keys: np.ndarray,
             return update(v_star - (W @ keys.T).mean(1), k_star, k_star), k_star, v_star
         case "p-rome":
             return update(v_star - W @ k_0, k_0, k_0), k_0, v_star
-        case _:  # h-rome: δ is added at the mean key
+        case "h-rome":  # δ is added at the mean key
             return update(delta, k_star, k_star), k_star, W @ k_star + delta
+        case _:  # n-rome: at the mean key and at k_0, by a C that counts other subjects, too
+            likeness = np.abs(held @ inverse @ k_star) / np.sqrt(np.einsum("nd,de,ne->n", held, inverse, held))
+            held = held[np.argsort(-likeness)[:150]]
+            inverse = np.linalg.inv(_ridged(C + 10 * held.T @ held / len(held)))
+            K = np.stack([k_0, k_star], 1)
+            smallest = np.outer(delta, np.ones(2)) @ np.linalg.inv(K.T @ inverse @ K) @ K.T @ inverse
+            return smallest, k_star, W @ k_star + delta
 
 
 @each_policy
@@ -77,7 +97,8 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
 
     keys, W = subject_keys(lm), lm.weight(LAYER).double().numpy()
     delta = edit.extras["delta"].double().numpy()
-    expected, k, v = expected_update(policy, W, random_moment(lm, LAYER).C.numpy(), keys, keys[0], delta)
+    held = other_keys(lm, REQUEST, LAYER).double().numpy()
+    expected, k, v = expected_update(policy, W, random_moment(lm, LAYER).C.numpy(), keys, keys[0], delta, held)
 
     (update,) = edit.deltas
     size = np.abs(expected).max()
@@ -111,23 +132,23 @@ def test_identities_in_float64(policy: str) -> None:
     update = rank_one("m", terms, moment, RIDGE).matrix()
 
     asked = terms.denominator
-    torch.testing.assert_close((W + update) @ asked, W @ asked + terms.residual, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((W + update) @ asked, W @ asked + terms.residual[:, None], rtol=1e-12, atol=1e-12)
     assert int(torch.linalg.matrix_rank(update)) == 1
     assert rank_one("m", terms, moment, RIDGE).U.dtype == torch.float64
 
 
 @each_policy
-def test_c_equal_to_the_identity_moves_along_the_key(policy: str) -> None:
+def test_c_equal_to_the_identity_moves_along_the_keys(policy: str) -> None:
     _, moment, keys, delta = float64_case()
     terms = policy_terms(policy, keys, delta)
 
     update = rank_one("m", terms, replace(moment, C=torch.eye(24).double(), _factors={}), 0.0).matrix()
 
-    k = terms.direction
-    plain = torch.outer(terms.residual, k) / (terms.denominator @ k)
-    torch.testing.assert_close(update, plain, rtol=1e-12, atol=1e-12)
-    off_key = torch.eye(24).double() - torch.outer(k, k) / (k @ k)
-    torch.testing.assert_close(update @ off_key, torch.zeros(16, 24).double(), rtol=0, atol=1e-12)
+    K = terms.direction
+    plain = terms.residual[:, None] @ torch.linalg.inv(terms.denominator.T @ K).sum(1)[None] @ K.T
+    torch.testing.assert_close(update, plain, rtol=1e-11, atol=1e-12)
+    off_keys = torch.eye(24).double() - K @ torch.linalg.pinv(K)
+    torch.testing.assert_close(update @ off_keys, torch.zeros(16, 24).double(), rtol=0, atol=1e-12)
 
 
 @each_policy
@@ -371,3 +392,46 @@ def test_the_base_of_the_methods_solves_nothing() -> None:
         MethodConfig().solve(
             tiny_model(), [], moments=None, edits=[], track=lambda i, _, __: i, report=lambda step: None
         )
+
+
+# ------------------------------------------------------------------------------------------------------ other subjects
+
+
+def test_keys_of_other_subjects_are_those_of_plain_prompts() -> None:
+    lm = tiny_model()
+    paris = next(fact for fact in load_facts() if fact.target_true == "Paris")
+    left_out = {fact.prompt.subject for fact in load_facts() if fact.target_true == "Paris"}
+
+    found = other_keys(lm, paris.request, LAYER)
+
+    others = sorted({fact.prompt.subject for fact in load_facts()} - left_out)
+    assert len(found) == len(others) > 400
+    for i in (0, 200, len(others) - 1):
+        ids = lm.tokenizer(paris.prompt.template.split("{}")[0] + others[i])["input_ids"]
+        plain, _ = plain_states(lm, ids, lm.layout.module("mlp_out", LAYER))
+        torch.testing.assert_close(found[i], plain[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_equal_keys_ask_once() -> None:
+    """n-rome with the empty prefix alone: k* is k_0, and without other subjects the update is p-rome's."""
+    lm = tiny_model()
+    edit = solved(lm, "n-rome", prefixes=("",), hold=0.0)
+
+    plain = solved(lm, "p-rome", prefixes=("",))
+
+    torch.testing.assert_close(edit.deltas[0].matrix(), plain.deltas[0].matrix(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("at", "row"), [("bare prompt", 0), ("prefixed prompts", None)])
+def test_the_clamp_is_in_units_of_the_value_at_the_chosen_place(at: str, row: int | None) -> None:
+    lm = tiny_model()
+    norms = []
+    for prefix in PREFIXES:
+        ids = lm.tokenizer(prefix + REQUEST.prompt.text[: REQUEST.prompt.span[1]])["input_ids"]
+        _, values = plain_states(lm, ids, lm.layout.module("mlp_out", LAYER))
+        norms.append(float(values[-1].norm()))
+
+    edit = solved(lm, "h-rome", scale_at=at, clamp=2.0)
+
+    expected = norms[row] if row is not None else float(np.median(norms))
+    assert edit.history[0].limit == pytest.approx(2 * expected, rel=1e-4)
