@@ -16,7 +16,7 @@ from rome_core.edits import Edit
 from rome_core.evaluation import perplexity
 from rome_core.progress import Track, silent
 
-SAFER = ("h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
+SAFER = ("n-rome", "h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from rome_core.tokens import EditRequest
 METHODS: dict[str, type[MethodConfig]] = {
     method.name: method for method in (*POLICIES, Memit, Emmet, AlphaEdit, *FINE_TUNING, Mend, Ke)
 }
-DEFAULT_METHOD = "r-rome"
+DEFAULT_METHOD = "n-rome"
 
 
 def solve(

@@ -10,8 +10,8 @@ import torch
 
 from rome_core.edits import Edit
 from rome_core.methods.mass import Wanted, least_squares, wanted
-from rome_core.methods.rome import RomeConfig
-from rome_core.methods.value import Report, keys_of, sampled_prefixes
+from rome_core.methods.rome import RomeConfig, prefixes_of
+from rome_core.methods.value import Report, keys_of
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
 from rome_core.progress import Track
@@ -48,7 +48,7 @@ class Emmet(RomeConfig):
         report: Report,
     ) -> Edit:
         """δ at the MLP's output and the mean key of the prefixed prompts, as in ROME; then all facts at once."""
-        prefixes = self.prefixes or sampled_prefixes(lm, self.seed, edits)
+        prefixes = prefixes_of(lm, self, edits)
         facts = wanted(lm, requests, self, prefixes, "mlp_out", edits, track, report)
         (layer,) = self.layers
         moment = moments_for(lm, [layer], moments, track)[layer]

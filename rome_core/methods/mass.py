@@ -16,7 +16,7 @@ from torch import Tensor
 from rome_core.edits import Delta, Edit, Step
 from rome_core.errors import EditError
 from rome_core.hooks import Point, activations
-from rome_core.methods.rome import RomeConfig
+from rome_core.methods.rome import RomeConfig, prefixes_of
 from rome_core.methods.value import (
     AddedTo,
     Prompts,
@@ -25,7 +25,6 @@ from rome_core.methods.value import (
     final_by_replay,
     optimise_delta,
     prompts_of,
-    sampled_prefixes,
 )
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
@@ -34,7 +33,6 @@ from rome_core.restoring import replay_note
 from rome_core.settings import setting
 from rome_core.tokens import EditRequest
 
-EVERY = 4  # of the twenty sampled prefixes: MEMIT takes five
 Keys = Float[Tensor, "d_mlp n"]
 Residuals = Float[Tensor, "d_model n"]
 
@@ -178,7 +176,7 @@ def solve_mass(
     equal share of what is still missing there (Meng et al. 2023, algorithm 1)."""
     config.check_layers()
     found = moments_for(lm, config.layers, moments, track)
-    prefixes = config.prefixes or few(sampled_prefixes(lm, config.seed, edits))
+    prefixes = prefixes_of(lm, config, edits)
     facts = wanted(lm, requests, config, prefixes, "resid_post", edits, track, report)
     return spread(lm, facts, replace(config, prefixes=prefixes), found, edits, track)
 
@@ -219,11 +217,6 @@ def spread(
             extras={**edit.extras, f"keys_{layer}": keys},
         )
     return edit
-
-
-def few(prefixes: tuple[str, ...]) -> tuple[str, ...]:
-    """The bare prompt and five of the twenty sampled prefixes, as MEMIT takes."""
-    return (prefixes[0], *prefixes[1::EVERY])
 
 
 def earlier_keys(edits: Sequence[Edit], method: str, layer: int, like: Tensor) -> Float[Tensor, "d_mlp m"]:

@@ -20,6 +20,7 @@ from rome_core.errors import EditError
 from rome_core.hooks import Point, activations, batch_of
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.value import (
+    N_SAMPLED,
     Keys,
     KlAt,
     Report,
@@ -127,6 +128,15 @@ class RomeConfig(MethodConfig):
         low=0.0,
         high=10.0,
         step=1e-6,
+    )
+    n_prefixes: int = setting(
+        5,
+        "Prefixes",
+        "So many texts that the model writes are put before the prompt, so that the edit holds in other contexts, too.",
+        source="the authors of MEMIT take 5, those of ROME 20",
+        low=0,
+        high=N_SAMPLED,
+        step=1,
     )
     seed: int = setting(0, "Seed", "Of the sampled prefixes.", low=0, high=2**31 - 1, step=1)
     prefixes: tuple[str, ...] | None = None
@@ -250,9 +260,9 @@ def other_keys(lm: LanguageModel, request: EditRequest, layer: int) -> Float[Ten
     same = {fact.prompt.subject for fact in facts if fact.target_true.strip() == true} | {request.prompt.subject}
     subjects = sorted({fact.prompt.subject for fact in facts} - same)
     rows = [encode(lm.tokenizer, Prompt(request.prompt.template, subject)) for subject in subjects]
-    rows, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
-    for at in range(0, len(rows), SUBJECTS_AT_ONCE):
-        batch = batch_of(lm, rows[at : at + SUBJECTS_AT_ONCE])
+    cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
+    for at in range(0, len(cut), SUBJECTS_AT_ONCE):
+        batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
         found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
     return torch.cat(found)
 
@@ -312,6 +322,13 @@ def rank_one(module: str, terms: Terms, moment: Moment, ridge: float) -> Delta:
     return Delta(module, U.to(device, dtype), u[None].to(device, dtype))
 
 
+def prefixes_of(lm: LanguageModel, config: RomeConfig, edits: Sequence[Edit]) -> tuple[str, ...]:
+    """The config's prefixes, or those it asks the model for."""
+    if config.prefixes is None:
+        return sampled_prefixes(lm, config.seed, edits, config.n_prefixes)
+    return config.prefixes or ("",)
+
+
 def solve_rome(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
@@ -333,7 +350,7 @@ def solve_rome(
     if layer is None or not 0 <= layer < lm.n_layers:
         raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
     moment = moments_for(lm, [layer], moments, track)[layer]
-    prefixes = sampled_prefixes(lm, config.seed, edits) if config.prefixes is None else config.prefixes or ("",)
+    prefixes = prefixes_of(lm, config, edits)
     prompts = prompts_of(lm, request, prefixes, config.kl_at)
     keys = keys_of(lm, prompts, layer, edits)
     final = (final_by_hooks if replay_note(lm) else final_by_replay)(lm, prompts, layer, edits)

@@ -9,9 +9,9 @@ from rome_core.edits import Edit
 from rome_core.errors import EditError
 from rome_core.methods.config import MethodConfig
 from rome_core.methods.emmet import Emmet, at_once
-from rome_core.methods.mass import MassConfig, Wanted, few, found_by, spread, wanted
-from rome_core.methods.rome import POLICIES, RomeConfig, repolicy
-from rome_core.methods.value import AddedTo, Report, ignore, sampled_prefixes
+from rome_core.methods.mass import MassConfig, Wanted, found_by, spread, wanted
+from rome_core.methods.rome import POLICIES, RomeConfig, prefixes_of, repolicy
+from rome_core.methods.value import AddedTo, Report, ignore
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
 from rome_core.progress import Track, silent
@@ -48,8 +48,7 @@ def with_prefixes(lm: LanguageModel, config: RomeConfig, edits: Sequence[Edit] =
     """The config with the prefixes that its method samples, so that all facts of a batch have the same ones."""
     if config.prefixes is not None:
         return config
-    sampled = sampled_prefixes(lm, config.seed, edits)
-    return replace(config, prefixes=few(sampled) if isinstance(config, MassConfig) else sampled)
+    return replace(config, prefixes=prefixes_of(lm, config, edits))
 
 
 def search(

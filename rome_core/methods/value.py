@@ -21,6 +21,7 @@ from rome_core.tokens import EditRequest, Encoded, Prompt, as_target, encode, ta
 Report = Callable[[Step], None]
 KlAt = Literal["subject", "prompt end"]
 AddedTo = Literal["mlp_out", "resid_post"]
+N_SAMPLED = 20
 ESSENCE = "{} is a"
 
 
@@ -62,12 +63,14 @@ class Prompts:
         return self.rows.stop - self.rows.start
 
 
-def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Edit] = ()) -> tuple[str, ...]:
-    """The empty prefix, 10 texts of 5 tokens and 10 of 10 that the model writes, each followed by ". "."""
+def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Edit] = (), n: int = N_SAMPLED) -> tuple[str, ...]:
+    """The empty prefix and n of 20 that the model writes, evenly chosen: 10 texts of 5 tokens and 10 of 10 tokens, each
+    followed by ". "."""
     texts = [
         text for length in (5, 10) for text in sample_texts(lm, 10, length, seed=seed + length, top_k=5, edits=edits)
     ]
-    return ("", *(text.replace("{}", " ").strip() + ". " for text in texts))
+    chosen = [texts[i * len(texts) // n] for i in range(min(n, len(texts)))]
+    return ("", *(text.replace("{}", " ").strip() + ". " for text in chosen))
 
 
 def prompts_of(lm: LanguageModel, request: EditRequest, prefixes: Sequence[str], kl_at: KlAt = "subject") -> Prompts:

@@ -20,7 +20,7 @@ from rome_core.tokens import EditRequest, Prompt
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
 
 RIDGE, PREFIXES = 1e-3, ("", "x. ", "So. ")
-POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome")
+POLICIES = ("rome", "r-rome", "p-rome", "c-rome", "h-rome", "n-rome")
 
 
 def solved(lm: LanguageModel, policy: str, request: EditRequest = REQUEST) -> Edit:
@@ -79,6 +79,11 @@ def test_every_quantity_by_hand(family: str, policy: str) -> None:
     expected["cosine_whitened"] = expected["k0_kstar"] / np.sqrt(expected["k0_k0"] * expected["kstar_kstar"])
     name = {"rome": "k0_kstar", "p-rome": "k0_k0"}.get(policy, "kstar_kstar")
     expected["denominator"] = expected[name]
+    if policy == "n-rome":  # two keys, measured by a C of its own
+        C_T = edit.config.metric(lm, REQUEST, torch.tensor(k_star), random_moment(lm, 1)).C.numpy()
+        K = np.stack([k_0, k_star], 1)
+        gram = K.T @ np.linalg.solve(C_T + RIDGE * np.trace(C_T) / 24 * np.eye(24), K)
+        expected["denominator"] = 1 / np.linalg.inv(gram).sum()
     for name, value in expected.items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-5), name
     assert (found.method, found.layer, found.subject_first) == (policy, 1, False)

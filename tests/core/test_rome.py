@@ -242,7 +242,9 @@ def test_sampled_prefixes_are_seeded_and_kept_with_the_edit() -> None:
     lm = tiny_model()
     edit = solved(lm, "r-rome", prefixes=None, steps=2)
 
-    assert edit.config.prefixes[0] == "" and len(edit.config.prefixes) > 10
+    assert edit.config.prefixes[0] == "" and len(edit.config.prefixes) == 1 + edit.config.n_prefixes == 6
+    every = solved(lm, "r-rome", prefixes=None, steps=2, n_prefixes=20).config.prefixes
+    assert len(every) == 21 and edit.config.prefixes[1:] == every[1::4]
     assert solved(lm, "r-rome", prefixes=None, steps=2).id == edit.id
     assert solved(lm, "r-rome", prefixes=edit.config.prefixes, steps=2).id == edit.id
     assert solved(lm, "r-rome", prefixes=None, steps=2, seed=1).id != edit.id

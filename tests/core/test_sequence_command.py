@@ -11,7 +11,7 @@ import pytest
 
 from rome_core.cli import sequence as command
 from rome_core.evaluation.sequence_run import open_run
-from rome_core.methods import METHODS, rome
+from rome_core.methods import DEFAULT_METHOD, METHODS, rome
 from tests.core.test_sequence import FACTS, LAYERS
 from tests.tiny import random_moment, tiny_model
 
@@ -77,14 +77,14 @@ def test_a_branch_with_another_method() -> None:
     assert call(*branch) == 0
 
     records = open_run("b").records
-    assert [record.method for record in records] == ["", "r-rome", "r-rome", "emmet"]
+    assert [record.method for record in records] == ["", DEFAULT_METHOD, DEFAULT_METHOD, "emmet"]
     assert records[:3] == open_run("a").records[:3] and len(records[3].facts) == 2
     assert call(*branch) == 0 and open_run("b").records == records
 
 
 def test_what_is_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for args, sentence in (
-        (["--set", "colour=red"], "'colour=red' is no setting of r-rome"),
+        (["--set", "colour=red"], f"'colour=red' is no setting of {DEFAULT_METHOD}"),
         (["--batch", "3"], "one fact at a time"),
         (["--resume"], "holds no sequential run"),
         (["--branch-of", "nowhere"], "holds no sequential run"),
