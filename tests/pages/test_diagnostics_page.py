@@ -14,6 +14,7 @@ from pages.shared.diagnosis_report import Foresight
 from pages.shared.figures import DARK, LIGHT
 from rome_core import METHODS
 from rome_core.diagnostics import Diagnosis
+from rome_core.methods.rome import POLICIES
 from rome_core.reference import Reference
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
