@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -46,7 +47,7 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
             col=col,
         )
         if name in LOGARITHMIC:
-            fig.update_xaxes(type="log", dtick=1, exponentformat="power", row=row, col=col)
+            fig.update_xaxes(type="log", dtick=1, exponentformat="power", range=decades(values), row=row, col=col)
         else:
             fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], row=row, col=col)
         if name in before.values:
@@ -54,6 +55,13 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
     framed(fig, title(done), caption, height * (LINE * max(3, len(done)) + 60), look, top=76, left=84)
     fig.update_yaxes(tickvals=lines, ticktext=[one.method for one in done], range=[len(done) - 0.5, -0.5])
     return fig
+
+
+def decades(values: Sequence[float | None]) -> list[float]:
+    """A logarithmic range of whole decades around the values, so that there are always two marks to read by."""
+    logs = [math.log10(value) for value in values if value and math.isfinite(value)] or [0.0]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    return [low - 0.1, max(high, low + 1) + 0.1]
 
 
 def title(done: Sequence[Row]) -> str:

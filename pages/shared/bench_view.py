@@ -118,22 +118,36 @@ def show(lm: LanguageModel, run: Run) -> None:
     if not run.rows:
         return
     table(table_rows(run.rows))
+    for row in run.rows:
+        if row.error:
+            st.markdown(f"**{literal(row.method)}** did not run. {literal(row.error)}")
     if any(row.edit for row in run.rows):
         chart(bench_figure.methods_figure(run.rows, caption(lm, run), look()), "bench")
         texts(run)
 
 
+SHORT = {
+    "efficacy": "p(new)",
+    "paraphrase": "paraphrases",
+    "neighbour": "neighbours",
+    "nkl": "NKL",
+    "relative_norm": "‖Δ‖/‖W‖",
+    "seconds": "seconds",
+}
+
+
 def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A line a method. A measure that has no prompts has no column; a method that did not run has its reason."""
+    """A line a method that ran. A measure that has no prompts has no column."""
     names = [name for name in MEASURES if any(name in row.values for row in rows)]
     return [
         {
             "method": row.method,
-            **{MEASURES[name]: number(row.values[name]) if name in row.values else "" for name in names},
+            **{SHORT[name]: number(row.values[name]) if name in row.values else "" for name in names},
             "verdict": verdicts.label(row.verdict) if row.verdict else "",
-            "note": row.error or (f"δ of {row.shared}" if row.shared else ""),
+            "δ of": row.shared,
         }
         for row in rows
+        if not row.error
     ]
 
 
@@ -145,8 +159,9 @@ def caption(lm: LanguageModel, run: Run) -> str:
     where = f" · layers {', '.join(map(str, layers))}" if layers else ""
     return (
         f"{lm.name} · “{task.request.prompt.text}” → {task.request.target_new.strip()} · {asked}{where} · "
-        f"seed {seed_of(run.rows)}{on_top} · p: geometric mean over the object's tokens · NKL: KL(before ‖ after) of "
-        "the next token on the neighbours · seconds beyond a shared search"
+        f"seed {seed_of(run.rows)}{on_top} · p(new): geometric mean over the object's tokens, on the edited prompt "
+        "and as a mean over the other prompts · NKL: KL(before ‖ after) of the next token on the neighbours, nats · "
+        "seconds beyond a shared search"
     )
 
 

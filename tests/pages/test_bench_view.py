@@ -94,5 +94,9 @@ def test_the_figure_has_a_panel_a_measure_and_names_the_finding() -> None:
     assert [list(trace.x) for trace in fig.data] == [[0.9, 0.8], [0.1, 0.0], [0.5, 0.01], [2.0, 1.0]]
     assert len(fig.layout.shapes) == 2
     assert bench_figure.title([]).endswith("?")
+    assert bench_figure.decades([0.0137, 0.0326]) == [-2.1, -0.9] and bench_figure.decades([10.0, None, 0.0]) == [
+        0.9,
+        2.1,
+    ]
     shown = bench_view.table_rows(rows)
-    assert shown[3]["note"] == "There is no checkpoint." and shown[0]["NKL, nats"] == ""
+    assert [row["method"] for row in shown] == ["before", "a", "b"] and shown[0]["NKL"] == ""
