@@ -19,7 +19,12 @@ PAGES, ICON, CSS = ROOT / "pages", ROOT / "assets" / "icon.png", ROOT / "assets"
 SECTIONS = {
     "": [("home", "Start here")],
     "One fact": [("tracing", "Locate"), ("edit", "Edit"), ("diagnostics", "Diagnose")],
-    "Many facts": [("averages", "Locate on average"), ("sequential", "Edit in sequence")],
+    "Many facts": [
+        ("facts", "Fact sets"),
+        ("averages", "Locate on average"),
+        ("evaluate", "Evaluate"),
+        ("sequential", "Edit in sequence"),
+    ],
 }
 
 _this_run = threading.local()  # every script run has a thread of its own

@@ -1,0 +1,136 @@
+"""Evaluate: many facts edited by several methods, and every edit measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from pages.shared import evaluation_run, evaluation_views, fact_sets, frame, session, track
+from pages.shared.evaluation_run import Asked, Shown
+from pages.shared.forms import widget
+from pages.shared.text import count
+from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
+from rome_core.datasets import Fact, Facts, facts_of
+from rome_core.evaluation.measures import MeasureSettings
+from rome_core.settings import about
+
+JOB = ("evaluate", "job")
+N_FACTS = 10
+
+
+def main() -> None:
+    st.title("Evaluate")
+    st.markdown("Does an edit hold, does it generalise, and does it leave the rest alone? Many facts, several methods.")
+    name, facts = fact_sets.choose()
+    lm = session.model()
+    asked = form(lm, name, facts)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button(
+            "Run", type="primary", shortcut="Ctrl+Enter", key="run-evaluate", disabled=not asked.methods
+        )
+        st.caption(
+            "Facts come in as they finish. Stop keeps them; Run goes on, also with more facts or methods."
+            if asked.methods
+            else "Choose at least one method."
+        )
+    if pressed:
+        former = session.recall(JOB)
+        if former is not None:
+            former.stop()
+        session.remember(JOB, evaluation_run.start(lm, asked))
+    beside = other_run()
+    result(facts, beside)
+    evaluation_views.published()
+
+
+def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
+    """Set, size, methods, layers in two rows; the rest waits in an expander."""
+    row = st.columns([1, 1, 4])
+    n = row[0].number_input("Facts", 1, 10_000, N_FACTS, key="evaluate-n", bind="query-params")
+    seed = row[1].number_input("Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.")
+    default = [method for method in dict.fromkeys((DEFAULT_METHOD, "rome", "ft-l")) if method in METHODS]
+    methods = row[2].multiselect("Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one")
+    with st.expander("More settings"):
+        first = st.columns(4)
+        layers = first[0].multiselect(
+            "Layers", range(lm.n_layers), key="evaluate-layers", placeholder="the preset's", help="Each method at each."
+        )
+        prefixes = first[1].number_input(
+            "Prefixes", 0, 21, 6, key="evaluate-prefixes", help="Of every method's search; 0: each method's own number."
+        )
+        group = first[2].number_input(
+            "Facts edited together",
+            1,
+            1000,
+            1,
+            key="evaluate-group",
+            help="1: each by itself on the untouched model. More: on top of each other, or at once, measured again at "
+            "the end.",
+        )
+        test_only = first[3].toggle(
+            "Test part only", True, key="evaluate-part", help="Leaves out subjects that hypernetworks are trained on."
+        )
+        quick, values = replace(MeasureSettings(), generated=0, passages=2), {}
+        for place, (field_name, field) in zip(st.columns(4), about(MeasureSettings).items(), strict=True):
+            with place:
+                key = {"key": f"evaluate-{field_name}"}
+                values[field_name] = widget(field, getattr(quick, field_name), key, lm)
+    pool = facts_of("test", facts) if test_only else facts
+    if n > len(pool):
+        st.caption(f"The set has {count(len(pool), 'fact')} to choose from.")
+    return Asked(
+        name,
+        fact_sets.hash_of_set(name, facts),
+        tuple(facts),
+        min(int(n), len(pool)),
+        int(seed),
+        bool(test_only),
+        tuple(methods),
+        tuple(layers),
+        int(prefixes) or None,
+        int(group),
+        MeasureSettings(**values),
+    )
+
+
+def other_run() -> Shown | None:
+    """A second run to stand beside the first: an earlier one of this session, or any folder on the server."""
+    kept: dict[str, Shown] = st.session_state.setdefault("_runs", {})
+    with st.expander("Compare with another run"):
+        name = st.selectbox("Earlier in this session", ["none", *kept], key="beside")
+        path = st.text_input("A run's folder on the server", key="beside-folder", help="As rome-evaluate writes it.")
+        try:
+            if path and path.strip():
+                return evaluation_run.opened(path)
+        except RomeError as error:
+            session.show_error(error)
+    return kept.get(str(name))
+
+
+def result(facts: list[Fact], beside: Shown | None) -> None:
+    job = session.recall(JOB)
+    if job is None:
+        if beside is not None:
+            evaluation_views.run_view(beside, facts, "opened", live=False)
+        else:
+            st.info("Press Run: a table of scores with their intervals appears here and settles as facts are added.")
+        return
+
+    def draw(job: track.Job) -> None:
+        run = job.result if job.state == "done" else job.partial
+        if run is not None:
+            evaluation_views.run_view(run, facts, job.id, live=job.live, beside=beside)
+            if not job.live:
+                st.session_state.setdefault("_runs", {})[f"{run.name} ({job.id})"] = run
+
+    if job.live:
+        track.panel(job, draw)
+    else:
+        track.panel(job, lambda job: None)
+        with track.no_traceback():
+            draw(job)
+
+
+frame.require_frame()
+main()

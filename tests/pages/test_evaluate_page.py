@@ -1,0 +1,164 @@
+"""The page that evaluates, on a tiny model: a run that fills in, its table, figures, cases and files; two runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import average_form
+from pages.shared.evaluation_figures import bars, caption_of, has, scatter
+from pages.shared.evaluation_run import Asked, parquet, shown
+from pages.shared.figures import theme
+from rome_core.datasets import Facts
+from rome_core.default_model import cache_dir
+from rome_core.evaluation.published import PUBLISHED
+from rome_core.evaluation.runner import run
+from rome_core.evaluation.store import Row, Store
+from rome_core.evaluation.tables import as_csv, lines
+from tests.core.test_runner import FACTS, QUICK, rows_by_hand, tiny
+from tests.pages.conftest import goto, texts
+from tests.pages.test_averages_page import end_of_jobs
+
+
+@pytest.fixture
+def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The page with four facts, and settings that make a run short."""
+    tiny()
+    monkeypatch.setattr(average_form, "load_facts", lambda *args: Facts(FACTS))
+    page = goto(app, "evaluate")
+    page.toggle(key="evaluate-part").set_value(False)
+    for name, value in {"n": 2, "prefixes": 2, "passages": 1, "neighbours": 1}.items():
+        page.number_input(key=f"evaluate-{name}").set_value(value)
+    page.multiselect(key="evaluate-methods").set_value(["rome", "r-rome"])
+    page.multiselect(key="evaluate-layers").set_value([1])
+    return page.run()
+
+
+def evaluated(page: AppTest) -> AppTest:
+    return end_of_jobs(page.button(key="run-evaluate").click().run())
+
+
+def test_an_empty_page_says_what_will_appear(page: AppTest) -> None:
+    assert not page.error, texts(page.error)
+    assert "Press Run" in texts(page.info)
+    assert "Meng et al. 2022" in texts(page.caption)
+    page.multiselect(key="evaluate-methods").set_value([]).run()
+    assert page.button(key="run-evaluate").disabled and "at least one method" in texts(page.caption)
+
+
+def test_a_run_ends_with_a_table_figures_and_files(page: AppTest) -> None:
+    evaluated(page)
+
+    assert not page.error, texts(page.error)
+    table = page.dataframe[0].value
+    assert list(table["method"]) == ["no edit", "rome@1", "r-rome@1"]
+    assert list(table.columns)[:9] == ["method", "stage", "n", "S", "ES", "EM", "PS", "PM", "NS"]
+    assert len(page.get("plotly_chart")) == 2
+    assert {metric.label: metric.value for metric in page.metric}["Facts edited"] == "2"
+    assert [b.proto.label for b in page.get("download_button")] == ["CSV", "Parquet, with settings", "LaTeX"]
+
+    (folder,) = (cache_dir() / "runs").iterdir()
+    before = len(Store(folder).rows())
+    page.number_input(key="evaluate-n").set_value(3)
+    evaluated(page)
+    assert len(list((cache_dir() / "runs").iterdir())) == 1 and len(Store(folder).rows()) == before * 3 // 2
+    assert {metric.label: metric.value for metric in page.metric}["Facts edited"] == "3"
+
+    earlier = page.selectbox(key="beside").options[1]
+    page.selectbox(key="beside").set_value(earlier).run()
+    assert not page.error, texts(page.error)
+    assert "Beside it" in texts(page.caption) and list(page.dataframe[1].value["n"]) == [2, 2, 2]
+
+
+def test_a_folder_of_another_run_is_opened(page: AppTest, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {"m_1": {}}, "model": "other", "group": 1})
+    for i, row in enumerate(rows_by_hand()):
+        store.write("m_1", i, [row])
+
+    page.text_input(key="beside-folder").set_value(str(tmp_path / "run")).run()
+    assert "m_1" in list(page.dataframe[0].value["method"])
+    page.text_input(key="beside-folder").set_value(str(tmp_path)).run()
+    assert "is no run's folder" in texts(page.error)
+
+
+# -------------------------------------------------------------------------------------------------------- without page
+
+
+def asked(**changes: Any) -> Asked:
+    return replace(Asked("cities", "hash", FACTS, 2, methods=("r-rome",), layers=(1,), measures=QUICK), **changes)
+
+
+def test_a_folder_serves_all_sizes_and_methods_of_the_same_settings() -> None:
+    lm = tiny()
+
+    assert asked().folder(lm) == asked(n=4, methods=("rome",)).folder(lm)
+    others = [asked(order_seed=1), asked(layers=()), asked(group=2), asked(test_only=False), asked(set_hash="x")]
+    assert len({a.folder(lm) for a in [asked(), *others]}) == 6
+
+
+def test_only_what_the_form_asks_for_is_shown(tmp_path: Path) -> None:
+    lm, wide = tiny(), asked(methods=("rome", "r-rome"), prefixes=2, test_only=False)
+    list(run(lm, wide.plan(), tmp_path / "run"))
+
+    some = shown(Store(tmp_path / "run"), replace(wide, n=1, methods=("rome",)))
+
+    assert {(row.method, row.position) for row in some.rows} == {("rome@1", 0)}
+    assert parquet(lines(some.rows), some.about)[:4] == b"PAR1"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_figures_show_what_the_table_says(dark: bool) -> None:
+    found = lines(rows_by_hand())
+    fig = bars({"run": found}, "ES", "the caption", theme(dark))
+
+    assert [(bar.name, list(bar.x), list(bar.y)) for bar in fig.data] == [
+        ("before", ["m_1"], [0.0]),
+        ("after", ["m_1"], [50.0]),
+    ]
+    score = found[1].scores["ES"]
+    assert fig.data[1].error_y.array[0] == pytest.approx(100 * (score.high - score.value))
+    assert "m_1" in fig.layout.title.text and fig.layout.annotations[0].text == "the caption"
+    both = bars({"run": found, "other": found}, "NKL", "", theme(dark))
+    assert [bar.name for bar in both.data] == [f"{s}, {r}" for r in ("run", "other") for s in ("before", "after")]
+    assert both.data[-1].marker.pattern.shape == "/"
+
+
+def test_points_carry_their_case() -> None:
+    rows = [replace(row, relative_norm=0.1 * (1 + row.position), delta_norm=2.0) for row in rows_by_hand()]
+    fig = scatter(rows, "NKL", "", theme(False))
+
+    (trace,) = fig.data
+    assert list(trace.x) == pytest.approx([0.1, 0.2]) and list(trace.y) == [0.25, 0.25]
+    assert tuple(trace.customdata[0][:2]) == ("m_1", 0)
+    assert not has(Row("m", 0, "f", "s", "after", relative_norm=float("inf"), values={"NKL": 1.0}), "NKL")
+
+
+def test_a_caption_says_what_the_numbers_rest_on() -> None:
+    about = {"model": "tiny", "facts": "cities", "order_seed": 7, "prefixes": 6, "group": 1}
+
+    assert caption_of(about, 3, True) == (
+        "tiny · cities · 3 facts that it knows · order seed 7 · 6 prefixes · each fact edited by itself"
+    )
+    assert "groups of 5 edits" in caption_of({**about, "group": 5}, 3, False)
+
+
+def test_published_numbers_are_whole() -> None:
+    for some in PUBLISHED:
+        assert all(len(values) == len(some.columns) for values in some.rows.values())
+        for values in some.rows.values():
+            if "S" in some.columns:  # S is the harmonic mean of what stands beside it, as printed
+                row = dict(zip(some.columns, values, strict=True))
+                harmonic = 3 / sum(1 / row[name] for name in ("ES", "PS", "NS"))
+                assert row["S"] == pytest.approx(harmonic, abs=0.12)
+
+
+def test_the_csv_has_every_measure() -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(lines(rows_by_hand())))))
+
+    assert {row["measure"] for row in rows} == {"ES", "PS", "NS", "NKL", "perplexity", "S"}

@@ -1,0 +1,80 @@
+"""The page of fact sets: browsing, filters, uploads with what is wrong in them, and what the model knows."""
+
+from __future__ import annotations
+
+import json
+
+from streamlit.testing.v1 import AppTest
+
+from pages.shared.fact_sets import Wish, learn, table
+from rome_core.datasets import part_of
+from rome_core.evaluation import known_facts
+from rome_core.progress import silent
+from tests.pages.conftest import goto, texts
+from tests.pages.test_averages_page import end_of_jobs, facts
+from tests.tiny import tiny_model
+
+GOOD = {"known_id": 1, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
+
+
+def test_the_own_set_is_shown_and_filtered(app: AppTest) -> None:
+    page = goto(app, "facts")
+
+    assert not page.error, texts(page.error)
+    shown = page.dataframe[0].value
+    whole = len(shown)
+    assert whole > 500 and page.metric[0].value == str(whole)
+    assert {"known", "prompt", "subject", "true object", "new object", "part"} <= set(shown.columns)
+    page.text_input(key="set-search").set_value("colosseum").run()
+    found = page.dataframe[0].value
+    assert 0 < len(found) < 10 and found["prompt"].str.contains("Colosseum").all()
+    page.text_input(key="set-search").set_value("").run()
+    page.multiselect(key="set-part").set_value(["validation"]).run()
+    assert set(page.dataframe[0].value["part"]) == {"validation"}
+
+
+def test_an_upload_says_which_records_are_wrong_and_is_asked(app: AppTest) -> None:
+    page = goto(app, "facts")
+    data = json.dumps([GOOD, {"known_id": 2, "prompt": "no subject"}, {"colour": 1}]).encode()
+
+    page.file_uploader(key="set-file").upload("mine.json", data, "application/json").run()
+
+    assert page.selectbox(key="fact-set").value == "mine.json"
+    assert "2 records of mine.json cannot be read" in texts(page.warning)
+    wrong = page.dataframe[0].value
+    assert "record 2: the field 'subject' is missing" in wrong["what is wrong"][0]
+    assert "record 3: the format is not known" in wrong["what is wrong"][1]
+    end_of_jobs(page.button(key="ask").click().run())
+    answer = known_facts(tiny_model("llama", layers=4), [_only(page)])[0]
+    assert list(page.dataframe[-1].value["known"]) == ["yes" if answer else "no"]
+    assert page.button(key="ask").disabled
+    page.selectbox(key="set-known").set_value("not asked").run()
+    assert "0 facts of 1" in texts(page.caption)
+
+    page.file_uploader(key="set-file").upload("bad.json", b"[", "application/json").run()
+    assert "is not JSON" in texts(page.error)
+
+
+def _only(page: AppTest):
+    (fact,) = page.session_state["_fact_sets"]["mine.json"]
+    return fact
+
+
+def test_what_is_known_is_asked_once() -> None:
+    lm, some = tiny_model("llama", layers=4), facts()
+    known = {some[0]: True}  # taken as it is, though the model would say no
+
+    list(learn(lm, some, known, silent))
+
+    assert known == {some[0]: True, **dict.fromkeys(some[1:], True)}
+    assert [fact for fact in some if Wish(known="no").fits(fact, known)] == []
+
+
+def test_filters_are_joined() -> None:
+    some, known = facts(), {facts()[1]: True}
+
+    assert [f for f in some if Wish(relations=("r1",)).fits(f, known)] == [f for f in some if f.relation == "r1"]
+    assert [f for f in some if Wish(known="yes").fits(f, known)] == [some[1]]
+    assert [f for f in some if Wish(parts=("test",)).fits(f, known)] == [f for f in some if part_of(f) == "test"]
+    assert [f for f in some if Wish("DRAGON", known="not asked").fits(f, known)] == [some[0]]
+    assert table(some, known)["known"][:2] == ["not asked", "yes"]
