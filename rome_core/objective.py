@@ -17,7 +17,7 @@ from rome_core.methods.config import MethodConfig
 from rome_core.methods.emmet import Emmet
 from rome_core.methods.mass import MassConfig
 from rome_core.methods.memit import Memit
-from rome_core.methods.rome import Rome, RomeConfig
+from rome_core.methods.rome import NRome, Rome, RomeConfig
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, stored_moment
 from rome_core.tokens import encode
@@ -74,6 +74,11 @@ def objective_of(config: MethodConfig) -> str:
         return r"\min_{\Delta_l}\ \lVert\Delta_l K_l - R_l\rVert^2 + \lambda\,\lVert\Delta_l C_l^{1/2}\rVert_F^2"
     if isinstance(config, Emmet):
         return r"\min_{\hat W}\ \lVert(\hat W - W)\,C^{1/2}\rVert_F^2\quad\text{subject to}\quad\hat W K = V"
+    if isinstance(config, NRome):
+        return (
+            r"\min_{\Delta}\ \lVert\Delta\,C_T^{1/2}\rVert_F^2\quad\text{subject to}\quad"
+            r"\Delta k^* = \delta,\ \Delta k_0 = \delta"
+        )
     if isinstance(config, RomeConfig):
         return r"\min_{\hat W}\ \lVert(\hat W - W)\,C^{1/2}\rVert_F^2\quad\text{subject to}\quad\hat W k^* = v^*"
     return config.formula
@@ -241,6 +246,11 @@ def _notes(edit: Edit, matrices: Sequence[Changed]) -> list[str]:
             parts = ", ".join(f"{1 - (one.missed or 0.0):.1%} in layer {one.layer}" for one in matrices)
             words += f" With this λ an update brings about kᵀC⁻¹k / (λ + kᵀC⁻¹k) of what it is asked for: {parts}."
         notes.append(words)
+    if isinstance(edit.config, NRome):
+        notes.append(
+            "C_T counts the keys of similar subjects beside C, and two keys are held at once, so by C alone this Δ is "
+            "larger than the smallest that meets the constraint at k*. That is the price of sparing those subjects."
+        )
     if isinstance(edit.config, Rome):
         notes.append(
             "Published ROME takes its direction from k* and its residual and denominator from k_0, so its Δ meets the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rome_core.datasets import Fact
@@ -12,13 +12,12 @@ from rome_core.errors import RomeError
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
 from rome_core.methods import solve
 from rome_core.methods.rome import POLICIES, CRome, RomeConfig, repolicy
-from rome_core.methods.value import sampled_prefixes
+from rome_core.methods.shared import with_prefixes
 from rome_core.model import LanguageModel
 from rome_core.moment import moments_for
 from rome_core.progress import Track, silent
 
 NEIGHBOURS = 4  # of a fact's ten: scoring is as long as solving
-EVERY = 4  # of the twenty sampled prefixes: five and the bare prompt
 UPDATES = tuple(policy for policy in POLICIES if policy is not CRome)  # c-rome's update is r-rome's
 
 
@@ -53,13 +52,13 @@ def sweep(
     edits: Sequence[Edit] = (),
     track: Track = silent,
 ) -> Iterator[Swept]:
-    """A record a layer and fact, as they finish. config: the search's settings, its layer aside; without prefixes, six
-    sampled ones are used. layers: None is all of them, coarse to fine. done: pairs of layer and fact to pass over.
-    What C lacks is estimated for all layers in one pass.
+    """A record a layer and fact, as they finish. config: the search's settings, its layer aside. layers: None is all of
+    them, coarse to fine. done: pairs of layer and fact to pass over.
+
+    What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
     """
-    if config.prefixes is None:
-        few = sampled_prefixes(lm, config.seed, edits)
-        config = replace(config, prefixes=(few[0], *few[1::EVERY]))
+    search = {field.name: getattr(config, field.name) for field in fields(RomeConfig)}
+    config = with_prefixes(lm, UPDATES[0](**search), edits)  # δ is the same by any policy; this one's update is cheap
     order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
     todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
     moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)

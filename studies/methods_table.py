@@ -1,7 +1,7 @@
 """Every method on the same facts, each by itself: `python -m studies.methods_table --facts 50 --minutes 45`.
 
-Facts of the test part, which no hypernetwork was trained on. Methods that look for the same δ share one search, with
-six prefixes; C-ROME is left out, as its update is r-ROME's. Writes docs/studies/methods.jsonl, one fact and method a
+Facts of the test part, which no hypernetwork was trained on. Methods that look for the same δ share one search;
+C-ROME is left out, as its update is r-ROME's. Writes docs/studies/methods.jsonl, one fact and method a
 line, fact by fact, so that a stopped study has the same facts for all methods; `--table` prints what there is.
 """
 
@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +25,8 @@ from rome_core.datasets import facts_of
 from rome_core.diagnostics import size_of
 from rome_core.evaluation import Case, case_of, general_texts, perplexity, summarise
 from rome_core.methods import MethodConfig
-from rome_core.methods.rome import CRome
-from rome_core.methods.value import sampled_prefixes
+from rome_core.methods.rome import CRome, RomeConfig
+from rome_core.methods.shared import with_prefixes
 from rome_core.presets import resolve
 from studies.common import RESULTS, append, read
 from studies.tables import cell
@@ -37,11 +37,9 @@ SCORES = ("ES", "PS", "NS", "S")
 
 
 def configs(lm: LanguageModel, methods: Sequence[str]) -> list[MethodConfig]:
-    """Defaults of every method, with the same six prefixes where there are any."""
-    every = sampled_prefixes(lm, 0)
-    few = (every[0], *every[1::4])
+    """Defaults of every method, with the prefixes that it samples, which are the same for equal seeds."""
     found = [resolve(lm, METHODS[name]()) for name in methods]
-    return [replace(one, prefixes=few) if "prefixes" in {f.name for f in fields(one)} else one for one in found]  # type: ignore[call-arg]
+    return [with_prefixes(lm, one) if isinstance(one, RomeConfig) else one for one in found]
 
 
 def drawn(n: int, seed: int) -> list[Fact]:

@@ -64,6 +64,15 @@ def test_a_key_policy_against_dense_matrices(lm: LanguageModel, moments: dict[in
     assert bool(found.notes) == (name == "rome")
 
 
+def test_n_rome_adds_the_value_at_both_keys(lm: LanguageModel, moments: dict[int, Moment]) -> None:
+    edit = solve(lm, [REQUEST], METHODS["n-rome"](layer=1, **QUICK), moments=moments)
+    found = account(lm, edit, [], moments)
+
+    assert term(found, r"\Delta k_0") == pytest.approx(1.0, abs=1e-3) and term(found, r"\hat W k^*") < 1e-4
+    assert found.matrices[0].change > 1.001 * found.matrices[0].least  # type: ignore[operator]
+    assert r"\Delta k_0 = \delta" in found.objective and "similar subjects" in found.notes[0]
+
+
 def test_every_constraint_of_a_batch_counts(lm: LanguageModel, moments: dict[int, Moment]) -> None:
     edit = solve(lm, REQUESTS, METHODS["emmet"](layer=1, slack=0.5, **QUICK), moments=moments)
     found = account(lm, edit, [], moments)
