@@ -7,7 +7,17 @@ from functools import partial
 
 import streamlit as st
 
-from pages.shared import diagnosis_views, frame, request, session, track
+from pages.shared import (
+    calibration_view,
+    diagnosis_many,
+    diagnosis_views,
+    forensics_view,
+    frame,
+    interference_view,
+    request,
+    session,
+    track,
+)
 from pages.shared.diagnosis_report import Foresight, examine, foresee, try_out
 from pages.shared.edit_report import same_fact
 from rome_core import DEFAULT_METHOD, LanguageModel
@@ -26,6 +36,20 @@ def main() -> None:
         "Will this edit break the model? The update divides by one number, which is known before it is applied."
     )
     lm = session.model()
+    view = st.segmented_control(
+        "What to look at",
+        list(VIEWS),
+        default=ONE,
+        key="question",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
+    )
+    VIEWS[view](lm)
+
+
+def one_edit(lm: LanguageModel) -> None:
+    """An edit that is solved, judged and not applied."""
     item = chosen()
     work = of_session(lm, item) if item else of_form(lm)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -81,11 +105,13 @@ def show(lm: LanguageModel, foresight: Foresight) -> None:
     diagnosis_views.forecast(lm, foresight)
     actions(lm, foresight)
     tried(lm)
-    numbers, policies = st.tabs(["Quantities", "Policies"])
-    with numbers:
-        diagnosis_views.numbers(foresight)
+    policies, keys, numbers = st.tabs(["Policies", "Keys", "Quantities"])
     with policies:
         diagnosis_views.policies(foresight)
+    with keys:
+        diagnosis_views.keys(lm, foresight)
+    with numbers:
+        diagnosis_views.numbers(foresight)
 
 
 def actions(lm: LanguageModel, foresight: Foresight) -> None:
@@ -116,10 +142,24 @@ def tried(lm: LanguageModel) -> None:
     if job is None:
         return
     if job.state == "done":
-        diagnosis_views.aftermath(job.result)
+        diagnosis_views.aftermath(lm, job.result)
     else:
         track.panel(job, lambda job: None)
 
+
+def between_edits(lm: LanguageModel) -> None:
+    job = session.recall(JOB)
+    interference_view.view(lm, job.result if job is not None and job.state == "done" else None)
+
+
+ONE = "One edit"
+VIEWS: dict[str, Callable[[LanguageModel], None]] = {
+    ONE: one_edit,
+    "Many edits": diagnosis_many.view,
+    "Between edits": between_edits,
+    "A changed model": forensics_view.view,
+    "Calibration": calibration_view.view,
+}
 
 frame.require_frame()
 main()

@@ -116,7 +116,7 @@ def start(lm: LanguageModel, wanted: EditRequest, config: Any, below: tuple[Edit
             moments,
         )
         mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
-        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.size.verdict != "disabling"))
+        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.verdict != "disabling"))
         return report
 
     session.remember(JOB, track.submit(f"{wanted.prompt.subject} → {wanted.target_new.strip()}", work))
@@ -189,7 +189,7 @@ def show(lm: LanguageModel, report: Report) -> None:
 
 
 def whether_on(report: Report) -> str:
-    if report.size.verdict == "disabling":
+    if report.verdict == "disabling":
         return f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
     return "It is on in this session: the sidebar switches it off, scales it or removes it."
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pages.shared import verdicts
 from pages.shared.edit_report import Continuation, Probe, continuations, generation_texts, probe, questions
-from pages.shared.text import number
+from pages.shared.text import number, show_token
 from pages.shared.verdicts import large
 from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, diagnose, solve
 from rome_core.diagnostics import Diagnosis, forecast
 from rome_core.edits import Edit
 from rome_core.evaluation import perplexity
+from rome_core.neighbourhood import Shift, other_prompts, shifts
 from rome_core.progress import Track, silent
 
 SAFER = ("n-rome", "h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
+OTHERS = 80  # prompts that are asked before and after
+SEED = 0  # of the choice of other prompts
+SHOWN_SHIFTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +45,24 @@ class Foresight:
 class Aftermath:
     """What an edit did once it was applied, next to the model without it."""
 
+    name: str
     target: str
     verdict: str  # what the forecast was
     perplexity: tuple[float, float]
     probes: tuple[Probe, ...]
     continuations: tuple[Continuation, ...]
+    shifts: tuple[Shift, ...]  # of other prompts, most moved first
+    seed: int  # of their choice
+
+    @property
+    def near(self) -> list[Shift]:
+        """Prompts in the same words, or with the same answer; all of them where there are none."""
+        return [shift for shift in self.shifts if shift.kind != "unrelated"] or list(self.shifts)
+
+    @property
+    def neighbour_kl(self) -> float:
+        """Mean KL(before ‖ after) of the next token on the near prompts, nats."""
+        return fmean(shift.kl for shift in self.near) if self.near else float("nan")
 
 
 def foresee(
@@ -68,22 +86,32 @@ def try_out(
         perplexity(lm, edits=edits) for edits in track((below, (*below, edit)), "Measuring perplexity", 2)
     )
     return Aftermath(
+        f"{request.prompt.subject} → {request.target_new.strip()}, {edit.method}",
         request.target_new.strip(),
         diagnosis.verdict,
         (without, with_it),
         probe(lm, edit, below, questions(request, 1), track),
         continuations(lm, edit, below, generation_texts(request)[:1], track=track),
+        tuple(shifts(lm, edit, other_prompts(request, OTHERS, SEED), below, track)),
+        SEED,
     )
 
 
-Row = tuple[str, str, str]
+Row = tuple[str, str, str, str]
 
 
 def quantities(diagnosis: Diagnosis, edit: Edit) -> list[Row]:
-    """Every number that the verdict rests on: its symbol, its value, one line on what it means."""
+    """Every number that the verdict rests on: its symbol, its value, its place among ordinary facts, its meaning."""
     d = diagnosis
     position = "yes" if d.subject_first else "no"
-    return [
+    places = {
+        "k₀ᵀC⁻¹k*": "k0_kstar",
+        "k*ᵀC⁻¹k*": "kstar_kstar",
+        "k₀ᵀC⁻¹k₀": "k0_k0",
+        "cos(k₀, k*)": "cosine",
+        "cos(k₀, k*), whitened": "cosine_whitened",
+    }
+    rows = [
         (
             "denominator",
             f"{large(d.denominator)}",
@@ -106,6 +134,29 @@ def quantities(diagnosis: Diagnosis, edit: Edit) -> list[Row]:
             f"how far the weights move in all in the Frobenius norm (‖Δ‖ = {number(d.norm_F)})",
         ),
         ("‖Δ‖₂ / ‖W‖₂", f"{number(d.relative_2)}", "how far they move in the worst direction (spectral norm)"),
+        ("‖ΔC^½‖ / ‖WC^½‖", f"{number(d.relative_C)}", "how far the layer's output moves on general text"),
+        ("‖Δk‖ / ‖Wk‖, first tokens", f"{number(d.relative_start)}", "the same at the first token of every text"),
+    ]
+    return [(name, value, place(d, places[name]) if name in places else "", meaning) for name, value, meaning in rows]
+
+
+def place(diagnosis: Diagnosis, quantity: str) -> str:
+    """The share of ordinary facts whose quantity is smaller."""
+    share = diagnosis.reference.below(quantity, getattr(diagnosis, quantity))
+    return "" if share != share else f"{share:.0%}"
+
+
+def shift_rows(shifts: Sequence[Shift]) -> list[dict[str, str]]:
+    """The prompts that moved most, with what the model says there."""
+    return [
+        {
+            "prompt": shift.prompt,
+            "kind": shift.kind,
+            "KL, nats": number(shift.kl),
+            "‖Δk‖/‖Wk‖": number(shift.response),
+            "answer before → after": " → ".join(map(show_token, shift.top)),
+        }
+        for shift in shifts[:SHOWN_SHIFTS]
     ]
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from rome_core import EditRequest, LanguageModel, Moment, diagnose, solve
+from rome_core.calibration import Verdict
 from rome_core.datasets import Fact, load_facts
 from rome_core.diagnostics import Diagnosis, Size, has_key, size_of
 from rome_core.edits import Edit, Step
@@ -62,6 +63,11 @@ class Report:
     @property
     def request(self) -> EditRequest:
         return self.edit.requests[0]
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the quantity that tells most, where there is a single key; else by size."""
+        return self.diagnosis.verdict if self.diagnosis else self.size.verdict
 
     @property
     def relative_norm(self) -> float:

@@ -73,7 +73,7 @@ def metrics(report: Report) -> None:
         ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
         (
             "Verdict",
-            verdicts.label(size.verdict),
+            verdicts.label(report.verdict),
             f"denominator {verdicts.large(d.denominator)}" if d else "by size alone",
             d.explanation if d else "This method divides by no single denominator: the verdict is by ‖Δ‖/‖W‖.",
         ),
@@ -227,7 +227,7 @@ def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
         ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
         ("‖Δ‖ / ‖W‖", lambda r: number(r.relative_norm)),
         ("denominator", lambda r: verdicts.large(r.diagnosis.denominator) if r.diagnosis else "–"),
-        ("verdict", lambda r: verdicts.label(r.size.verdict)),
+        ("verdict", lambda r: verdicts.label(r.verdict)),
         ("seconds", lambda r: f"{r.seconds:.1f}"),
     )
     return [{"": name, one.edit.method: value(one), two.edit.method: value(two)} for name, value in rows]

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import diagnosis_figures, diagnosis_report, verdicts
+from pages.shared import calibration_view, diagnosis_figures, diagnosis_many, diagnosis_report, key_figures, verdicts
 from pages.shared.diagnosis_report import Foresight
 from pages.shared.figures import DARK, LIGHT
-from rome_core import METHODS
+from pages.shared.session import ActiveEdit
+from pages.shared.track import Job
+from rome_core import METHODS, EditRequest, Prompt, export_adapter
+from rome_core.calibration import QUANTITIES, Calibration, Rate, Thresholds
 from rome_core.diagnostics import Diagnosis
+from rome_core.edits import Edit
+from rome_core.evaluation import perplexity
+from rome_core.interference import Overlap
 from rome_core.methods.rome import POLICIES
+from rome_core.neighbourhood import Shift
 from rome_core.reference import Reference
+from rome_core.screening import Screened
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -54,7 +67,14 @@ SAFE = replace(BROKEN, verdict="safe", method="r-rome", denominator=1231.0, disa
 
 @pytest.fixture
 def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The page on a tiny model, with few facts and short texts: what is tested is the page."""
     monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.reference.REFERENCE_FACTS", 4)
+    monkeypatch.setattr(
+        diagnosis_report, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits)
+    )
+    monkeypatch.setattr("pages.shared.edit_report.NEW_TOKENS", 5)
+    monkeypatch.setattr(diagnosis_report, "OTHERS", 15)
     return goto(app, "diagnostics")
 
 
@@ -74,6 +94,22 @@ def finished(app: AppTest, name: str) -> Any:
     return job(app, name).result
 
 
+PARIS = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
+LIMITS = Thresholds(0.3, 1.2, 0.99, 0.98)
+CALIBRATION = Calibration(
+    "abc",
+    "tiny",
+    "relative_C",
+    dict.fromkeys(QUANTITIES, LIMITS),
+    100,
+    90,
+    {"all": Rate(19, 20), "first": Rate(19, 20), "later": Rate(0, 0)},
+    {"all": Rate(1, 70), "first": Rate(1, 30), "later": Rate(0, 40)},
+    ((0.0, 0.0), (0.0, 0.95), (1.0, 1.0)),
+    "numbers",
+)
+
+
 # --------------------------------------------------------------------------------------------------------------- page
 
 
@@ -88,7 +124,7 @@ def test_the_verdict_comes_before_anything_is_applied(page: AppTest) -> None:
     assert set(found.policies) == {policy.name for policy in POLICIES}
     assert page.session_state["_edits"] == []
     assert len(page.table) == 2
-    assert "k₀ᵀC⁻¹k" in str(page.table[0].value)
+    assert "k₀ᵀC⁻¹k" in str(page.table[1].value)
 
 
 def test_bad_input_is_one_sentence(page: AppTest) -> None:
@@ -106,7 +142,10 @@ def test_an_edit_is_applied_and_its_effect_measured_next_to_the_forecast(page: A
 
     assert [item.edit.id for item in page.session_state["_edits"]] == [found.edit.id]
     assert after.verdict == found.diagnosis.verdict
-    assert [metric.label for metric in page.metric][:3] == ["Perplexity", "Outcome", "Forecast"]
+    labels = [metric.label for metric in page.metric]
+    assert labels[:4] == ["Perplexity", "Outcome", "Forecast", "Neighbours moved"]
+    assert after.neighbour_kl == pytest.approx(np.mean([s.kl for s in after.shifts if s.kind != "unrelated"]))
+    assert "nats" in page.metric[3].value and 10 < len(after.shifts) <= 15
 
 
 def test_the_safe_policy_is_offered_instead_and_takes_the_place_of_the_other(
@@ -121,6 +160,121 @@ def test_the_safe_policy_is_offered_instead_and_takes_the_place_of_the_other(
     finished(page, "tried")
 
     assert [item.edit.method for item in page.session_state["_edits"]] == ["h-rome"]
+
+
+def view(app: AppTest, name: str) -> AppTest:
+    app.segmented_control(key="question").set_value(name).run()
+    assert not app.exception
+    return app
+
+
+def test_a_pasted_list_is_diagnosed_and_can_be_taken_away(page: AppTest) -> None:
+    view(page, "Many edits")
+    page.text_area(key="many-list").set_value("{} is the capital of | Paris | Italy\n{} is in|Lyon|Rome\nno").run()
+    assert "the list, line 3: 1 of the 3 parts" in texts(page.warning)
+    page.button(key="diagnose-all").click().run()
+    finished(page, "many")
+
+    screening = job(page, "many").partial
+    assert [one.request.prompt.subject for one in screening.found] == ["Paris", "Lyon"]
+    assert page.session_state["_edits"] == [] and "not calibrated" in texts(page.caption).lower()
+    assert len(page.table) == 1
+    data = json.loads(diagnosis_many.as_json(screening))
+    assert data["settings"]["method"] == "r-rome" and data["diagnoses"][0]["k0_kstar"]
+    rows = list(csv.DictReader(io.StringIO(diagnosis_many.as_csv(screening))))
+    assert [row["subject"] for row in rows] == ["Paris", "Lyon"] and rows[0]["model"] == "tiny-llama"
+
+
+def test_what_was_diagnosed_before_a_stop_stays() -> None:
+    lm, stopping = tiny_model(), Job("many")
+
+    def work(track: Any) -> Any:
+        for edit in track([random_edit(lm, seed=i) for i in range(3)], "Diagnosing", 3):
+            yield Screened(edit.requests[0], edit, "safe", None, 0.1)
+            if edit.id == random_edit(lm, seed=1).id:
+                stopping.stop()
+
+    stopping.run(lambda job: diagnosis_many.run(lm.name, {}, work, job))
+
+    assert stopping.state == "stopped"
+    assert len(stopping.partial.found) == 2
+
+
+def test_a_list_that_cannot_be_read_is_one_sentence(page: AppTest) -> None:
+    view(page, "Many edits")
+    page.text_area(key="many-list").set_value("Paris").run()
+
+    assert not page.exception
+    assert "1 of the 3 parts are there" in texts(page.error)
+
+
+def test_active_edits_are_diagnosed_as_they_are(page: AppTest) -> None:
+    view(page, "Many edits")
+    page.segmented_control(key="many-source").set_value("This session's edits").run()
+    assert "No edit is active" in texts(page.info)
+
+
+def put(page: AppTest, *edits: Edit) -> None:
+    page.session_state["_edits"] = [ActiveEdit(edit, f"edit {i}") for i, edit in enumerate(edits)]
+    page.run()
+
+
+def test_the_next_edits_effect_on_earlier_ones_is_foretold_and_checked(page: AppTest) -> None:
+    lm = tiny_model("llama", layers=4)
+    put(page, random_edit(lm), replace(random_edit(lm, seed=1), requests=(PARIS,)))
+    view(page, "Between edits")
+    page.button(key="foretell").click().run()
+    found = finished(page, "interference")
+    assert [one.label for one in found.moves] == ["Eiffel Tower → Rome"]
+    page.button(key="check").click().run()
+    (measured,) = finished(page, "check")
+
+    assert measured.measured == pytest.approx(found.moves[0].predicted, rel=1e-3)
+    assert "moved, measured" in str(page.table[0].value)
+
+
+def test_one_edit_alone_is_in_nobodys_way(page: AppTest) -> None:
+    assert "Two edits are needed" in texts(view(page, "Between edits").info)
+
+
+def test_a_changed_checkpoint_is_taken_apart_and_taken_back(page: AppTest, tmp_path: Path) -> None:
+    lm = tiny_model("llama", layers=4)
+    edit = random_edit(lm, 2)
+    export_adapter(edit, tmp_path)
+    view(page, "A changed model")
+    page.text_input(key="forensics-folder").set_value(str(tmp_path)).run()
+    page.button(key="compare-folder").click().run()
+    found = finished(page, "forensics")
+    page.button(key="take").click().run()
+
+    assert [(change.layer, change.rank) for change in found.changes] == [(2, 1)]
+    assert "1 weight changed, in layer 2" in texts(page.markdown)
+    (item,) = page.session_state["_edits"]
+    assert torch.allclose(item.edit.deltas[0].matrix(), edit.deltas[0].matrix(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("folder", "sentence"), [("", "The folder is empty"), ("/nowhere", "is not a folder")])
+def test_a_wrong_folder_is_one_sentence(page: AppTest, folder: str, sentence: str) -> None:
+    view(page, "A changed model")
+    page.text_input(key="forensics-folder").set_value(folder).run()
+    page.button(key="compare-folder").click().run()
+    if folder:
+        wait_for(page, lambda app: not job(app, "forensics").live)
+        page.run()
+
+    assert not page.exception and sentence in texts(page.error)
+
+
+def test_a_model_that_nobody_calibrated_is_told_so(page: AppTest) -> None:
+    assert "Not calibrated for this model" in texts(view(page, "Calibration").info)
+
+
+def test_the_calibration_shows_its_error_rates(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_view, "calibration_of", lambda lm: CALIBRATION)
+    view(page, "Calibration")
+
+    shown = page.table[0].value.to_string(max_colwidth=None).replace("\\", "")
+    assert "19 of 20, 95.0%" in shown and "none to count" in shown
 
 
 def test_an_edit_of_the_session_can_be_diagnosed(page: AppTest) -> None:
@@ -166,8 +320,9 @@ def test_the_outcome_is_a_word(perplexities: tuple[float, float], word: str) -> 
 def test_every_quantity_has_its_meaning() -> None:
     rows = diagnosis_report.quantities(BROKEN, random_edit(tiny_model()))
 
-    assert len(rows) == 10
-    assert all(symbol and value and meaning for symbol, value, meaning in rows)
+    assert len(rows) == 12
+    assert all(symbol and value and meaning for symbol, value, _, meaning in rows)
+    assert {row[0]: row[2] for row in rows}["k₀ᵀC⁻¹k*"] == "0%"
     assert ("k*ᵀC⁻¹k*", "1,231") in [row[:2] for row in rows]
 
 
@@ -202,3 +357,51 @@ def test_the_gauge_does_without_ordinary_facts() -> None:
 
     assert fig.layout.title.text == "No ordinary facts to compare this edit with"
     assert list(METHODS)
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_keys_stand_at_their_angle_and_length() -> None:
+    fig = key_figures.planes(replace(BROKEN, cosine=0.5, cosine_whitened=0.0), "caption", LIGHT)
+    plain_mean, plain_bare, white_mean, white_bare = fig.data
+
+    assert (plain_mean.x[1], plain_mean.y[1]) == pytest.approx((4.0, 0.0))
+    assert (plain_bare.x[1], plain_bare.y[1]) == pytest.approx((15.0, 30 * 3**0.5 / 2))
+    assert (white_mean.x[1], white_mean.y[1]) == pytest.approx((1231**0.5, 0.0))
+    assert (white_bare.x[1], white_bare.y[1]) == pytest.approx((0.0, 170**0.5), abs=1e-9)
+    assert fig.layout.title.text == "k₀ and k* stand at 60° to each other, whitened at 90°"
+
+
+def test_the_heat_map_names_the_pair_most_alike() -> None:
+    gram = torch.tensor([[4.0, 0.0, 3.0], [0.0, 1.0, 0.1], [3.0, 0.1, 9.0]], dtype=torch.float64)
+    fig = key_figures.overlap_heatmap(Overlap(5, ("a", "b", "c"), gram), "caption", DARK)
+
+    assert fig.layout.title.text == "Layer 5: most alike are a and c (0.50)"
+    assert fig.data[0].z[0][2] == pytest.approx(0.5) and fig.data[0].customdata[0][2] == 3.0
+    assert "one edit" in key_figures.overlap_title(Overlap(5, ("a",), gram[:1, :1]))
+
+
+def test_the_map_of_other_prompts_marks_those_with_another_answer() -> None:
+    moved = [Shift("a", "same words", 2.0, 0.5, ("x", "y")), Shift("b", "unrelated", 0.0, 0.0, ("x", "x"))]
+    fig = key_figures.neighbourhood_map(moved, "caption", LIGHT)
+
+    assert fig.layout.title.text.startswith("1 of 2 other prompts have another answer")
+    assert [trace.name for trace in fig.data] == ["same words", "unrelated"]
+    assert (fig.data[0].y[0], fig.data[0].marker.symbol[0]) == (2.0, "diamond")
+    assert fig.data[1].y[0] > 0  # a logarithmic axis has no zero
+
+
+def test_the_curve_marks_the_threshold_in_use() -> None:
+    fig = calibration_view.roc_figure(CALIBRATION, LIGHT)
+
+    assert list(fig.data[0].y) == [0.0, 0.95, 1.0]
+    assert (fig.data[1].x[0], fig.data[1].y[0]) == pytest.approx((1 / 70, 0.95))
+
+
+def test_thresholds_are_said_with_what_they_rest_on() -> None:
+    fitted = replace(BROKEN, calibrated=True, quantity="relative_C", score=12.0, caution_at=0.3, disabling_at=1.2)
+
+    assert "fitted to measured edits" in verdicts.thresholds(fitted) and "1.2" in verdicts.thresholds(fitted)
+    assert "Not calibrated for this model" in verdicts.thresholds(BROKEN)
+    assert "larger than that of 0% of ordinary facts" in verdicts.thresholds(BROKEN)
