@@ -2,7 +2,7 @@
 
 Half of the subjects are held back (by a hash of their names). The quantity that ranks the other half best is chosen
 among those known before an edit is applied; thresholds are the cuts with the largest difference between the share of
-broken edits caught and of false alarms. Writes assets/calibration/<fingerprint>.json and prints what it found.
+broken edits caught and of false alarms. Writes assets/calibration/<fingerprint>.json, and its tables to docs/studies/calibration.md.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ def main() -> None:
     seeds = ", ".join(sorted({str(record["seed"]) for record in own}))
     source = f"docs/studies/{args.file.name}, {len(own)} values δ, seed {seeds}"
     found = calibrate(edits, fingerprint, model, source)
-    path = found.write()
-    print("\n".join(tables(found, edits)))
-    print(f"\nWritten to {path.name}.")
+    found.write()
+    text = "\n".join([*tables(found, edits), "", f"Source: {source}."])
+    args.file.with_suffix(".md").write_text(f"# Calibration of verdicts\n\n{model}. {text}\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
