@@ -29,20 +29,20 @@ EDITS = (
 CLAMP = 4.0  # the authors' in their GPT-2 settings
 
 
+def row(edit: dict[str, Any], before: float) -> str:
+    size = f"{edit['k0_kstar']:,.3g} | {edit['kstar_kstar']:,.4g} | {edit['relative_F']:.3g}"
+    return f"{edit['policy']} | {size} | {edit['verdict']} | {before:.1f} → {float(edit['perplexity']):,.1f}"
+
+
 def table(records: list[dict[str, Any]]) -> list[str]:
-    """ROME as published on every edit, then each other policy on those that it breaks."""
+    """Every edit by every policy, ROME as published first."""
     lines = [
         "| edit | layer | policy | k₀ᵀC⁻¹k* | k*ᵀC⁻¹k* | ‖Δ‖/‖W‖ | verdict before | perplexity |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- | ---: |",
     ]
     for record in records:
-        before = record["perplexity_before"]
-        lines += [
-            f"| {record['prompt']} → {record['target']} | {record['layer']} | {edit['policy']} | {edit['k0_kstar']:,.3g} | "
-            f"{edit['kstar_kstar']:,.4g} | {edit['relative_F']:.3g} | {edit['verdict']} | "
-            f"{before:.1f} → {float(edit['perplexity']):,.1f} |"
-            for edit in record["edits"]
-        ]
+        about = f"| {record['prompt']} → {record['target']} | {record['layer']}"
+        lines += [f"{about} | {row(edit, record['perplexity_before'])} |" for edit in record["edits"]]
     return lines
 
 
