@@ -2,7 +2,8 @@
 
 Half of the subjects are held back (by a hash of their names). The quantity that ranks the other half best is chosen
 among those known before an edit is applied; thresholds are the cuts with the largest difference between the share of
-broken edits caught and of false alarms. Writes assets/calibration/<fingerprint>.json, and its tables to docs/studies/calibration.md.
+broken edits caught and of false alarms. Writes assets/calibration/<fingerprint>.json, and its tables to
+docs/studies/calibration.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Four edits by ROME as published, judged before they are applied, and what then becomes of the model.
 
-`python -m studies.disabling` writes docs/studies/disabling.jsonl, one edit a line; a stopped study goes on where it
-was. `--table` prints the results as Markdown, which is also written to disabling.md. For each edit δ is found once with the authors' clamp, the update of every
-key policy is diagnosed, and then the perplexity on the project's passages is measured with it.
+`python -m studies.disabling` writes docs/studies/disabling.jsonl, one edit a line, and a table beside it; a stopped study
+goes on where it was. `--table` prints what is there. For each edit δ is found once with the authors' clamp, the update
+of every key policy is diagnosed, and then the perplexity on the project's passages is measured with it.
 """
 
 from __future__ import annotations
