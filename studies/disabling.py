@@ -1,6 +1,6 @@
 """Four edits by ROME as published, judged before they are applied, and what then becomes of the model.
 
-`python -m studies.disabling` writes docs/studies/disabling.jsonl, one edit a line, and a table beside it; a stopped study
+`python -m studies.disabling` writes docs/studies/disabling.jsonl, one edit a line, a table beside it; a stopped study
 goes on where it was. `--table` prints what is there. For each edit δ is found once with the authors' clamp, the update
 of every key policy is diagnosed, and then the perplexity on the project's passages is measured with it.
 """
