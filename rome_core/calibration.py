@@ -20,6 +20,7 @@ FOLDER = ASSETS / "calibration"
 Verdict = Literal["safe", "caution", "disabling"]
 Array = npt.NDArray[np.float64]
 
+ALPHA = 0.05  # false alarms that "disabling" may raise
 HURT, BROKEN = 1.1, 2.0  # growth of perplexity that "caution" and "disabling" stand for
 # What a verdict may rest on: fields of a diagnosis, each the larger the worse, all of them as 1/denominator.
 QUANTITIES = ("relative_F", "relative_2", "relative_C", "relative_start", "inverse_denominator")
@@ -62,7 +63,8 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds for one model. caught, false_alarms: of "disabling" on the edits held back, by pool of subjects.
+    """Thresholds for one model. caught, false_alarms: of "disabling" on the edits held back, by pool of subjects;
+    warned: broken edits that were called caution or disabling.
 
     quantity: the field of a diagnosis that the verdict rests on. roc: (share of false alarms, share caught) on the
     edits held back, for every threshold. n_fit, n_held: edits; subjects stand in one of the halves only.
@@ -75,6 +77,7 @@ class Calibration:
     n_fit: int
     n_held: int
     caught: Mapping[str, Rate]
+    warned: Mapping[str, Rate]
     false_alarms: Mapping[str, Rate]
     roc: tuple[tuple[float, float], ...]
     source: str
@@ -101,8 +104,10 @@ def calibration_for(fingerprint: str, folder: Path = FOLDER) -> Calibration | No
             **{
                 **data,
                 "thresholds": {name: Thresholds(**value) for name, value in data["thresholds"].items()},
-                "caught": {name: Rate(**value) for name, value in data["caught"].items()},
-                "false_alarms": {name: Rate(**value) for name, value in data["false_alarms"].items()},
+                **{
+                    field: {name: Rate(**value) for name, value in data[field].items()}
+                    for field in ("caught", "warned", "false_alarms")
+                },
                 "roc": tuple((float(x), float(y)) for x, y in data["roc"]),
             }
         )
@@ -148,19 +153,20 @@ def calibrate(edits: Sequence[Measured], fingerprint: str, model: str, source: s
     fit = [edit for edit in edits if not held_back(edit.subject)]
     held = [edit for edit in edits if held_back(edit.subject)]
     for name, half in (("fit", fit), ("held-back", held)):
-        broken = sum(edit.broken for edit in half)
-        if not 0 < broken < len(half):
+        n_broken = sum(edit.broken for edit in half)
+        if not 0 < n_broken < len(half):
             raise DataError(
-                f"Of the {len(half)} {name} edits {broken} are broken: thresholds need both kinds.",
+                f"Of the {len(half)} {name} edits {n_broken} are broken: thresholds need both kinds.",
                 "",
                 "Measure more edits with `python -m studies.calibration`.",
             )
     fitted = {name: _thresholds(name, fit, held) for name in QUANTITIES}
     # Equal areas, as with a perfect separation, are told apart by how far apart the two kinds are.
     quantity = max(QUANTITIES, key=lambda name: (round(fitted[name].auc_fit, 4), _margin(name, fit)))
-    flagged = [fitted[quantity].verdict(edit.values[quantity]) == "disabling" for edit in held]
+    verdicts = {id(edit): fitted[quantity].verdict(edit.values[quantity]) for edit in held}
     pools = {"all": held, **{pool: [e for e in held if e.pool == pool] for pool in sorted({e.pool for e in held})}}
-    flags = dict(zip(map(id, held), flagged, strict=True))
+    broken = {pool: [verdicts[id(e)] for e in some if e.broken] for pool, some in pools.items()}
+    others = {pool: [verdicts[id(e)] for e in some if not e.broken] for pool, some in pools.items()}
     return Calibration(
         fingerprint=fingerprint,
         model=model,
@@ -168,23 +174,20 @@ def calibrate(edits: Sequence[Measured], fingerprint: str, model: str, source: s
         thresholds=fitted,
         n_fit=len(fit),
         n_held=len(held),
-        caught={pool: _rate([flags[id(e)] for e in some if e.broken]) for pool, some in pools.items()},
-        false_alarms={pool: _rate([flags[id(e)] for e in some if not e.broken]) for pool, some in pools.items()},
+        caught={pool: Rate(some.count("disabling"), len(some)) for pool, some in broken.items()},
+        warned={pool: Rate(len(some) - some.count("safe"), len(some)) for pool, some in broken.items()},
+        false_alarms={pool: Rate(some.count("disabling"), len(some)) for pool, some in others.items()},
         roc=tuple(roc([e.values[quantity] for e in held], [e.broken for e in held])),
         source=source,
     )
 
 
-def _rate(flags: Sequence[bool]) -> Rate:
-    return Rate(sum(flags), len(flags))
-
-
 def _thresholds(name: str, fit: Sequence[Measured], held: Sequence[Measured]) -> Thresholds:
     values = [edit.values[name] for edit in fit]
-    disabling = best_threshold(values, [edit.broken for edit in fit])
+    caution = best_threshold(values, [edit.hurt for edit in fit])
     return Thresholds(
-        caution=min(disabling, best_threshold(values, [edit.hurt for edit in fit])),
-        disabling=disabling,
+        caution=caution,
+        disabling=max(caution, lowest_threshold(values, [edit.broken for edit in fit], ALPHA)),
         auc_fit=auc(values, [edit.broken for edit in fit]),
         auc_held=auc([edit.values[name] for edit in held], [edit.broken for edit in held]),
     )
@@ -232,3 +235,13 @@ def best_threshold(values: Sequence[float], positive: Sequence[bool]) -> float:
     if at == 0:
         return float(cuts[0])
     return float(math.exp((math.log(max(cuts[at], 1e-300)) + math.log(max(cuts[at - 1], 1e-300))) / 2))
+
+
+def lowest_threshold(values: Sequence[float], positive: Sequence[bool], alpha: float) -> float:
+    """The lowest cut that at most a share alpha of the negatives reaches (Neyman and Pearson), so that nothing more can
+    be caught at that rate of false alarms; midway, on a log scale, to the last value below it."""
+    scores = sorted((_finite(v), p) for v, p in zip(values, positive, strict=True))
+    negatives = [value for value, p in scores if not p][::-1]
+    below = negatives[int(alpha * len(negatives))]  # the largest negative that must stay below
+    above = min((value for value, _ in scores if value > below), default=below * 2)
+    return float(math.exp((math.log(max(below, 1e-300)) + math.log(max(above, 1e-300))) / 2))

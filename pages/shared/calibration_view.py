@@ -11,7 +11,7 @@ from pages.shared.figures import Theme
 from pages.shared.tables import literal, table
 from pages.shared.verdicts import QUANTITIES
 from rome_core import LanguageModel
-from rome_core.calibration import BROKEN, HURT, Calibration, Rate
+from rome_core.calibration import ALPHA, BROKEN, HURT, Calibration, Rate
 from rome_core.diagnostics import CAUTION, DISABLING, calibration_of
 
 POOLS = {"all": "all", "first": "subject is the first token", "later": "other subjects"}
@@ -29,9 +29,10 @@ def view(lm: LanguageModel) -> None:
     best = found.best
     st.markdown(
         literal(
-            f"A verdict rests on {QUANTITIES[found.quantity]}: caution from {best.caution:.3g}, where perplexity grows "
-            f"more than {HURT:g} times, disabling from {best.disabling:.3g}, more than {BROKEN:g} times. Fitted to "
-            f"{found.n_fit} edits; the numbers below are of {found.n_held} edits of other subjects."
+            f"A verdict rests on {QUANTITIES[found.quantity]}: caution from {best.caution:.3g}, where perplexity "
+            f"grows more than {HURT:g} times, disabling from {best.disabling:.3g}, more than {BROKEN:g} times, so that "
+            f"at most {ALPHA:.0%} of the rest are flagged. Fitted to {found.n_fit} edits; the numbers below are of "
+            f"{found.n_held} edits of other subjects."
         )
     )
     chart(roc_figure(found, look()), "roc")
@@ -53,7 +54,8 @@ def rate_rows(found: Calibration) -> list[dict[str, str]]:
     return [
         {
             "edits": POOLS.get(pool, pool),
-            f"perplexity more than {BROKEN:g}×: flagged": share(found.caught[pool]),
+            f"perplexity more than {BROKEN:g}×: called disabling": share(found.caught[pool]),
+            "of these, at least caution": share(found.warned[pool]),
             "the rest: flagged by mistake": share(found.false_alarms[pool]),
         }
         for pool in sorted(found.caught, key=lambda pool: list(POOLS).index(pool) if pool in POOLS else 9)

@@ -193,7 +193,7 @@ def test_a_singular_c_has_a_sentence() -> None:
 
 def calibrated(lm: LanguageModel, quantity: str) -> LanguageModel:
     limits = {name: Thresholds(0.25, 1.0, 0.9, 0.8) for name in ("relative_F", "relative_C", "inverse_denominator")}
-    lm.memo["calibration"] = Calibration(lm.fingerprint, lm.name, quantity, limits, 4, 4, {}, {}, (), "numbers")
+    lm.memo["calibration"] = Calibration(lm.fingerprint, lm.name, quantity, limits, 4, 4, {}, {}, {}, (), "numbers")
     return lm
 
 

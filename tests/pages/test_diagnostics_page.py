@@ -19,7 +19,7 @@ from pages.shared.diagnosis_report import Foresight
 from pages.shared.figures import DARK, LIGHT
 from pages.shared.session import ActiveEdit
 from pages.shared.track import Job
-from rome_core import METHODS, EditRequest, Prompt, export_adapter
+from rome_core import DEFAULT_METHOD, METHODS, EditRequest, Prompt, export_adapter
 from rome_core.calibration import QUANTITIES, Calibration, Rate, Thresholds
 from rome_core.diagnostics import Diagnosis
 from rome_core.edits import Edit
@@ -104,6 +104,7 @@ CALIBRATION = Calibration(
     100,
     90,
     {"all": Rate(19, 20), "first": Rate(19, 20), "later": Rate(0, 0)},
+    {"all": Rate(20, 20), "first": Rate(20, 20), "later": Rate(0, 0)},
     {"all": Rate(1, 70), "first": Rate(1, 30), "later": Rate(0, 40)},
     ((0.0, 0.0), (0.0, 0.95), (1.0, 1.0)),
     "numbers",
@@ -180,7 +181,7 @@ def test_a_pasted_list_is_diagnosed_and_can_be_taken_away(page: AppTest) -> None
     assert page.session_state["_edits"] == [] and "not calibrated" in texts(page.caption).lower()
     assert len(page.table) == 1
     data = json.loads(diagnosis_many.as_json(screening))
-    assert data["settings"]["method"] == "r-rome" and data["diagnoses"][0]["k0_kstar"]
+    assert data["settings"]["method"] == DEFAULT_METHOD and data["diagnoses"][0]["k0_kstar"]
     rows = list(csv.DictReader(io.StringIO(diagnosis_many.as_csv(screening))))
     assert [row["subject"] for row in rows] == ["Paris", "Lyon"] and rows[0]["model"] == "tiny-llama"
 
