@@ -14,7 +14,9 @@ from rome_core.evaluation.tables import PLAIN, Line
 
 BEFORE, AFTER, END = "#5B7083", "#D9822B", "#8A5A1F"
 COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
-SYMBOLS = ("circle", "diamond", "square", "x", "cross", "triangle-up", "star", "hexagon", "pentagon", "bowtie", "hash")
+SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
+SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
+LEGEND_ROW = 20  # px
 
 
 def scale_of(measure: str) -> float:
@@ -60,8 +62,15 @@ def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: T
     if measure == "perplexity":
         fig.update_yaxes(type="log")
     frame(fig, _finding(runs, measure), caption, 300, look, left=64)
-    fig.update_layout(barmode="group", bargap=0.25, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
-    return fig
+    fig.update_layout(barmode="group", bargap=0.25)
+    return _with_legend(fig)
+
+
+def _with_legend(fig: go.Figure) -> go.Figure:
+    """A legend between title and plot, with room for as many rows as the narrowest page needs."""
+    more = LEGEND_ROW * math.ceil(len(fig.data) / 4)
+    fig.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+    return fig.update_layout(margin_t=fig.layout.margin.t + more, height=fig.layout.height + more)
 
 
 def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
@@ -69,9 +78,10 @@ def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
     after = [line for lines in runs.values() for line in lines if line.stage == "after" and measure in line.scores]
     if not after or measure in ("perplexity", "NKL"):
         return f"{measure}, before and after the edits"
-    best = max(after, key=lambda line: line.scores[measure].value)
-    value = best.scores[measure].value * scale_of(measure)
-    return f"{measure} is highest with {best.method}: {value:.1f}"
+    printed = [round(line.scores[measure].value * scale_of(measure), 1) for line in after]
+    if printed.count(max(printed)) > 1:
+        return f"{measure} after the edits: {min(printed):.1f} to {max(printed):.1f}"
+    return f"{measure} is highest with {after[printed.index(max(printed))].method}: {max(printed):.1f}"
 
 
 def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.Figure:
@@ -106,8 +116,7 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.
         fig.update_yaxes(type="log")
     n = sum(len(trace.x) for trace in fig.data)
     frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)
-    fig.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
-    return fig
+    return _with_legend(fig)
 
 
 def has(row: Row, measure: str) -> bool:

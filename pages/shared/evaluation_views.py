@@ -81,7 +81,7 @@ def scores(lines: Sequence[Line], names: Sequence[str], key: str) -> None:
         }
         for line in merged(lines)
     ]
-    st.dataframe(rows, hide_index=True, key=key)
+    st.dataframe(rows, hide_index=True, key=key, height="content")
     st.caption(
         "In brackets: 95 % bootstrap intervals over facts. Times 100, but NKL (nats) and perplexity. *before* is the "
         "same facts on the untouched model."
@@ -194,4 +194,4 @@ def published() -> None:
                 {"method": name, **{column: f"{value:.1f}" for column, value in zip(some.columns, values, strict=True)}}
                 for name, values in some.rows.items()
             ]
-            st.dataframe(rows, hide_index=True, key=f"published-{some.model}-{some.dataset}")
+            st.dataframe(rows, hide_index=True, height="content", key=f"published-{some.model}-{some.dataset}")

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="rome-evaluate", description=__doc__)
     p.add_argument("--out", type=Path, required=True, help="the run's folder; a folder that is there is gone on with")
     p.add_argument("--show", action="store_true", help="compute nothing: print the folder's table and export it again")
+    p.add_argument("--retry-failed", action="store_true", help="do again what failed before")
     p.add_argument("--known-only", action="store_true", help="count only facts that the unedited model knows")
     fact_arguments(p, 100)
     model_arguments(p)
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(args: argparse.Namespace) -> None:
     """Do what is missing in the folder."""
+    if args.retry_failed and args.out.exists():
+        Store(args.out).forget_failures()
     facts = facts_from(args)
     configs = {name: METHODS[name]() for name in method_names(args.methods)}
     load = partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)

@@ -161,6 +161,15 @@ class Store:
                 self._read[path] = [Row(**{**record, "values": dict(record["values"])}) for record in records]
         return [row for path in paths for row in self._read[path]]
 
+    def forget_failures(self) -> int:
+        """Take back the parts of which some fact failed, so that a run does them again; returns how many."""
+        self.rows()
+        failed = [path for path, rows in self._read.items() if any(row.error for row in rows)]
+        for path in failed:
+            path.unlink()
+            del self._read[path]
+        return len(failed)
+
     def note_sitting(self, sitting: Mapping[str, Any]) -> None:
         """Write down one stretch of work at the end of the list."""
         with (self.folder / "sittings.jsonl").open("a", encoding="utf-8") as file:

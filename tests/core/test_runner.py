@@ -169,6 +169,8 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     (before, after, *_) = lines(rows)
     assert (before.n, before.failed, after.n, after.failed) == (2, 1, 2, 1)
     assert list(run(lm, p, tmp_path / "run")) == [], "what failed is not tried again and again"
+    assert Store(tmp_path / "run").forget_failures() == 2
+    assert [(row.method, row.fact) for row in run(lm, p, tmp_path / "run")] == [("rome", "long"), ("r-rome", "long")]
 
 
 def test_an_unforeseen_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

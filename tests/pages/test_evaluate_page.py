@@ -126,6 +126,10 @@ def test_figures_show_what_the_table_says(dark: bool) -> None:
     assert "m_1" in fig.layout.title.text and fig.layout.annotations[0].text == "the caption"
     both = bars({"run": found, "other": found}, "NKL", "", theme(dark))
     assert [bar.name for bar in both.data] == [f"{s}, {r}" for r in ("run", "other") for s in ("before", "after")]
+    assert both.layout.title.text == "NKL, before and after the edits"
+    assert bars({"run": found, "b": found}, "ES", "", theme(dark)).layout.title.text.startswith(
+        "ES after the edits: 50"
+    )
     assert both.data[-1].marker.pattern.shape == "/"
 
 
