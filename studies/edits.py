@@ -17,7 +17,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rome_core import METHODS, Edit, Fact, LanguageModel, Moment, estimate_moment, load_facts, load_model, solve
+from rome_core import (
+    DEFAULT_METHOD,
+    METHODS,
+    Edit,
+    Fact,
+    LanguageModel,
+    Moment,
+    estimate_moment,
+    load_facts,
+    load_model,
+    solve,
+)
 from rome_core.evaluation import case_of, general_texts, perplexity
 from rome_core.methods.rome import POLICIES, repolicy
 from rome_core.moment import moments_for
@@ -36,13 +47,13 @@ def second_moments(lm: LanguageModel, layer: int, texts: Path | None) -> dict[st
 
 
 def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moment]) -> Iterator[tuple[str, str, Edit]]:
-    """Every policy with the model's own C, and r-rome with the other ones."""
+    """Every policy with the model's own C, and the default one with the other ones."""
     layer = edit.config.layer
     for policy in POLICIES:
         if policy.name != "c-rome":  # the same update as r-rome
             yield policy.name, "self", repolicy(lm, edit, policy.name, {layer: moments["self"]})
-    for name in moments.keys() - {"self"}:
-        yield "r-rome", name, repolicy(lm, edit, "r-rome", {layer: moments[name]})
+    for name in [name for name in moments if name != "self"]:
+        yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, {layer: moments[name]})
 
 
 def chosen(n: int, seed: int) -> list[Fact]:
@@ -63,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "edits.jsonl")
     args = parser.parse_args()
     lm = load_model()
-    config = resolve(lm, METHODS["r-rome"](layer=args.layer))
+    config = resolve(lm, METHODS[DEFAULT_METHOD](layer=args.layer))
     moments = second_moments(lm, config.layer, args.texts)  # type: ignore[attr-defined]
     passages = general_texts()[:5]
     done = {record["fact"] for record in read(args.out)}
