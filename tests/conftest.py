@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; set before huggingface_hub reads it
+# Side by side (pytest -n), each process has its share of the cores; set before torch reads it.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
 
 CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
