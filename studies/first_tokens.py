@@ -1,0 +1,79 @@
+"""Edits of subjects that are the prompt's first and only token before the relation: `python -m studies.first_tokens`.
+
+Their bare key is the attention sink's, where the key policies part. For each request δ is optimised once, every policy
+is made from it, and the new object's probability is read on the bare prompt and behind a sentence that no prefix was,
+with the perplexity on five passages. One JSON line a request in docs/studies/first_tokens.jsonl; a stopped study goes
+on where it was; `--table` prints what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from rome_core import DEFAULT_METHOD, METHODS, continuation_probabilities, load_model, solve
+from rome_core.evaluation import general_texts, perplexity
+from rome_core.evaluation.scores import mean_score
+from rome_core.methods.rome import POLICIES, repolicy
+from rome_core.tokens import as_target
+from studies.calibration import requests_of
+from studies.common import RESULTS, append, read
+
+BEHIND = "Here is something that many people do not know. "
+
+
+def table(records: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| policy | subjects | p(new), bare prompt | p(new) behind a sentence | ‖Δ‖/‖W‖, median | perplexity ×, worst "
+        "| more than 2× |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: |",
+    ]
+    for policy in records[0]["policies"]:
+        rows = [record["policies"][policy] for record in records]
+        bare, behind = (mean_score([row[name] for row in rows]) for name in ("bare", "behind"))
+        grown = [row["perplexity"] for row in rows]
+        cells = [f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for score in (bare, behind)]
+        size, broken = median(row["relative_norm"] for row in rows), sum(not ratio < 2 for ratio in grown)
+        lines.append(f"| {policy} | {len(rows)} | {' | '.join(cells)} | {size:.3f} | {max(grown):.2f} | {broken} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--layer", type=int, default=None, help="default: the preset's")
+    parser.add_argument("--out", type=Path, default=RESULTS / "first_tokens.jsonl")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        print("\n".join(table(read(args.out))))
+        return
+    lm = load_model()
+    requests = [request for pool, request, *_ in requests_of(lm, 10_000, 0) if pool == "first"][: args.requests]
+    passages = general_texts()[:5]
+    before = perplexity(lm, passages)
+    done = {record["prompt"] for record in read(args.out)}
+    for request in tqdm([request for request in requests if request.prompt.text not in done]):
+        edit = solve(lm, [request], METHODS[DEFAULT_METHOD](layer=args.layer))  # type: ignore[call-arg]
+        found: dict[str, dict[str, float]] = {}
+        for policy in [policy.name for policy in POLICIES if policy.name != "c-rome"]:  # the same update as r-rome
+            variant = repolicy(lm, edit, policy)
+            bare, behind = (
+                continuation_probabilities(lm, text, [as_target(request.target_new)], edits=[variant])[0]
+                for text in (request.prompt.text, BEHIND + request.prompt.text)
+            )
+            found[policy] = {
+                "bare": float(bare),
+                "behind": float(behind),
+                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
+                "perplexity": perplexity(lm, passages, edits=[variant]) / before,
+            }
+        append(args.out, {"prompt": request.prompt.text, "target": request.target_new, "policies": found})
+
+
+if __name__ == "__main__":
+    main()
