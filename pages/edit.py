@@ -19,6 +19,7 @@ from pages.shared import (
     moment_panel,
     objective_view,
     part_views,
+    probe_panel,
     request,
     session,
     track,
@@ -179,6 +180,7 @@ def show(lm: LanguageModel, report: Report) -> None:
         **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
         "Objective": objective_view.objective_view,
+        "Knowing or saying": probe_panel.panel,
         "Compare": compare,
         "Save": edit_files.downloads,
     }

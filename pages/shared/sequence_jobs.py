@@ -12,6 +12,7 @@ from pages.shared import track
 from rome_core import LanguageModel
 from rome_core.datasets import Fact
 from rome_core.default_model import cache_dir
+from rome_core.edits import Edit, merged
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
 from rome_core.evaluation.sequence_curves import rows
 from rome_core.evaluation.sequence_run import (
@@ -85,6 +86,14 @@ def branch_facts(run: SequenceRun, step: int, facts: Sequence[Fact]) -> tuple[Fa
     edited = next(record.edited for record in run.records if record.step == step)
     done = run.plan.facts[:edited]
     return (*done, *(fact for fact in facts if fact not in done))[: max(len(facts), edited + 1)]
+
+
+def own_edits(lm: LanguageModel, run: SequenceRun, step: int) -> tuple[Edit, ...] | None:
+    """The edits up to a step, merged; None if their files are not there or they are another model's."""
+    there = [record for record in run.records if record.edit and record.step <= step]
+    if run.fingerprint != lm.fingerprint or not all(run.path(record.step).exists() for record in there):
+        return None
+    return merged(run.edits(step))
 
 
 def as_json(run: SequenceRun, records: Sequence[Record]) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from pages.shared import sequence_figures, session
+from pages.shared import probe_panel, sequence_figures, session
 from pages.shared.figures import theme
-from pages.shared.sequence_jobs import as_csv, as_json
+from pages.shared.sequence_jobs import as_csv, as_json, own_edits
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from pages.shared.trace_view import chart_config, dark
 from rome_core import LanguageModel
-from rome_core.edits import merged
 from rome_core.evaluation.sequence_curves import collapse, curves, held, own_checks
 from rome_core.evaluation.sequence_run import Record, SequenceRun
 
@@ -84,9 +83,8 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
     records = run.records
     if not records:
         return
-    steps, matrix, texts, files = st.tabs(
-        ["Step by step", "Retention matrix", "Probe texts", "Save"], key="sequence-tab", on_change="rerun"
-    )
+    names = ["Step by step", "Retention matrix", "Probe texts", "Knowing or saying", "Save"]
+    steps, matrix, texts, probes, files = st.tabs(names, key="sequence-tab", on_change="rerun")
     if steps.open:
         with steps:
             step_view(lm, run, records)
@@ -99,6 +97,9 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
     if texts.open:
         with texts:
             probe_texts(run, records)
+    if probes.open:
+        with probes:
+            probe_panel.averages(lm, run, int(st.session_state.get("sequence-step", records[-1].step)))
     if files.open:
         with files, st.container(horizontal=True):
             st.download_button(
@@ -144,12 +145,12 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
 
 def take(lm: LanguageModel, run: SequenceRun, step: int) -> None:
     """The model of a step for all pages."""
-    there = [record for record in run.records if record.edit and record.step <= step]
-    if not there or run.fingerprint != lm.fingerprint or not all(run.path(record.step).exists() for record in there):
+    edited = any(record.edit and record.step <= step for record in run.records)
+    if not edited or own_edits(lm, run, step) is None:
         return
 
     def use() -> None:
-        for edit in merged(run.edits(step)):
+        for edit in own_edits(lm, run, step) or ():
             session.add_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
 
     st.button(

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_form, sequence_jobs
+from pages.shared import average_form, probe_panel, sequence_jobs
 from pages.shared.figures import DARK, LIGHT
 from pages.shared.sequence_figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
 from pages.shared.sequence_jobs import Wish, all_runs, as_csv, as_json, branch_facts, work
 from pages.shared.track import Job
+from rome_core import EditRequest, Prompt
 from rome_core.datasets import Facts
+from rome_core.evaluation.probes import Answered, Question
 from rome_core.evaluation.sequence_run import Check, Pace, Record, open_run
 from tests.core.test_sequence import FACTS, LAYERS, config
 from tests.pages.conftest import SECONDS, goto, texts
@@ -173,3 +175,16 @@ def test_files_hold_every_step_and_the_settings(monkeypatch: pytest.MonkeyPatch)
     assert branch_facts(run, 0, FACTS[::-1]) == FACTS[::-1]
     assert branch_facts(run, 1, FACTS[::-1]) == (*FACTS[:2], *FACTS[:1:-1])
     assert wish.name(lm) != replace(wish, order_seed=6).name(lm)
+
+
+def test_probes_of_one_edit_and_on_average() -> None:
+    question = Question("reversed", "A is", "x y", "B is", "x y")
+    asked = Question("what is near", "Near A is", "C", "Near A is", "D")
+
+    assert probe_panel.row(Answered(question, (0.1, 0.2), (0.3, 0.2)))["question"] == "A is … / B is …"
+    line = probe_panel.row(Answered(asked, (0.1, 0.2), (0.1, 0.1)))
+    assert (line["new / true"], line["p before"], line["follows the edit"]) == ("C / D", "0.100 / 0.200", "no")
+    tower = EditRequest(Prompt("The {} is in", "Eiffel Tower"), "Rome", "Paris")
+    found = [question.text for question in probe_panel.questions(tower)]
+    assert "A famous sight in the city of Rome is the" in found
+    assert probe_panel.questions(EditRequest(Prompt("{} is", "Nobody"), "x")) == ()

@@ -1,0 +1,107 @@
+"""Knowing or saying: the answers to questions beyond the prompt, of one edit and on average over many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import streamlit as st
+
+from pages.shared import session, track
+from pages.shared.edit_report import Report, known_fact
+from pages.shared.sequence_jobs import own_edits
+from pages.shared.tables import table
+from pages.shared.text import count, number
+from rome_core import EditRequest, LanguageModel
+from rome_core.edits import Edit
+from rome_core.evaluation.probes import Answered, Question, ask, questions_of, summarise_answers
+from rome_core.evaluation.scores import Score
+from rome_core.evaluation.sequence_run import SequenceRun
+
+WHY = (
+    "**Probes**, not scores: does what follows from the new fact change with it, or only the sentence that was edited? "
+    "Each compares two answers, one that follows from the new object and one from the true one."
+)
+
+
+def panel(lm: LanguageModel, report: Report) -> None:
+    """The probes of one edit, before and after it."""
+    st.markdown(WHY)
+    asked = questions(report.request)
+    if not asked:
+        st.caption("There are no probes for this fact: they are written for the relations of the project's own set.")
+        return
+    key = ("probes", lm.fingerprint, report.edit.id, tuple(edit.id for edit in report.below), asked)
+    if (answered := session.recall(key)) is None:
+        with track.no_traceback(), st.spinner("Asking before and after"):
+            answered = ask(lm, asked, edits=[report.edit], below=report.below)
+            session.remember(key, answered)
+    if answered:
+        table([row(one) for one in answered])
+
+
+def questions(request: EditRequest) -> tuple[Question, ...]:
+    """Of the project's own fact that a request is about, with the request's object."""
+    fact = known_fact(request)
+    return questions_of(replace(fact, target_new=request.target_new.strip())) if fact else ()
+
+
+def row(one: Answered) -> dict[str, str]:
+    """A line of the table: the question, both answers, their probabilities."""
+    q = one.question
+    same = q.text == q.true_text
+    return {
+        "probe": q.kind,
+        "question": q.text + " …" if same else f"{q.text} … / {q.true_text} …",
+        "new / true": f"{q.answer} / {q.true_answer}" if same else q.answer,
+        "p before": " / ".join(map(number, one.before)),
+        "p after": " / ".join(map(number, one.after)),
+        "follows the edit": "yes" if one.after[0] > one.after[1] else "no",
+    }
+
+
+def averages(lm: LanguageModel, run: SequenceRun, step: int) -> None:
+    """The probes of all facts that were edited up to a step of a run, as a job."""
+    st.markdown(WHY)
+    facts = [run.plan.facts[i] for record in run.records if record.edit and record.step <= step for i in record.facts]
+    edits = own_edits(lm, run, step)
+    if edits is None or not facts:
+        st.caption("The edits of this run are not here, or none was made up to this step.")
+        return
+    asked = [question for fact in facts for question in questions_of(fact)]
+    key = ("probe averages", lm.fingerprint, run.folder.name, step)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button(f"Ask after step {step}", key="sequence-ask", disabled=not asked)
+        st.caption(f"{count(len(asked), 'question')} about {count(len(facts), 'edited fact')}, before and after.")
+    if pressed:
+        session.remember(key, track.submit(f"Probes of step {step}", asking(lm, asked, edits)))
+    if (job := session.recall(key)) is None:
+        return
+    if job.state == "done":
+        show(job.result)
+    else:
+        track.panel(job, lambda job: None)
+
+
+def asking(
+    lm: LanguageModel, asked: Sequence[Question], edits: Sequence[Edit]
+) -> Callable[[track.Job], tuple[Answered, ...]]:
+    return lambda job: ask(lm, asked, edits=edits, track=job.track)
+
+
+def show(answered: Sequence[Answered]) -> None:
+    """The share of each kind with its interval, and every question."""
+    found = summarise_answers(answered)
+    table(
+        [
+            {"probe": kind, "before": words(before), "after": words(after), "questions": after.n}
+            for kind, (before, after) in found.items()
+        ]
+    )
+    st.caption("Share of questions whose new answer is the more probable one, with its 95 % bootstrap interval.")
+    with st.expander("Every question"):
+        table([row(one) for one in answered])
+
+
+def words(score: Score) -> str:
+    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
