@@ -396,7 +396,8 @@ def test_methods_that_train_the_weights_show_their_training_and_no_key(page: App
     report = run(page)
 
     assert report.edit.history[-1].nll < report.edit.history[0].nll
-    assert [tab.label for tab in page.tabs] == ["Before / after", "Training", "Δ", "Objective", "Compare", "Save"]
+    names = ["Before / after", "Training", "Δ", "Objective", "Knowing or saying", "Compare", "Save"]
+    assert [tab.label for tab in page.tabs] == names
     for tab in [tab.label for tab in page.tabs]:
         page.session_state["edit-tab"] = tab
         page.run()
