@@ -41,6 +41,7 @@ from rome_core.tokens import EditRequest, Prompt, encode
 
 AUTHORS = "Meng et al. 2022, the authors' code"
 SUBJECTS_AT_ONCE = 128
+TEMPLATES_KEPT = 16  # 4 MB each for the default model
 ScaleAt = Literal["prefixed prompts", "bare prompt"]
 
 
@@ -258,13 +259,24 @@ def other_keys(lm: LanguageModel, request: EditRequest, layer: int) -> Float[Ten
     facts = load_facts()
     true = (request.target_true or "").strip()
     same = {fact.prompt.subject for fact in facts if fact.target_true.strip() == true} | {request.prompt.subject}
-    subjects = sorted({fact.prompt.subject for fact in facts} - same)
-    rows = [encode(lm.tokenizer, Prompt(request.prompt.template, subject)) for subject in subjects]
-    cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
-    for at in range(0, len(cut), SUBJECTS_AT_ONCE):
-        batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
-        found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
-    return torch.cat(found)
+    subjects = sorted({fact.prompt.subject for fact in facts})
+    kept = [i for i, subject in enumerate(subjects) if subject not in same]
+    return subject_keys(lm, request.prompt.template, subjects, layer)[kept]
+
+
+def subject_keys(lm: LanguageModel, template: str, subjects: Sequence[str], layer: int) -> Float[Tensor, "n d_mlp"]:
+    """The key at the last token of each subject in the template; those of the last few templates are remembered."""
+    known: dict[tuple[str, int], Tensor] = lm.memo.setdefault("subject keys", {})
+    if (template, layer) not in known:
+        rows = [encode(lm.tokenizer, Prompt(template, subject)) for subject in subjects]
+        cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
+        for at in range(0, len(cut), SUBJECTS_AT_ONCE):
+            batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
+            found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
+        while len(known) >= TEMPLATES_KEPT:
+            known.pop(next(iter(known)), None)
+        known[template, layer] = torch.cat(found)
+    return known[template, layer]
 
 
 POLICIES = (Rome, RRome, PRome, CRome, HRome, NRome)
