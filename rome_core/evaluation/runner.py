@@ -92,15 +92,9 @@ def prepared(lm: LanguageModel, plan: Plan) -> Plan:
     for name, config in plan.methods.items():
         resolved: Any = resolve(lm, config)
         if plan.prefixes is not None and hasattr(resolved, "prefixes"):
-            resolved = replace(resolved, prefixes=some_prefixes(lm, plan.prefixes, resolved.seed))
+            resolved = replace(resolved, prefixes=sampled_prefixes(lm, resolved.seed, n=plan.prefixes - 1))
         methods[name] = resolved
     return replace(plan, methods=methods)
-
-
-def some_prefixes(lm: LanguageModel, n: int, seed: int) -> tuple[str, ...]:
-    """The empty prefix and n − 1 of the sampled ones, evenly chosen, so that both lengths take part."""
-    empty, *sampled = sampled_prefixes(lm, seed)
-    return (empty, *(sampled[i * len(sampled) // (n - 1)] for i in range(min(n - 1, len(sampled)))))
 
 
 Workers = Callable[

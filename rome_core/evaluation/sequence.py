@@ -28,8 +28,6 @@ from rome_core.scoring import score
 from rome_core.storage import load_edit
 from rome_core.tokens import as_target
 
-EVERY = 4  # of the sampled prefixes, if six are wanted
-
 
 def plan_sequence(
     lm: LanguageModel,
@@ -50,9 +48,8 @@ def plan_sequence(
         )
     config = resolve(lm, config)
     if "prefixes" in {f.name for f in fields(config)} and getattr(config, "prefixes", None) is None:
-        sampled = sampled_prefixes(lm, getattr(config, "seed", 0))
-        few = (sampled[0], *sampled[1::EVERY]) if pace.prefixes < len(sampled) else sampled
-        config = replace(config, prefixes=few)  # type: ignore[call-arg]
+        sampled = sampled_prefixes(lm, getattr(config, "seed", 0), n=pace.prefixes - 1)
+        config = replace(config, prefixes=sampled)  # type: ignore[call-arg]
     return SequencePlan(config, tuple(facts), pace, order_seed)
 
 
