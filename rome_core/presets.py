@@ -21,7 +21,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    DEFAULT_MODEL: Preset(layer=5, clamp=1.5, source="measured on this model: docs/editing.md"),
+    DEFAULT_MODEL: Preset(layer=5, clamp=1.5, source="found on a few facts of this model: docs/editing.md"),
     "gpt2-medium": Preset(layer=8, clamp=3.0, source="settings of the ROME authors"),
     "gpt2-large": Preset(layer=12, clamp=4.0, source="settings of the ROME authors"),
     "gpt2-xl": Preset(layer=17, clamp=4.0, source="settings of the ROME authors"),
