@@ -1,4 +1,4 @@
-"""AIE and ATE of the default model over the project's own facts: `python studies/average_effects.py --facts 50`.
+"""AIE and ATE of the default model over the project's own facts: `python -m studies.average_effects --facts 50`.
 
 Writes docs/studies/average_effects.jsonl (one fact a line, resumable) and docs/studies/average_effects.svg.
 """

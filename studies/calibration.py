@@ -1,10 +1,10 @@
-"""Edits that break the model and edits that do not, for fitting verdict thresholds: `python studies/calibration.py`.
+"""Edits that break the model and edits that do not, for fitting verdict thresholds: `python -m studies.calibration`.
 
 Half of the requests have a subject that is the first token of the prompt, half do not; they alternate, layer by layer
 and clamp by clamp, so that a stopped study is balanced, too. For each, δ is optimised once with six prefixes, every key
 policy is made from it, everything that is known before application is recorded (`diagnose`), and then the perplexity on
 six passages. One JSON line a δ to docs/studies/calibration.jsonl; a stopped study goes on where it was.
-`python studies/calibrate.py` fits the thresholds.
+`python -m studies.calibrate` fits the thresholds.
 """
 
 from __future__ import annotations

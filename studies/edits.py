@@ -1,4 +1,4 @@
-"""Key policies and second moments compared on the project's facts: `python studies/edits.py --facts 100`.
+"""Key policies and second moments compared on the project's facts: `python -m studies.edits --facts 100`.
 
 Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
 changes, and every variant is made from it, measured (ES, PS, NS, perplexity on five passages) and written as one JSON

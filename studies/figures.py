@@ -1,4 +1,4 @@
-"""The README's figures from the studies' results: `python studies/figures.py`. Needs the extra `export`."""
+"""The README's figures from the studies' results: `python -m studies.figures`. Needs the extra `export`."""
 
 from __future__ import annotations
 

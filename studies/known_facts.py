@@ -1,4 +1,4 @@
-"""Which of the project's facts the default model knows: `python studies/known_facts.py`.
+"""Which of the project's facts the default model knows: `python -m studies.known_facts`.
 
 A fact is known if every token of its true object is the model's first choice after the edit prompt.
 """

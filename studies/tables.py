@@ -1,4 +1,4 @@
-"""The results of studies/edits.py as Markdown tables with intervals: `python studies/tables.py`."""
+"""The results of studies/edits.py as Markdown tables with intervals: `python -m studies.tables`."""
 
 from __future__ import annotations
 
