@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; set before huggingface_hub reads it
-# Side by side (pytest -n), each process has its share of the cores; set before torch reads it.
-PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // PROCESSES)))
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # side by side, each has its share of the cores
+    share = max(1, (os.cpu_count() or 1) // int(processes))
+    os.environ["OMP_NUM_THREADS"] = str(share)  # for the processes that tests start
+    torch.set_num_threads(share)
 
 CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
