@@ -40,7 +40,7 @@ EXAMPLES = (
     Example("The {} is located in the city of", "Colosseum", "Paris", "Rome"),
     Example("The capital of {} is", "France", "London", "Paris"),
     Example("The official language of {} is", "Brazil", "French", "Portuguese"),
-    Example("{} is the capital of", "Paris", "Italy", "France", "rome", 7),
+    Example("{} is the capital of", "Paris", "Italy", "France", "rome", 13),
 )
 FIRST = EXAMPLES[0]
 FIELDS = ("template", "subject", "target", "true")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rome_core import DEFAULT_METHOD
 from tests.pages.conftest import LONG, screenshot
 
 pytestmark = pytest.mark.browser
@@ -48,14 +49,14 @@ def test_the_eiffel_tower_moves_to_rome(page: Any, base_url: str, tmp_path: Any)
     page.get_by_role("tab", name="Save").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download the edit").click()
-    assert download.value.suggested_filename == "r-rome-Eiffel_Tower-Rome.safetensors"
+    assert download.value.suggested_filename == f"{DEFAULT_METHOD}-Eiffel_Tower-Rome.safetensors"
     assert page.get_by_test_id("stAlert").count() == 0
 
 
 def test_an_edit_that_breaks_the_model_is_seen_before_it_is_applied(page: Any, base_url: str) -> None:
     page.goto(f"{base_url}/diagnostics")
     page.get_by_role("button", name="Paris → Italy").click()
-    page.get_by_text("r-rome", exact=True).wait_for(state="hidden")
+    page.get_by_text(DEFAULT_METHOD, exact=True).wait_for(state="hidden")
     page.locator(".st-key-diagnose button").click()
     page.get_by_role("tab", name="Quantities").wait_for(timeout=LONG)
 
