@@ -267,16 +267,18 @@ def other_keys(lm: LanguageModel, request: EditRequest, layer: int) -> Float[Ten
 def subject_keys(lm: LanguageModel, template: str, subjects: Sequence[str], layer: int) -> Float[Tensor, "n d_mlp"]:
     """The key at the last token of each subject in the template; those of the last few templates are remembered."""
     known: dict[tuple[str, int], Tensor] = lm.memo.setdefault("subject keys", {})
-    if (template, layer) not in known:
+    keys = known.get((template, layer))
+    if keys is None:
         rows = [encode(lm.tokenizer, Prompt(template, subject)) for subject in subjects]
         cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
         for at in range(0, len(cut), SUBJECTS_AT_ONCE):
             batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
             found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
+        keys = torch.cat(found)
         while len(known) >= TEMPLATES_KEPT:
             known.pop(next(iter(known)), None)
-        known[template, layer] = torch.cat(found)
-    return known[template, layer]
+        known[template, layer] = keys
+    return keys  # and not known[...]: another session may have pushed it out by now
 
 
 POLICIES = (Rome, RRome, PRome, CRome, HRome, NRome)
