@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ UNRECORDED = {"verdict", "explanation", "calibrated", "quantity", "score", "caut
 }
 
 
-def requests_of(lm: LanguageModel, n: int, seed: int) -> Iterator[tuple[str, EditRequest, int, float | None]]:
+def requests_of(
+    lm: LanguageModel, n: int, seed: int, layers: Sequence[int] = LAYERS
+) -> Iterator[tuple[str, EditRequest, int, float | None]]:
     """n times pool, request, layer and clamp, the two pools in turn."""
     first = [
         EditRequest(Prompt(template, subject), targets[i % len(targets)])
@@ -72,7 +74,7 @@ def requests_of(lm: LanguageModel, n: int, seed: int) -> Iterator[tuple[str, Edi
         pools["first" if encode(lm.tokenizer, request.prompt).last_subject == 0 else "later"].append(request)
     for pool in pools.values():
         random.Random(seed).shuffle(pool)
-    layers = [layer for layer in LAYERS if layer < lm.n_layers]
+    layers = [layer for layer in layers if layer < lm.n_layers]
     pairs = [
         (name, request)
         for pair in zip(*pools.values(), strict=False)
@@ -97,10 +99,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--values", type=int, default=96, help="how many δ; every policy is an edit of each")
     parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the prefixes")
+    parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, help="in turn")
     parser.add_argument("--out", type=Path, default=RESULTS / "calibration.jsonl")
     args = parser.parse_args()
     lm = load_model()
-    todo = list(requests_of(lm, args.values, args.seed))
+    todo = list(requests_of(lm, args.values, args.seed, args.layers))
     moments = moments_for(lm, sorted({layer for *_, layer, _ in todo}), None, tqdm)
     sampled = sampled_prefixes(lm, args.seed)
     prefixes = (sampled[0], *sampled[1::4])

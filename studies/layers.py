@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
     parser.add_argument("--step", type=int, default=2, help="the finest distance between layers")
+    parser.add_argument("--layers", type=int, nargs="+", help="only these, in this order")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "layers.jsonl")
     parser.add_argument("--table", action="store_true", help="print the results and end")
@@ -54,10 +55,12 @@ def main() -> None:
     began = time.monotonic()
     lm = load_model(args.model)
     facts = chosen(args.facts, args.seed)
-    order = list(dict.fromkeys(layer for step in (8, 4, args.step) for layer in range(0, lm.n_layers, step)))
+    coarse_to_fine = dict.fromkeys(layer for step in (8, 4, args.step) for layer in range(0, lm.n_layers, step))
+    order = args.layers or list(coarse_to_fine)
     config = METHODS[DEFAULT_METHOD](clamp=args.clamp)  # type: ignore[call-arg]
     done = {(record.layer, record.fact) for record in records}
-    bar = tqdm(total=len(order) * len(facts), initial=len(done))
+    wanted = {(layer, fact.id) for layer in order for fact in facts}
+    bar = tqdm(total=len(wanted), initial=len(wanted & done))
     for swept in sweep(lm, facts, config, layers=order, done=done):
         append(args.out, as_record(swept))
         bar.update()
