@@ -248,8 +248,9 @@ def _notes(edit: Edit, matrices: Sequence[Changed]) -> list[str]:
         notes.append(words)
     if isinstance(edit.config, NRome):
         notes.append(
-            "C_T counts the keys of similar subjects beside C, and two keys are held at once, so by C alone this Δ is "
-            "larger than the smallest that meets the constraint at k*. That is the price of sparing those subjects."
+            "C_T counts the keys of similar subjects and of namesakes beside C, and two keys are held at once, so by C "
+            "alone this Δ is larger than the smallest that meets the constraint at k*. That is the price of sparing "
+            "those subjects."
         )
     if isinstance(edit.config, Rome):
         notes.append(

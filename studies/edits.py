@@ -1,8 +1,8 @@
 """Key policies and second moments compared on the project's facts: `python -m studies.edits --facts 100`.
 
 Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
-changes, and every variant is made from it, measured (ES, PS, NS, perplexity on five passages) and written as one JSON
-line to docs/studies/edits.jsonl. A stopped study goes on where it was.
+changes, and every variant is made from it, measured (ES, PS, NS, perplexity on three passages) and written as one JSON
+line to docs/studies/edits.jsonl, with the new object's probability on namesakes. A stopped study goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tqdm import tqdm
@@ -32,8 +33,13 @@ from rome_core import (
 from rome_core.evaluation import case_of, general_texts, perplexity
 from rome_core.methods.rome import POLICIES, repolicy
 from rome_core.moment import moments_for
+from rome_core.namesakes import namesakes
 from rome_core.presets import resolve
+from rome_core.scoring import score
+from rome_core.tokens import as_target
 from studies.common import RESULTS, append, read
+
+NAMESAKES = 4
 
 
 def second_moments(lm: LanguageModel, layer: int, texts: Path | None) -> dict[str, Moment]:
@@ -52,8 +58,16 @@ def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moment]) -> Itera
     for policy in POLICIES:
         if policy.name != "c-rome":  # the same update as r-rome
             yield policy.name, "self", repolicy(lm, edit, policy.name, {layer: moments["self"]})
+    plain = replace(edit, config=replace(edit.config, namesakes=0))
+    yield f"{DEFAULT_METHOD} without namesakes", "self", repolicy(lm, plain, DEFAULT_METHOD, {layer: moments["self"]})
     for name in [name for name in moments if name != "self"]:
         yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, {layer: moments[name]})
+
+
+def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
+    """Mean p(new) on made-up subjects that end in the same words; None for a subject of one word."""
+    asked = [(one.text, as_target(fact.target_new)) for one in namesakes(fact.prompt, NAMESAKES, asked=True)]
+    return fmean(one.p_mean for one in score(lm, asked, edits=edits)) if asked else None
 
 
 def chosen(n: int, seed: int) -> list[Fact]:
@@ -76,7 +90,7 @@ def main() -> None:
     lm = load_model()
     config = resolve(lm, METHODS[DEFAULT_METHOD](layer=args.layer))
     moments = second_moments(lm, config.layer, args.texts)  # type: ignore[attr-defined]
-    passages = general_texts()[:5]
+    passages = general_texts()[:3]
     done = {record["fact"] for record in read(args.out)}
     todo = [fact for fact in chosen(args.facts, args.seed) if fact.id not in done]
     before = perplexity(lm, passages)
@@ -89,6 +103,7 @@ def main() -> None:
                 "policy": policy,
                 "C": C,
                 "case": case_of(lm, fact, edits=[variant]).values(),
+                "namesakes": on_namesakes(lm, fact, [variant]),
                 "relative_norm": variant.delta_norm / float(lm.weight(config.layer).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]),
             }
@@ -101,6 +116,7 @@ def main() -> None:
                 "first": fact.prompt.span[0] == 0,
                 "layer": config.layer,
                 "before": case_of(lm, fact).values(),
+                "namesakes_before": on_namesakes(lm, fact),
                 "perplexity_before": before,
                 "loss": edit.history[-1].loss,
                 "variants": results,

@@ -24,9 +24,20 @@ def cell(score: Score) -> str:
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def line(name: str, cases: list[dict[str, float]], ratios: Iterable[float], norms: Iterable[float]) -> str:
-    """One variant on one pool: mean scores with intervals, median ‖Δ‖/‖W‖, and the worst growth of perplexity."""
+def line(
+    name: str,
+    cases: list[dict[str, float]],
+    alike: Iterable[float | None],
+    ratios: Iterable[float],
+    norms: Iterable[float],
+) -> str:
+    """One variant on one pool: mean scores with intervals, median ‖Δ‖/‖W‖, and the worst growth of perplexity.
+
+    alike: p(new) on namesakes, None for a fact without.
+    """
     cells = [cell(mean_score([case[score] for case in cases if score in case])) for score in SCORES[:3]]
+    said = [value for value in alike if value is not None]
+    cells.append(cell(mean_score(said)) if said else "")
     grown = list(ratios)
     broken = sum(ratio > 2 for ratio in grown)
     return f"| {name} | {len(cases)} | {' | '.join(cells)} | {median(norms):.3f} | {max(grown):.2f} | {broken} |"
@@ -34,9 +45,16 @@ def line(name: str, cases: list[dict[str, float]], ratios: Iterable[float], norm
 
 def table(records: list[Record]) -> list[str]:
     lines = [
-        "| policy, C | facts | ES | PS | NS | ‖Δ‖/‖W‖, median | perplexity ×, worst | more than 2× |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |",
-        line("before", [record["before"] for record in records], [1.0] * len(records), [0.0] * len(records)),
+        "| policy, C | facts | ES | PS | NS | p(new), namesakes | ‖Δ‖/‖W‖, median | perplexity ×, worst "
+        "| more than 2× |",
+        "| --- | ---: | --- | --- | --- | --- | ---: | ---: | ---: |",
+        line(
+            "before",
+            [record["before"] for record in records],
+            [record["namesakes_before"] for record in records],
+            [1.0] * len(records),
+            [0.0] * len(records),
+        ),
     ]
     for policy, C in dict.fromkeys((v["policy"], v["C"]) for record in records for v in record["variants"]):
         some = [
@@ -47,7 +65,8 @@ def table(records: list[Record]) -> list[str]:
         ]
         ratios = [variant["perplexity"] / before for variant, before in some]
         norms = [variant["relative_norm"] for variant, _ in some]
-        lines.append(line(f"{policy}, {C}", [variant["case"] for variant, _ in some], ratios, norms))
+        alike = [variant["namesakes"] for variant, _ in some]
+        lines.append(line(f"{policy}, {C}", [variant["case"] for variant, _ in some], alike, ratios, norms))
     return lines
 
 

@@ -145,7 +145,7 @@ def _holds(outcomes: Sequence[Outcome]) -> bool:
 
 # --------------------------------------------------------------------------------------------------------------- files
 
-KINDS = ("new", "true", "paraphrase", "neighbour")
+KINDS = ("new", "true", "paraphrase", "neighbour", "namesake")
 
 
 def as_csv(batch: Batch) -> str:

@@ -211,6 +211,7 @@ def outcome_rows(batch: Batch) -> list[dict[str, str]]:
         "true": "p(true)",
         "paraphrase": "p(new), paraphrases",
         "neighbour": "p(new), neighbours",
+        "namesake": "p(new), namesakes",
     }
     kinds = [kind for kind in names if any(one.kind == kind for row in batch.outcomes for one in row)]
     rows = []

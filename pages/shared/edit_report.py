@@ -15,11 +15,13 @@ from rome_core.diagnostics import Diagnosis, Size, has_key, size_of
 from rome_core.edits import Edit, Step
 from rome_core.generation import generate_many
 from rome_core.inspection import target_rank
+from rome_core.namesakes import namesakes
 from rome_core.progress import Track, silent
 from rome_core.scoring import score
 from rome_core.tokens import Prompt, as_target
 
 NEW_TOKENS = 30
+NAMESAKES = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Probe:
     """Probabilities of the answers on one prompt, before and after: the new object first, then the true one; on a
     reversed prompt the subject."""
 
-    kind: str  # edit, paraphrase, neighbour, reversed, yours
+    kind: str  # edit, paraphrase, neighbour, namesake, reversed, yours
     text: str
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -100,18 +102,20 @@ def same_fact(edit: Edit, request: EditRequest) -> bool:
 class Question:
     """A prompt to ask before and after, what it tests, and the answers to follow."""
 
-    kind: str  # edit, paraphrase, neighbour, reversed, yours
+    kind: str  # edit, paraphrase, neighbour, namesake, reversed, yours
     text: str
     answers: tuple[str, ...]
 
 
 def questions(request: EditRequest, limit: int = 4) -> list[Question]:
-    """The edited prompt and, where the fact is known, paraphrases, neighbours in the same words, and the reverse."""
+    """The edited prompt, namesakes of its subject, and, where the fact is known, paraphrases, neighbours in the same
+    words, and the reverse."""
     wanted, fact = answers(request), known_fact(request)
     asked = [Question("edit", request.prompt.text, wanted)]
     if fact:
         asked += [Question("paraphrase", text, wanted) for text in _paraphrases(request, fact)[:limit]]
         asked += [Question("neighbour", text, wanted) for text in _neighbours(request, fact)[:limit]]
+    asked += [Question("namesake", one.text, wanted) for one in namesakes(request.prompt, NAMESAKES, asked=True)]
     if fact and fact.reversed:
         text = fact.reversed.replace(fact.target_new, request.target_new.strip())
         asked.append(Question("reversed", text, (as_target(_bare_case(request.prompt.subject)),)))

@@ -130,9 +130,14 @@ def before_after(lm: LanguageModel, report: Report) -> None:
     probes = (*report.probes, *own)
     names = [answer.strip() for answer in answers(report.request)]
     chart(figures.dumbbell(probes, names, caption(lm, report), look()), "dumbbell")
-    if len(report.probes) == 1:
+    if not any(one.kind in ("paraphrase", "neighbour") for one in report.probes):
         st.caption(
             "This fact is not in the project's own set: no paraphrases and neighbours are known. Write your own."
+        )
+    if any(one.kind == "namesake" for one in report.probes):
+        st.caption(
+            "Namesakes are made-up subjects that end in the same words: what is said of them, too, was said of a word "
+            "and not of the subject."
         )
     st.text_area(
         "Your own prompts, one a line",
@@ -224,6 +229,7 @@ def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
         ("p(new) on the edited prompt", lambda r: number(r.probes[0].after[0])),
         ("mean p(new) on paraphrases", lambda r: mean_after(r, "paraphrase")),
         ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
+        ("mean p(new) on namesakes", lambda r: mean_after(r, "namesake")),
         ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
         ("‖Δ‖ / ‖W‖", lambda r: number(r.relative_norm)),
         ("denominator", lambda r: verdicts.large(r.diagnosis.denominator) if r.diagnosis else "–"),

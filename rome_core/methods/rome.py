@@ -34,6 +34,7 @@ from rome_core.methods.value import (
 )
 from rome_core.model import LanguageModel
 from rome_core.moment import Moment, moments_for
+from rome_core.namesakes import namesakes
 from rome_core.progress import Track
 from rome_core.restoring import replay_note
 from rome_core.settings import setting
@@ -209,15 +210,15 @@ class HRome(RomeConfig):
 
 @dataclass(frozen=True)
 class NRome(RomeConfig):
-    """Hyper-parameters of ROME, and the other subjects whose keys an edit shall leave alone."""
+    """Hyper-parameters of ROME, and the other subjects and namesakes whose keys an edit shall leave alone."""
 
     name: ClassVar[str] = "n-rome"
     title: ClassVar[str] = (
-        "N-ROME, this project's: δ is added at both keys, k_0 and k*, and the keys of similar subjects are held."
+        "N-ROME, this project's: δ is added at both keys, k_0 and k*; similar subjects and namesakes are held."
     )
     formula: ClassVar[str] = (
         r"\Delta = \delta\,\mathbf{1}^\top (K^\top C_T^{-1} K)^{-1} K^\top C_T^{-1},\quad K = [k_0\;k^*],\quad "
-        r"C_T = C + \mu\,\mathbb{E}_s[k_s k_s^\top]"
+        r"C_T = C + \mu\,\mathbb{E}_s[k_s k_s^\top] + \nu\,\mathbb{E}_n[k_n k_n^\top]"
     )
     held: int = setting(
         150,
@@ -238,16 +239,41 @@ class NRome(RomeConfig):
         high=1000.0,
         step=0.1,
     )
+    namesakes: int = setting(
+        40,
+        "Namesakes",
+        "So many made-up subjects that end in the same words are held, so that the edit is about the subject and not "
+        "about its last word. A subject of one word has none.",
+        source="measured: docs/editing.md",
+        low=0,
+        high=60,
+        step=1,
+    )
+    hold_namesakes: float = setting(
+        0.1,
+        "Their weight ν",
+        "How much the namesakes' keys count beside C.",
+        source="measured: docs/editing.md",
+        low=0.0,
+        high=1000.0,
+        step=0.1,
+    )
 
     def metric(
         self, lm: LanguageModel, request: EditRequest, k_star: Float[Tensor, " d_mlp"], moment: Moment
     ) -> Moment:
-        """C_T = C + μ E[k_s k_sᵀ] over the keys k_s nearest to k* in direction, as C⁻¹ measures it."""
+        """C_T = C + μ E[k_s k_sᵀ] + ν E[k_n k_nᵀ]: over the keys k_s nearest to k* in direction, as C⁻¹ measures it,
+        and over those of namesakes."""
         keys = other_keys(lm, request, moment.layer).double().cpu()
         solved = moment.solve(torch.cat([keys, k_star.double().cpu()[None]]).T, self.ridge)
         likeness = (keys @ solved[:, -1]).abs() / (keys * solved[:, :-1].T).sum(1).sqrt()
         nearest = keys[likeness.topk(min(self.held, len(keys))).indices]
-        return replace(moment, C=moment.C.double() + self.hold * nearest.T @ nearest / len(nearest), _factors={})
+        C = moment.C.double() + self.hold * nearest.T @ nearest / len(nearest)
+        alike = namesakes(request.prompt, self.namesakes)
+        if alike and self.hold_namesakes:
+            keys = last_keys(lm, alike, moment.layer).double().cpu()
+            C += self.hold_namesakes * keys.T @ keys / len(keys)
+        return replace(moment, C=C, _factors={})
 
 
 def other_keys(lm: LanguageModel, request: EditRequest, layer: int) -> Float[Tensor, "n d_mlp"]:
@@ -269,16 +295,21 @@ def subject_keys(lm: LanguageModel, template: str, subjects: Sequence[str], laye
     known: dict[tuple[str, int], Tensor] = lm.memo.setdefault("subject keys", {})
     keys = known.get((template, layer))
     if keys is None:
-        rows = [encode(lm.tokenizer, Prompt(template, subject)) for subject in subjects]
-        cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
-        for at in range(0, len(cut), SUBJECTS_AT_ONCE):
-            batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
-            found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
-        keys = torch.cat(found)
+        keys = last_keys(lm, [Prompt(template, subject) for subject in subjects], layer)
         while len(known) >= TEMPLATES_KEPT:
             known.pop(next(iter(known)), None)
         known[template, layer] = keys
     return keys  # and not known[...]: another session may have pushed it out by now
+
+
+def last_keys(lm: LanguageModel, prompts: Sequence[Prompt], layer: int) -> Float[Tensor, "n d_mlp"]:
+    """The key at each prompt's last subject token; what comes after it does not run."""
+    rows = [encode(lm.tokenizer, prompt) for prompt in prompts]
+    cut, point, found = [row.ids[: row.subject[1]] for row in rows], Point("mlp_key", layer), []
+    for at in range(0, len(cut), SUBJECTS_AT_ONCE):
+        batch = batch_of(lm, cut[at : at + SUBJECTS_AT_ONCE])
+        found.append(activations(lm, batch, [point])[point][torch.arange(len(batch.ids)), batch.last].float())
+    return torch.cat(found)
 
 
 POLICIES = (Rome, RRome, PRome, CRome, HRome, NRome)

@@ -19,6 +19,7 @@ from rome_core.methods.rome import other_keys, policy_terms, rank_one, repolicy
 from rome_core.methods.value import Keys
 from rome_core.model import LanguageModel, from_pretrained_parts
 from rome_core.moment import Moment
+from rome_core.namesakes import namesakes
 from rome_core.scoring import continuation_probabilities
 from rome_core.tokens import EditRequest, Prompt, encode
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
@@ -38,11 +39,11 @@ def solved(lm: LanguageModel, policy: str, **changes) -> Edit:
     return solve(lm, [REQUEST], config(policy, **changes), moments={LAYER: random_moment(lm, LAYER)})
 
 
-def subject_keys(lm: LanguageModel, prefixes=PREFIXES) -> np.ndarray:
+def subject_keys(lm: LanguageModel, prefixes=PREFIXES, prompt=REQUEST.prompt) -> np.ndarray:
     """Keys at the subject's last token behind each prefix, one prompt at a time: [prefixes d_mlp]."""
     rows = []
     for prefix in prefixes:
-        text = prefix + REQUEST.prompt.text
+        text = prefix + prompt.text
         offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         at = max(i for i, (start, _) in enumerate(offsets) if start < text.index("Tower") + 5)
         keys, _ = plain_states(lm, lm.tokenizer(text)["input_ids"], lm.layout.module("mlp_out", LAYER))
@@ -62,8 +63,10 @@ def expected_update(
     k_0: np.ndarray,
     delta: np.ndarray,
     held: np.ndarray,
+    alike: np.ndarray,
 ):
-    """Δ, k and v of W_hat k = v, as the papers write them (SPEC section 2). held: keys of other subjects."""
+    """Δ, k and v of W_hat k = v, as the papers write them (SPEC section 2). held: keys of other subjects; alike: of
+    namesakes."""
     inverse = np.linalg.inv(_ridged(C))
     k_star, v_star = keys.mean(0), W @ k_0 + delta  # v* = v_0 + δ, and v_0 is W k_0
 
@@ -83,7 +86,8 @@ def expected_update(
         case _:  # n-rome: at the mean key and at k_0, by a C that counts other subjects, too
             likeness = np.abs(held @ inverse @ k_star) / np.sqrt(np.einsum("nd,de,ne->n", held, inverse, held))
             held = held[np.argsort(-likeness)[:150]]
-            inverse = np.linalg.inv(_ridged(C + 10 * held.T @ held / len(held)))
+            C_T = C + 10 * held.T @ held / len(held) + 0.1 * alike.T @ alike / len(alike)
+            inverse = np.linalg.inv(_ridged(C_T))
             K = np.stack([k_0, k_star], 1)
             smallest = np.outer(delta, np.ones(2)) @ np.linalg.inv(K.T @ inverse @ K) @ K.T @ inverse
             return smallest, k_star, W @ k_star + delta
@@ -98,7 +102,9 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
     keys, W = subject_keys(lm), lm.weight(LAYER).double().numpy()
     delta = edit.extras["delta"].double().numpy()
     held = other_keys(lm, REQUEST, LAYER).double().numpy()
-    expected, k, v = expected_update(policy, W, random_moment(lm, LAYER).C.numpy(), keys, keys[0], delta, held)
+    alike = np.concatenate([subject_keys(lm, [""], one) for one in namesakes(REQUEST.prompt, 40)])
+    C = random_moment(lm, LAYER).C.numpy()
+    expected, k, v = expected_update(policy, W, C, keys, keys[0], delta, held, alike)
 
     (update,) = edit.deltas
     size = np.abs(expected).max()
@@ -417,7 +423,7 @@ def test_keys_of_other_subjects_are_those_of_plain_prompts() -> None:
 def test_equal_keys_ask_once() -> None:
     """n-rome with the empty prefix alone: k* is k_0, and without other subjects the update is p-rome's."""
     lm = tiny_model()
-    edit = solved(lm, "n-rome", prefixes=("",), hold=0.0)
+    edit = solved(lm, "n-rome", prefixes=("",), hold=0.0, hold_namesakes=0.0)
 
     plain = solved(lm, "p-rome", prefixes=("",))
 

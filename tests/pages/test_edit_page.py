@@ -160,7 +160,7 @@ def test_an_edit_is_solved_measured_and_switched_on(page: AppTest) -> None:
     assert report.request == REQUEST
     assert [metric.label for metric in page.metric][-1] == "Verdict"
     assert report.edit.history[-1].p_target > report.edit.history[0].p_target
-    assert {one.kind for one in report.probes} == {"edit", "paraphrase", "neighbour", "reversed"}
+    assert {one.kind for one in report.probes} == {"edit", "paraphrase", "neighbour", "namesake", "reversed"}
     (item,) = page.session_state["_edits"]
     assert item.edit is report.edit
     assert item.on == (report.diagnosis.verdict != "disabling")
@@ -277,11 +277,13 @@ def test_a_known_subject_brings_its_paraphrases_and_neighbours_in_the_words_of_t
     assert asked[-1].answers == (" Eiffel Tower",)
 
 
-def test_an_unknown_fact_has_only_its_own_prompt() -> None:
+def test_an_unknown_fact_has_only_its_own_prompt_and_namesakes() -> None:
     unknown = EditRequest(Prompt("{} lives in", "The green dragon"), "Rome")
 
     assert known_fact(unknown) is None
-    assert [one.kind for one in questions(unknown)] == ["edit"]
+    assert [one.kind for one in questions(unknown)] == ["edit", "namesake", "namesake"]
+    assert all(one.text.endswith(" dragon lives in") for one in questions(unknown)[1:])
+    assert [one.kind for one in questions(EditRequest(Prompt("{} lives in", "Dragon"), "Rome"))] == ["edit"]
     assert [one.text for one in own_questions(unknown, ["", "a b ", "  "])] == ["a b"]
 
 
