@@ -95,7 +95,7 @@ def whole(lm: LanguageModel, what: str, request: EditRequest, config: RRome) -> 
 
 def main() -> None:
     parser = parser_of(__doc__ or "")
-    parser.add_argument("--steps", type=int, default=RRome().steps, help="of both optimisations that are compared")
+    parser.add_argument("--steps", type=int, default=20, help="of both optimisations that are compared")
     parser.add_argument("--solve-steps", type=int, default=20, help="at most, of the whole solves")
     parser.add_argument("--repeats", type=int, default=2, help="how often each optimisation is timed")
     options = parse(parser)

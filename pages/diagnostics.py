@@ -85,7 +85,7 @@ def of_form(lm: LanguageModel) -> Work | None:
     """The work of diagnosing what the form describes: the edit is solved, and not applied."""
     request.example_buttons()
     wanted = request.request_form()
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES})
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES}, wanted)
     if wanted is None:
         return None
     below = tuple(edit for edit in session.active() if not same_fact(edit, wanted))

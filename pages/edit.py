@@ -42,7 +42,7 @@ def main() -> None:
     wanted = request.request_form()
     if wanted:
         request.token_inspector(lm, wanted)
-    config = request.method_form(lm, DEFAULT_METHOD, "edit")
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", asked=wanted)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
     view = st.segmented_control(

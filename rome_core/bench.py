@@ -126,7 +126,7 @@ def solved(
 ) -> Iterator[Solved]:
     """The request solved by one method after another, with one search for those that look for the same δ."""
     searched: list[tuple[MethodConfig, Edit]] = []
-    for config in track(list(configs), "Methods", len(configs)):
+    for config in track([resolve(lm, one, [request]) for one in configs], "Methods", len(configs)):
         donor = next(((asked, edit) for asked, edit in searched if same_search(asked, config)), None)
         try:
             C = _moments(lm, config, moments or {}, track)
@@ -144,7 +144,7 @@ def solved(
 
 def _moments(lm: LanguageModel, config: MethodConfig, given: Mapping[int, Moment], track: Track) -> dict[int, Moment]:
     """C of the layers that a method needs. A layer that the model does not have is left to the method to refuse."""
-    missing = [layer for layer in resolve(lm, config).layers if layer not in given and 0 <= layer < lm.n_layers]
+    missing = [layer for layer in config.layers if layer not in given and 0 <= layer < lm.n_layers]
     return {**moments_for(lm, missing, None, track), **given}
 
 

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from rome_core.default_model import DEFAULT_MODEL
 from rome_core.model import LanguageModel
+from rome_core.tokens import EditRequest, encode
 
 C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Where and how hard to edit one model. clamp is in units of ‖v_0‖."""
+    """Where and how hard to edit one model. clamp is in units of ‖v_0‖.
+
+    first_token: other values for a subject that is the prompt's first token and no more. In all but the earliest layers
+    its key is the attention sink's.
+    """
 
     layer: int
     clamp: float
     source: str
+    steps: int = 20
+    first_token: Preset | None = None
 
 
 PRESETS: dict[str, Preset] = {
-    DEFAULT_MODEL: Preset(layer=5, clamp=1.5, source="found on a few facts of this model: docs/editing.md"),
+    DEFAULT_MODEL: Preset(
+        layer=5,
+        clamp=1.5,
+        source="measured: docs/editing.md",
+        first_token=Preset(layer=0, clamp=6.0, steps=60, source="measured: docs/editing.md"),
+    ),
     "gpt2-medium": Preset(layer=8, clamp=3.0, source="settings of the ROME authors"),
     "gpt2-large": Preset(layer=12, clamp=4.0, source="settings of the ROME authors"),
     "gpt2-xl": Preset(layer=17, clamp=4.0, source="settings of the ROME authors"),
@@ -35,12 +48,28 @@ def preset(lm: LanguageModel) -> Preset:
     return found or Preset(max(0, round(lm.n_layers / 6)), 4.0, "not measured on this model: run a layer sweep")
 
 
-def resolve(lm: LanguageModel, config: C) -> C:
-    """The config with this model's values where it says None."""
+def resolve(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:
+    """The config with this model's values where it says None.
+
+    requests: what is to be edited, if it is known: methods of a single key have values of their own for some subjects.
+    """
     values: Any = preset(lm)
+    if values.first_token and _at(config, values.first_token.layer) and is_first_token(lm, requests):
+        values = values.first_token
     empty = {
         f.name: getattr(values, f.name)
         for f in fields(config)  # type: ignore[arg-type]
         if getattr(config, f.name) is None and hasattr(values, f.name)
     }
     return replace(config, **empty)  # type: ignore[type-var]
+
+
+def _at(config: object, layer: int) -> bool:
+    """Whether the config is of a method with a single key and may be used, or is used, at this layer."""
+    single = hasattr(config, "clamp") and not getattr(config, "batches", False)
+    return single and getattr(config, "layer", layer) in (None, layer)
+
+
+def is_first_token(lm: LanguageModel, requests: Sequence[EditRequest]) -> bool:
+    """Whether this is one request, about a subject that is the prompt's first token and no more."""
+    return len(requests) == 1 and encode(lm.tokenizer, requests[0].prompt).last_subject == 0

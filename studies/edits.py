@@ -1,7 +1,7 @@
 """Key policies and second moments compared on the project's facts: `python -m studies.edits --facts 100`.
 
 Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
-changes, and every variant is made from it, measured (ES, PS, NS, perplexity on three passages) and written as one JSON
+changes, and every variant is made from it, measured (ES, PS, NS, perplexity on two passages) and written as one JSON
 line to docs/studies/edits.jsonl, with the new object's probability on namesakes. A stopped study goes on where it was.
 """
 
@@ -39,29 +39,32 @@ from rome_core.scoring import score
 from rome_core.tokens import as_target
 from studies.common import RESULTS, append, read
 
-NAMESAKES = 4
+NAMESAKES, NEIGHBOURS = 4, 5  # of a fact's ten: scoring takes longer than solving
 
 
-def second_moments(lm: LanguageModel, layer: int, texts: Path | None) -> dict[str, Moment]:
+Moments = dict[int, Moment]  # by layer
+
+
+def second_moments(lm: LanguageModel, layers: list[int], texts: Path | None) -> dict[str, Moments]:
     """C from the model's own text, from the texts of a file, and C = I."""
-    moments = {"self": moments_for(lm, [layer], None)[layer]}
+    moments = {"self": moments_for(lm, layers, None)}
     if texts is not None:
         passages = [record["Text"] for record in json.loads(texts.read_text(encoding="utf-8"))]
-        moments["texts"] = estimate_moment(lm, [layer], 10**9, texts=passages)[layer]
-    moments["identity"] = replace(moments["self"], C=torch.eye(lm.d_mlp, dtype=torch.float64), _factors={})
+        moments["texts"] = estimate_moment(lm, layers, 10**9, texts=passages)
+    identity = torch.eye(lm.d_mlp, dtype=torch.float64)
+    moments["identity"] = {layer: replace(one, C=identity, _factors={}) for layer, one in moments["self"].items()}
     return moments
 
 
-def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moment]) -> Iterator[tuple[str, str, Edit]]:
-    """Every policy with the model's own C, and the default one with the other ones."""
-    layer = edit.config.layer
+def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moments]) -> Iterator[tuple[str, str, Edit]]:
+    """Every policy with the model's own C, and the default one without namesakes and with other Cs."""
     for policy in POLICIES:
         if policy.name != "c-rome":  # the same update as r-rome
-            yield policy.name, "self", repolicy(lm, edit, policy.name, {layer: moments["self"]})
+            yield policy.name, "self", repolicy(lm, edit, policy.name, moments["self"])
     plain = replace(edit, config=replace(edit.config, namesakes=0))
-    yield f"{DEFAULT_METHOD} without namesakes", "self", repolicy(lm, plain, DEFAULT_METHOD, {layer: moments["self"]})
+    yield f"{DEFAULT_METHOD} without namesakes", "self", repolicy(lm, plain, DEFAULT_METHOD, moments["self"])
     for name in [name for name in moments if name != "self"]:
-        yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, {layer: moments[name]})
+        yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, moments[name])
 
 
 def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
@@ -88,15 +91,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "edits.jsonl")
     args = parser.parse_args()
     lm = load_model()
-    config = resolve(lm, METHODS[DEFAULT_METHOD](layer=args.layer))
-    moments = second_moments(lm, config.layer, args.texts)  # type: ignore[attr-defined]
-    passages = general_texts()[:3]
+    base = METHODS[DEFAULT_METHOD](layer=args.layer)  # type: ignore[call-arg]
+    facts = chosen(args.facts, args.seed)
+    layers = sorted({layer for fact in facts for layer in resolve(lm, base, [fact.request]).layers})
+    moments = second_moments(lm, layers, args.texts)
+    passages = general_texts()[:2]
     done = {record["fact"] for record in read(args.out)}
-    todo = [fact for fact in chosen(args.facts, args.seed) if fact.id not in done]
+    todo = [fact for fact in facts if fact.id not in done]
     before = perplexity(lm, passages)
     prefixes = None
     for fact in tqdm(todo):
-        edit = solve(lm, [fact.request], replace(config, prefixes=prefixes), moments={config.layer: moments["self"]})
+        fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
+        edit = solve(lm, [fact.request], replace(base, prefixes=prefixes), moments=moments["self"])  # type: ignore[call-arg]
         prefixes = edit.config.prefixes
         results = [
             {
@@ -114,7 +120,7 @@ def main() -> None:
             {
                 "fact": fact.id,
                 "first": fact.prompt.span[0] == 0,
-                "layer": config.layer,
+                "layer": edit.config.layer,
                 "before": case_of(lm, fact).values(),
                 "namesakes_before": on_namesakes(lm, fact),
                 "perplexity_before": before,

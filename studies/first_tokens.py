@@ -1,26 +1,28 @@
 """Edits of subjects that are the prompt's first and only token before the relation: `python -m studies.first_tokens`.
 
 Their bare key is the attention sink's, where the key policies part. For each request δ is optimised once, every policy
-is made from it, and the new object's probability is read on the bare prompt and behind a sentence that no prefix was,
-with the perplexity on five passages. One JSON line a request in docs/studies/first_tokens.jsonl; a stopped study goes
-on where it was; `--table` prints what there is.
+is made from it, and the new object's probability is read on the bare prompt, behind a sentence that no prefix was, and
+on the bare prompts of other such subjects, with the perplexity on three passages. One JSON line a request in
+docs/studies/first_tokens.jsonl; a stopped study goes on where it was; `--table` prints what there is. `--layer 5` shows
+what the usual layer would do; without it the model's preset for such subjects is used.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tqdm import tqdm
 
-from rome_core import DEFAULT_METHOD, METHODS, continuation_probabilities, load_model, solve
+from rome_core import DEFAULT_METHOD, METHODS, EditRequest, continuation_probabilities, load_model, solve
 from rome_core.evaluation import general_texts, perplexity
 from rome_core.evaluation.scores import mean_score
 from rome_core.methods.rome import POLICIES, repolicy
 from rome_core.tokens import as_target
-from studies.calibration import requests_of
+from studies.calibration import FIRST, requests_of
 from studies.common import RESULTS, append, read
 
 BEHIND = "Here is something that many people do not know. "
@@ -28,18 +30,24 @@ BEHIND = "Here is something that many people do not know. "
 
 def table(records: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| policy | subjects | p(new), bare prompt | p(new) behind a sentence | ‖Δ‖/‖W‖, median | perplexity ×, worst "
-        "| more than 2× |",
-        "| --- | ---: | --- | --- | ---: | ---: | ---: |",
+        "| policy | subjects | p(new), bare prompt | p(new) behind a sentence | p(new), other subjects "
+        "| ‖Δ‖/‖W‖, median | perplexity ×, worst | more than 2× |",
+        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |",
     ]
     for policy in records[0]["policies"]:
         rows = [record["policies"][policy] for record in records]
-        bare, behind = (mean_score([row[name] for row in rows]) for name in ("bare", "behind"))
+        scores = [mean_score([row[name] for row in rows]) for name in ("bare", "behind", "others")]
         grown = [row["perplexity"] for row in rows]
-        cells = [f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for score in (bare, behind)]
+        cells = [f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for score in scores]
         size, broken = median(row["relative_norm"] for row in rows), sum(not ratio < 2 for ratio in grown)
         lines.append(f"| {policy} | {len(rows)} | {' | '.join(cells)} | {size:.3f} | {max(grown):.2f} | {broken} |")
     return lines
+
+
+def beside(request: EditRequest) -> list[str]:
+    """The same question about all subjects that the study asks it about."""
+    (subjects,) = [subjects for template, _, subjects in FIRST if template == request.prompt.template]
+    return [replace(request.prompt, subject=subject).text for subject in subjects.split()]
 
 
 def main() -> None:
@@ -54,7 +62,7 @@ def main() -> None:
         return
     lm = load_model()
     requests = [request for pool, request, *_ in requests_of(lm, 10_000, 0) if pool == "first"][: args.requests]
-    passages = general_texts()[:5]
+    passages = general_texts()[:3]
     before = perplexity(lm, passages)
     done = {record["prompt"] for record in read(args.out)}
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
@@ -66,13 +74,17 @@ def main() -> None:
                 continuation_probabilities(lm, text, [as_target(request.target_new)], edits=[variant])[0]
                 for text in (request.prompt.text, BEHIND + request.prompt.text)
             )
+            others = [text for text in beside(request) if text != request.prompt.text]
+            target = [as_target(request.target_new)]
             found[policy] = {
                 "bare": float(bare),
                 "behind": float(behind),
+                "others": fmean(float(continuation_probabilities(lm, t, target, edits=[variant])[0]) for t in others),
                 "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]) / before,
             }
-        append(args.out, {"prompt": request.prompt.text, "target": request.target_new, "policies": found})
+        about = {"prompt": request.prompt.text, "target": request.target_new, "layer": edit.config.layer}
+        append(args.out, {**about, "policies": found})
 
 
 if __name__ == "__main__":

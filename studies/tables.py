@@ -77,7 +77,7 @@ def main() -> None:
     records = read(args.file)
     for name, belongs in POOLS.items():
         some = [record for record in records if belongs(record)]
-        print(f"**{name}**, layer {some[0]['layer']}\n")
+        print(f"**{name}**, layers {', '.join(map(str, sorted({record['layer'] for record in some})))}\n")
         print("\n".join(table(some)) + "\n")
 
 

@@ -6,12 +6,12 @@ Nothing here knows a method. A new field with a description appears on the page 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from rome_core import LanguageModel
+from rome_core import EditRequest, LanguageModel
 from rome_core.presets import resolve
 from rome_core.settings import About, about
 
@@ -19,22 +19,40 @@ MAIN = 4  # fields shown at once; the rest waits in an expander
 COLUMNS = 4
 
 
-def config_form(lm: LanguageModel, config_class: type, key: str, bound: Mapping[str, str] | None = None) -> Any:
+def config_form(
+    lm: LanguageModel,
+    config_class: type,
+    key: str,
+    bound: Mapping[str, str] | None = None,
+    requests: Sequence[EditRequest] = (),
+) -> Any:
     """Draw the widgets of a config class and return the config that they describe.
 
     key: in front of every widget's key, so that two forms may stand on one page.
     bound: fields that are seeded from the URL, with the name of their query parameter.
+    requests: what the config is for, where presets depend on it.
     """
     bound = bound or {}
-    preset = resolve(lm, config_class())
+    preset = resolve(lm, config_class(), requests)
     described = about(config_class)
     values: dict[str, Any] = {}
     for field_name, place in _places(list(described)):
         with place:
             options = {"key": bound.get(field_name, f"{key}-{field_name}")}
             options |= {"bind": "query-params"} if field_name in bound else {"persist_state": "session"}
-            values[field_name] = widget(described[field_name], getattr(preset, field_name), options, lm)
+            default = getattr(preset, field_name)
+            follow(options["key"], default)
+            values[field_name] = widget(described[field_name], default, options, lm)
     return config_class(**values)
+
+
+def follow(key: str, default: Any) -> None:
+    """Let a setting that stands at its preset go along when the preset becomes another one."""
+    presets: dict[str, Any] = st.session_state.setdefault("presets", {})
+    former = presets.get(key, default)
+    if former != default and st.session_state.get(key) == former:
+        st.session_state[key] = default
+    presets[key] = default
 
 
 def _places(names: list[str]) -> list[tuple[str, Any]]:

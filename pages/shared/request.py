@@ -15,6 +15,7 @@ from pages.shared.tables import literal, table
 from pages.shared.text import read_prompt, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.inspection import TokenRow, token_table
+from rome_core.presets import resolve
 
 LAYER = {"layer": "layer"}  # the field that a link from the tracing page seeds
 
@@ -98,8 +99,14 @@ def _answers_of_a_linked_fact() -> None:
     st.session_state["target"], st.session_state["true"] = known.get(text, ("", ""))
 
 
-def method_form(lm: LanguageModel, default: str, key: str, methods: Mapping[str, Any] = METHODS) -> Any:
-    """Choose a method and its settings; returns the config."""
+def method_form(
+    lm: LanguageModel,
+    default: str,
+    key: str,
+    methods: Mapping[str, Any] = METHODS,
+    asked: EditRequest | None = None,
+) -> Any:
+    """Choose a method and its settings; returns the config. asked: the request that it is for, if there is one."""
     names = list(methods)
     if st.session_state.get("method", default) not in names:  # chosen on a page that offers more
         del st.session_state["method"]
@@ -116,7 +123,14 @@ def method_form(lm: LanguageModel, default: str, key: str, methods: Mapping[str,
     with row.container(width="content", gap=None):
         st.caption(literal(methods[name].title))
         st.latex(methods[name].formula, width="content")
-    return config_form(lm, methods[name], key, bound=LAYER)
+    requests = [asked] if asked else []
+    usual, here = (resolve(lm, methods[name](), some) for some in ([], requests))
+    if here != usual:
+        st.caption(
+            f"The subject is the prompt's first token, whose key is the attention sink's from an early layer on. Such "
+            f"subjects have presets of their own: layer {here.layer}, clamp {here.clamp:g}, {here.steps} steps."
+        )
+    return config_form(lm, methods[name], key, LAYER, requests)
 
 
 def with_settings_of(config: Any, other: type) -> Any:

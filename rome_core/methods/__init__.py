@@ -44,4 +44,5 @@ def solve(
         edit = solve(lm, [EditRequest(Prompt("The {} is in the city of", "Eiffel Tower"), "Rome", "Paris")],
                      METHODS["r-rome"](layer=5))
     """
-    return resolve(lm, config).solve(lm, list(requests), moments=moments, edits=list(edits), track=track, report=report)
+    config, asked = resolve(lm, config, requests), list(requests)
+    return config.solve(lm, asked, moments=moments, edits=list(edits), track=track, report=report)

@@ -69,11 +69,11 @@ class RomeConfig(MethodConfig):
         step=0.05,
         unit="‖v_0‖",
     )
-    steps: int = setting(
-        20,
+    steps: int | None = setting(
+        None,
         "Steps",
         "Evaluations of the loss; the last one is not followed by an update.",
-        source=AUTHORS,
+        source="preset of the model; 20 in " + AUTHORS,
         low=1,
         high=200,
         step=1,
@@ -161,7 +161,7 @@ class RomeConfig(MethodConfig):
 
     @property
     def value_settings(self) -> ValueSettings:
-        assert self.clamp is not None
+        assert self.clamp is not None and self.steps is not None
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
 
     def scale(self, values: Float[Tensor, "n d_model"], bare: Float[Tensor, " d_model"]) -> float:

@@ -8,7 +8,8 @@ import pytest
 
 from rome_core.default_model import DEFAULT_MODEL
 from rome_core.methods import METHODS
-from rome_core.presets import PRESETS, preset, resolve
+from rome_core.presets import PRESETS, is_first_token, preset, resolve
+from rome_core.tokens import EditRequest, Prompt
 from tests.tiny import tiny_model
 
 
@@ -38,8 +39,27 @@ def test_resolve_fills_in_what_is_none_and_nothing_else() -> None:
 
     resolved = resolve(lm, config)
 
-    assert (resolved.layer, resolved.clamp) == (PRESETS[DEFAULT_MODEL].layer, PRESETS[DEFAULT_MODEL].clamp)
-    assert resolved == replace(config, layer=resolved.layer, clamp=resolved.clamp)
+    found = PRESETS[DEFAULT_MODEL]
+    assert resolved == replace(config, layer=found.layer, clamp=found.clamp, steps=found.steps)
     assert resolved.prefixes is None  # not a preset: None means sampled
-    assert resolve(lm, replace(config, layer=2, clamp=9.0)) == replace(config, layer=2, clamp=9.0)
+    assert resolve(lm, replace(config, layer=2, clamp=9.0, steps=3)) == replace(config, layer=2, clamp=9.0, steps=3)
     assert config.layer is None
+
+
+def test_a_subject_that_is_the_first_token_has_presets_of_its_own_where_one_key_is_edited() -> None:
+    lm = replace(tiny_model(), name=DEFAULT_MODEL)
+    usual, early = PRESETS[DEFAULT_MODEL], PRESETS[DEFAULT_MODEL].first_token
+    first = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
+    later = EditRequest(Prompt("The {} is in the city of", "Paris"), "Rome")
+    assert early and is_first_token(lm, [first]) and not is_first_token(lm, [later])
+
+    def layer_and_clamp(config, *requests):
+        found = resolve(lm, config, requests)
+        return found.layer, found.clamp
+
+    rome, memit, tuned = (METHODS[name] for name in ("n-rome", "memit", "ft"))
+    assert layer_and_clamp(rome(), first) == (early.layer, early.clamp)
+    assert resolve(lm, rome(), [first]).steps == early.steps
+    assert layer_and_clamp(rome(), later) == layer_and_clamp(rome()) == (usual.layer, usual.clamp)
+    assert layer_and_clamp(rome(layer=7), first) == (7, usual.clamp)  # the clamp goes with its layer
+    assert resolve(lm, memit(), [first]).layer == resolve(lm, tuned(), [first]).layer == usual.layer
