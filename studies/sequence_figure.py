@@ -1,19 +1,21 @@
-"""The README's figure of sequential edits from the runs' folders: `python -m studies.sequence_figure`.
+"""The README's figure and table of sequential edits from the runs' folders: `python -m studies.sequence_figure`.
 
-Needs the extra `export`. The runs are made by rome-sequence (docs/sequential.md has the commands).
+The figure needs the extra `export`. The runs are made by rome-sequence (docs/sequential.md has the commands).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from pages.shared.figures import LIGHT
 from pages.shared.sequence_figures import curves_figure
-from rome_core.evaluation.sequence_curves import COLLAPSED
+from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, held, own_checks
 from rome_core.evaluation.sequence_run import SequenceRun, runs_in
 from studies.common import RESULTS
 from studies.figures import IMAGES
+from studies.tables import cell
 
 
 def words(runs: list[SequenceRun]) -> str:
@@ -25,6 +27,26 @@ def words(runs: list[SequenceRun]) -> str:
     )
 
 
+def table(runs: list[SequenceRun]) -> list[str]:
+    """A row a run, once all facts have had their turn: what holds at the end, of all facts, and what it took."""
+    lines = [
+        "| run | facts | edits hold right after theirs | hold at the end | perplexity before | at the end "
+        "| collapsed after | ‖ΔW‖/‖W‖ | seconds a fact |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        first, last, broken = run.records[0], run.records[-1], collapse(run.records)
+        own, end = held([check for record in run.records for check in own_checks(record)]), held(last.checks)
+        seconds = sum(record.solve_seconds for record in run.records) / max(1, last.edited)
+        large = f"{last.perplexity:.3g}" if math.isfinite(last.perplexity) else "beyond numbers"
+        lines.append(
+            f"| {run.folder.name} | {last.edited} | {cell(own) if own else ''} | {cell(end) if end else ''} "
+            f"| {first.perplexity:.1f} | {large} | {f'{broken.edited} edits' if broken else 'no'} | {last.norm:.3g} "
+            f"| {seconds:.1f} |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=RESULTS / "sequence", help="folder of the runs' folders")
@@ -33,6 +55,7 @@ def main() -> None:
     runs = [run for run in runs_in(args.runs) if run.records]
     if not runs:
         raise SystemExit(f"There is no run in {args.runs}.")
+    print("\n".join(table(runs)))
     figure = curves_figure({run.folder.name: run.records for run in runs}, words(runs), LIGHT)
     figure.update_layout(template="plotly_white", width=1000, paper_bgcolor="white")
     args.out.parent.mkdir(parents=True, exist_ok=True)
