@@ -153,15 +153,16 @@ def _adapter(lm: LanguageModel, path: Path) -> Iterator[Change]:
             )
         A, B = tensors[key].double(), tensors[other].double()
         owner = lm.module(module)
-        W = (owner.weight if isinstance(owner, nn.Linear) else owner.weight.T).double().cpu()
-        if W.shape != (B.shape[0], A.shape[1]):
+        plain = isinstance(owner, nn.Linear)  # GPT-2 keeps W transposed
+        W = owner.weight.detach().double().cpu()
+        if tuple(W.shape if plain else W.T.shape) != (B.shape[0], A.shape[1]):
             raise ModelError(
                 f"The adapter's factors for '{module}' do not fit '{lm.name}'.", "", "Load its base model first."
             )
         D = B @ A * _scaling(config, module, len(A))
-        D = D if isinstance(owner, nn.Linear) else D.T
+        D = D if plain else D.T
         eps = torch.finfo(tensors[key].dtype).eps
-        yield change_of(lm, f"{module}.weight", module, D, D, noise_floor(D, eps * len(A) ** 0.5))
+        yield change_of(lm, f"{module}.weight", module, D, W, noise_floor(D, eps * len(A) ** 0.5))
 
 
 def _adapter_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

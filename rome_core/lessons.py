@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -72,8 +72,8 @@ class Lessons:
         return self.lesson(fact, draw.choice([fact.target_new, *others]), draw)
 
     def lesson(self, fact: Fact, target: str, draw: random.Random) -> Lesson:
-        """Equivalent are the prompt and its paraphrases; unrelated are pieces of the model's own text, and the prompt
-        of a fact about another subject at its end."""
+        """Equivalent are the prompt and its paraphrases; unrelated are pieces of the model's own text and, at their
+        ends, the prompt of a fact about another subject and the fact's own prompt about a third one of its kind."""
         first = edited_blocks(self.lm).start
         own = (fact.prompt.text, *fact.paraphrases)
         row, equivalents = (
@@ -83,13 +83,15 @@ class Lessons:
         lm = self.lm
         pieces = draw.choice(self.pieces)
         places = [sorted(draw.sample(range(1, len(piece)), min(POSITIONS, len(piece) - 1))) for piece in pieces]
-        other = draw.choice([one for one in self.facts if one.prompt.subject != fact.prompt.subject])
-        ids = text_ids(lm.tokenizer, other.prompt.text)
+        others = [one for one in self.facts if one.prompt.subject != fact.prompt.subject]
+        alike = [one for one in others if one.relation == fact.relation] or others
+        neighbour = replace(fact.prompt, subject=draw.choice(alike).prompt.subject)
+        asked = [text_ids(lm.tokenizer, prompt.text) for prompt in (draw.choice(others).prompt, neighbour)]
         return Lesson(
             EditRequest(fact.prompt, target),
             row,
             equivalents,
-            (self._unrelated(pieces, places), self._unrelated([ids], [[len(ids) - 1]])),
+            (self._unrelated(pieces, places), *(self._unrelated([ids], [[len(ids) - 1]]) for ids in asked)),
         )
 
     def _unrelated(self, rows: Sequence[tuple[int, ...]], positions: Sequence[Sequence[int]]) -> Unrelated:
@@ -115,15 +117,22 @@ def gradient_of(lm: LanguageModel, lesson: Lesson) -> list[Gradient]:
 def outcome(lm: LanguageModel, network: HyperNetwork, lesson: Lesson) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Edit by the network, then look: mean NLL on the equivalents, mean KL on the unrelated texts.
 
-    Differentiable with respect to the network.
+    Text, another prompt and a neighbour count alike, however many positions each has: where the neighbour is one among
+    many, a network learns to say the new object of every subject. Differentiable with respect to the network.
     """
     updates = network.updates(gradient_of(lm, lesson), describe(lm, lesson.request))
     overlays: list[Overlay] = [(delta.module, delta) for delta in updates]
     log_p, _ = lesson.equivalents.log_p(lm, overlays)
-    seen = [one.states(overlays) for one in lesson.unrelated]
-    before, after = (precise(lm.unembed(torch.cat(states))).log_softmax(-1) for states in zip(*seen, strict=True))
-    kl = (before.exp() * (before - after)).sum(-1).mean()
+    kl = torch.stack([_divergence(lm, *one.states(overlays)) for one in lesson.unrelated]).mean()
     return -lesson.equivalents.mean(log_p).mean(), kl
+
+
+def _divergence(
+    lm: LanguageModel, before: Float[Tensor, "m d_model"], after: Float[Tensor, "m d_model"]
+) -> Float[Tensor, ""]:
+    """Mean KL(before ‖ after) of the next tokens, in nats."""
+    one, other = (precise(lm.unembed(states)).log_softmax(-1) for states in (before, after))
+    return (one.exp() * (one - other)).sum(-1).mean()
 
 
 def pieces_of_text(lm: LanguageModel, seed: int, track: Track) -> tuple[Pieces, Pieces]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -33,7 +34,7 @@ def config_form(
     requests: what the config is for, where presets depend on it.
     """
     bound = bound or {}
-    preset = resolve(lm, config_class(), requests)
+    preset = _preset(lm, config_class, bound.get("layer", f"{key}-layer"), requests)
     described = about(config_class)
     values: dict[str, Any] = {}
     for field_name, place in _places(list(described)):
@@ -44,6 +45,19 @@ def config_form(
             follow(options["key"], default)
             values[field_name] = widget(described[field_name], default, options, lm)
     return config_class(**values)
+
+
+def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequence[EditRequest]) -> Any:
+    """What the form begins with. layer: the key of that field; other presets go with a layer that somebody chose."""
+    preset = resolve(lm, config_class(), requests)
+    usual = getattr(preset, "layer", None)
+    if usual is None:
+        return preset
+    standing = st.session_state.get("presets", {}).get(layer, usual)
+    chosen = st.session_state.get(layer, st.query_params.get(layer, standing))
+    if str(chosen) == str(standing) or not str(chosen).isdigit():
+        return preset
+    return replace(resolve(lm, config_class(layer=int(chosen)), requests), layer=usual)
 
 
 def follow(key: str, default: Any) -> None:

@@ -58,6 +58,9 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
         session.remember(CHECK, None)
     job = session.recall(JOB)
     if job is None:
+        st.info(
+            "Press Foretell: how alike the edits' keys are, and how far this one will move what earlier ones wrote."
+        )
         return
     if job.state != "done":
         track.panel(job, lambda job: None)

@@ -54,9 +54,8 @@ def test_layer_rank_and_factors_come_out(tmp_path: Path, family: str, export: Ex
     np.testing.assert_allclose(found.delta.matrix().numpy(), expected, atol=1e-5)
     singular = np.linalg.svd(expected, compute_uv=False)[:rank]
     np.testing.assert_allclose(found.energy, singular**2 / (singular**2).sum(), rtol=1e-3)
-    if export is merged:
-        W = lm.weight(2).double().numpy()
-        assert found.relative == pytest.approx(np.linalg.norm(expected) / np.linalg.norm(W), rel=1e-4)
+    W = lm.weight(2).double().numpy()
+    assert found.relative == pytest.approx(np.linalg.norm(expected) / np.linalg.norm(W), rel=1e-4)
 
 
 @pytest.mark.parametrize("export", [merged, adapter])
