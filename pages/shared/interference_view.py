@@ -89,7 +89,7 @@ def show(lm: LanguageModel, found: Foretold) -> None:
     if not found.moves:
         st.info("The next edit shares no layer with the earlier ones: it moves their values only through the states.")
         return
-    st.markdown(literal(f"**How far {name_of(found.new.requests[0])} will move the earlier edits**"))
+    st.markdown(f"**How far {literal(name_of(found.new.requests[0]))} will move the earlier edits**")
     if st.button("Check against the model", key="check", help="Runs the model with and without it; nothing is kept."):
         work = lambda job: moved(lm, found.new, found.earlier, job.track)  # noqa: E731
         session.remember(CHECK, track.submit("Checking the forecast", work))

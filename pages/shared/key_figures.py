@@ -65,7 +65,7 @@ def planes(diagnosis: Diagnosis, caption: str, look: Theme) -> go.Figure:
 def overlap_heatmap(overlap: Overlap, caption: str, look: Theme) -> go.Figure:
     """KᵀC⁻¹K of the edits of one layer as cosines, with the value itself on the cell."""
     cosine, gram = overlap.cosine.numpy(), overlap.gram.numpy()
-    names = [html.escape(shortened(label, 28)) for label in overlap.labels]
+    names = [f"{html.escape(shortened(label, 28))}  {n}" for n, label in enumerate(overlap.labels, 1)]
     at = list(range(len(names)))
     fig = go.Figure(
         go.Heatmap(
@@ -82,9 +82,8 @@ def overlap_heatmap(overlap: Overlap, caption: str, look: Theme) -> go.Figure:
         )
     )
     framed(fig, overlap_title(overlap), caption, 40 * len(at) + 130, look, left=200)
-    fig.update_xaxes(tickvals=at, ticktext=names, tickangle=30, showgrid=False)
-    fig.update_yaxes(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
-    return fig.update_layout(margin_b=fig.layout.margin.b + 70, height=fig.layout.height + 70)
+    fig.update_xaxes(tickvals=at, ticktext=[str(n + 1) for n in at], tickangle=0, showgrid=False)
+    return fig.update_yaxes(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
 
 
 def overlap_title(overlap: Overlap) -> str:

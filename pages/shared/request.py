@@ -88,15 +88,18 @@ def request_form() -> EditRequest | None:
 
 
 def _answers_of_a_linked_fact() -> None:
-    """A link may bring a prompt without a new object: take the answers from the project's facts, or leave them open."""
+    """A link may bring a prompt without its objects: take them from the project's facts, or leave them open."""
     params = st.query_params
-    if "target" in st.session_state or "target" in params or not {"template", "subject"} & set(params):
+    missing = [name for name in FIELDS[2:] if name not in st.session_state and name not in params]
+    if not missing or not {"template", "subject"} & set(params):
         return
     template, subject = (params.get(name, getattr(FIRST, name)) for name in FIELDS[:2])
     text = template.replace("{}", subject)
     known = {fact.prompt.text: (fact.target_new, fact.target_true) for fact in load_facts()}
     known |= {one.template.replace("{}", one.subject): (one.target, one.true) for one in EXAMPLES}
-    st.session_state["target"], st.session_state["true"] = known.get(text, ("", ""))
+    for name, found in zip(FIELDS[2:], known.get(text, ("", "")), strict=True):
+        if name in missing:
+            st.session_state[name] = found
 
 
 def method_form(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from rome_core import lessons
 from rome_core.datasets import facts_of
 from rome_core.hooks import batch_of, hidden_states
-from rome_core.lessons import Lessons, pieces_of_text
+from rome_core.lessons import Lessons, gradient_of, outcome, pieces_of_text
+from rome_core.methods.hypernet import describe, edited_matrices
+from rome_core.methods.mend import MendNetwork
 from rome_core.progress import silent
 from rome_core.tokens import text_ids
 from tests.tiny import TEXTS, tiny_model
@@ -46,15 +51,16 @@ def test_every_fact_comes_once_before_any_comes_twice_and_targets_are_of_its_kin
 def test_unrelated_texts_are_kept_as_they_were_and_never_about_the_subject() -> None:
     lm, facts = tiny_model(), facts_of("train")[:6]
     lesson = Lessons(lm, facts, PIECES, 0).training(3)
-    text, other = lesson.unrelated
+    text, other, neighbour = lesson.unrelated
 
     assert any(torch.allclose(text.before, hidden_states(lm, batch_of(lm, rows)), atol=1e-5) for rows in PIECES)
-    prompts = [
-        batch_of(lm, [text_ids(lm.tokenizer, f.prompt.text)]) for f in facts if f.prompt != lesson.request.prompt
-    ]
-    same = [b for b in prompts if b.ids.shape[1] == other.before.shape[1]]
-    assert any(torch.allclose(other.before, hidden_states(lm, batch), atol=1e-5) for batch in same)
-    assert other.positions.tolist() == [[other.before.shape[1] - 1]]
+    others = [f.prompt for f in facts if f.prompt.subject != lesson.request.prompt.subject]
+    own_words = [replace(lesson.request.prompt, subject=prompt.subject) for prompt in others]
+    for found, prompts in ((other, others), (neighbour, own_words)):
+        batches = [batch_of(lm, [text_ids(lm.tokenizer, prompt.text)]) for prompt in prompts]
+        same = [b for b in batches if b.ids.shape[1] == found.before.shape[1]]
+        assert any(torch.allclose(found.before, hidden_states(lm, batch), atol=1e-5) for batch in same)
+        assert found.positions.tolist() == [[found.before.shape[1] - 1]]
     before, after = text.states([])
     torch.testing.assert_close(before, after)
 
@@ -70,3 +76,20 @@ def test_pieces_for_looking_come_from_other_texts(monkeypatch) -> None:
     assert all(len(piece) == lessons.PIECE for pieces in known + unknown for piece in pieces)
     own = [" ".join(map(str, text_ids(lm.tokenizer, text))) for text in texts[9:]]
     assert all(any(" ".join(map(str, piece)) in text for text in own) for pieces in unknown for piece in pieces)
+
+
+def test_a_neighbour_counts_as_much_as_a_whole_piece_of_text() -> None:
+    lm, facts = tiny_model(), facts_of("train")[:6]
+    lesson, network = Lessons(lm, facts, PIECES, 0).training(0), MendNetwork(edited_matrices(lm), rank=4)
+    network.prepare([gradient_of(lm, lesson)])
+    updates = network.updates(gradient_of(lm, lesson), describe(lm, lesson.request))
+    overlays = [(delta.module, delta) for delta in updates]
+
+    with torch.no_grad():
+        _, kl = outcome(lm, network, lesson)
+
+    each = []
+    for one in lesson.unrelated:
+        before, after = (lm.unembed(states).log_softmax(-1) for states in one.states(overlays))
+        each.append((before.exp() * (before - after)).sum(-1).mean())
+    assert len(each) == 3 and float(kl) == pytest.approx(float(torch.stack(each).mean().detach()), rel=1e-3)
