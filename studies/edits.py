@@ -110,7 +110,7 @@ def main() -> None:
                 "C": C,
                 "case": case_of(lm, fact, edits=[variant]).values(),
                 "namesakes": on_namesakes(lm, fact, [variant]),
-                "relative_norm": variant.delta_norm / float(lm.weight(config.layer).norm()),
+                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]),
             }
             for policy, C, variant in variants(lm, edit, moments)

@@ -54,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--layer", type=int, default=None, help="default: the preset's")
+    parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
+    parser.add_argument("--steps", type=int, default=None, help="default: the preset's")
     parser.add_argument("--out", type=Path, default=RESULTS / "first_tokens.jsonl")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -65,8 +67,9 @@ def main() -> None:
     passages = general_texts()[:3]
     before = perplexity(lm, passages)
     done = {record["prompt"] for record in read(args.out)}
+    config = METHODS[DEFAULT_METHOD](layer=args.layer, clamp=args.clamp, steps=args.steps)  # type: ignore[call-arg]
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
-        edit = solve(lm, [request], METHODS[DEFAULT_METHOD](layer=args.layer))  # type: ignore[call-arg]
+        edit = solve(lm, [request], config)
         found: dict[str, dict[str, float]] = {}
         for policy in [policy.name for policy in POLICIES if policy.name != "c-rome"]:  # the same update as r-rome
             variant = repolicy(lm, edit, policy)
