@@ -113,7 +113,7 @@ def main() -> None:
     for pool, request, layer, clamp in tqdm(todo):
         if (request.prompt.text, layer) in done:
             continue
-        config = METHODS["r-rome"](
+        config: Any = METHODS["r-rome"](
             layer=layer,
             clamp=clamp or preset(lm).clamp,
             prefixes=prefixes,

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -57,7 +58,7 @@ def main() -> None:
     facts = chosen(args.facts, args.seed)
     coarse_to_fine = dict.fromkeys(layer for step in (8, 4, args.step) for layer in range(0, lm.n_layers, step))
     order = args.layers or list(coarse_to_fine)
-    config = METHODS[DEFAULT_METHOD](clamp=args.clamp)  # type: ignore[call-arg]
+    config: Any = METHODS[DEFAULT_METHOD](clamp=args.clamp)  # type: ignore[call-arg]
     done = {(record.layer, record.fact) for record in records}
     wanted = {(layer, fact.id) for layer in order for fact in facts}
     bar = tqdm(total=len(wanted), initial=len(wanted & done))

@@ -31,8 +31,8 @@ from studies.methods_table import KINDS, SCORES, configs
 from studies.tables import cell
 
 CLAMPS = (0.75, 1.5)
-MEMIT = {"span": (1, 3, 5), "weight": (2.0, 20.0, 200.0)}
-ALPHAEDIT = {"energy": (0.02, 0.1, 0.3), "weight": (0.01, 0.3)}
+MEMIT: dict[str, tuple[float, ...]] = {"span": (1, 3, 5), "weight": (2.0, 20.0, 200.0)}
+ALPHAEDIT: dict[str, tuple[float, ...]] = {"energy": (0.02, 0.1, 0.3), "weight": (0.01, 0.3)}
 
 
 def variants(base: Sequence[MethodConfig], clamp: float) -> list[MethodConfig]:
