@@ -20,10 +20,11 @@ from pages.shared.edit_report import Probe, Report, known_fact, own_questions, q
 from pages.shared.figures import LIGHT
 from pages.shared.objective_view import matrix_rows
 from pages.shared.tables import literal
-from rome_core import METHODS, EditError, EditRequest, Prompt, Step
+from rome_core import METHODS, EditError, EditRequest, Prompt, Step, presets
 from rome_core.edits import Delta
 from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.objective import Changed
+from rome_core.presets import Preset
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
@@ -82,6 +83,46 @@ def test_a_link_to_an_unknown_fact_leaves_the_new_object_open(app: AppTest) -> N
 
     assert typed(app)[2:] == ["", ""]
     assert texts(app.error).startswith("The new object is empty.")
+
+
+@pytest.fixture
+def presets_of_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Preset(0, 6.0, "a test", steps=9)
+    monkeypatch.setitem(presets.PRESETS, "tiny-llama", Preset(2, 1.5, "a test", steps=4, first_token=first))
+
+
+def settings(app: AppTest) -> tuple[float | None, ...]:
+    return tuple(app.number_input(key=key).value for key in ("layer", "edit-clamp", "edit-steps"))
+
+
+@pytest.mark.usefixtures("presets_of_first_tokens")
+def test_settings_that_nobody_touched_follow_the_subject(page: AppTest) -> None:
+    assert settings(page) == (2, 1.5, 4)
+
+    page.text_input(key="template").set_value("{} is the capital of")
+    page.text_input(key="subject").set_value("Paris").run()
+    assert settings(page) == (0, 6.0, 9)
+    assert any("layer 0, clamp 6, 9 steps" in one.value for one in page.caption)
+
+    page.number_input(key="edit-steps").set_value(5).run()
+    page.text_input(key="template").set_value("The city of {} is the capital of").run()
+    assert settings(page) == (2, 1.5, 5)
+
+
+@pytest.mark.usefixtures("presets_of_first_tokens")
+def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy", layer="3")
+    assert settings(app) == (3, 1.5, 4)
+
+    app.button(key="example-0").click().run()
+    app.button(key=f"example-{len(request.EXAMPLES) - 1}").click().run()  # it is about one layer
+    assert settings(app)[1:] == (1.5, 4)
+
+
+def test_a_link_with_a_new_object_takes_over_no_true_one_of_another_fact(app: AppTest) -> None:
+    goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy")
+    assert typed(app)[2:] == ["Italy", "France"]
 
 
 def test_examples_fill_the_form(page: AppTest) -> None:
