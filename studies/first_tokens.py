@@ -29,14 +29,17 @@ BEHIND = "Here is something that many people do not know. "
 
 
 def table(records: list[dict[str, Any]]) -> list[str]:
+    names = {"bare": "p(new), bare prompt", "behind": "p(new) behind a sentence", "others": "p(new), other subjects"}
+    names = {
+        name: words for name, words in names.items() if all(name in row for row in records[0]["policies"].values())
+    }
     lines = [
-        "| policy | subjects | p(new), bare prompt | p(new) behind a sentence | p(new), other subjects "
-        "| ‖Δ‖/‖W‖, median | perplexity ×, worst | more than 2× |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |",
+        f"| policy | subjects | {' | '.join(names.values())} | ‖Δ‖/‖W‖, median | perplexity ×, worst | more than 2× |",
+        f"| --- | ---: |{' --- |' * len(names)} ---: | ---: | ---: |",
     ]
     for policy in records[0]["policies"]:
         rows = [record["policies"][policy] for record in records]
-        scores = [mean_score([row[name] for row in rows]) for name in ("bare", "behind", "others")]
+        scores = [mean_score([row[name] for row in rows]) for name in names]
         grown = [row["perplexity"] for row in rows]
         cells = [f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for score in scores]
         size, broken = median(row["relative_norm"] for row in rows), sum(not ratio < 2 for ratio in grown)
