@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,23 +183,20 @@ def test_what_the_training_sees_is_what_the_edit_does(kind: type[HyperNetwork], 
     forced = forced_rows(lm, pairs, 0, [edit])
     assert -float(forced.mean(forced.log_p(lm, [])[0]).mean()) == pytest.approx(nll.item(), rel=1e-6)
     kls = []
-    for unrelated, rows in zip(
-        one.unrelated, (*[p for p in PIECES if same(lm, p, one)], [prompt_ids(lm)]), strict=True
-    ):
+    neighbour = replace(FACTS[0].prompt, subject=FACTS[1].prompt.subject)
+    prompts = [[text_ids(lm.tokenizer, prompt.text)] for prompt in (FACTS[1].prompt, neighbour)]
+    for unrelated, rows in zip(one.unrelated, (*[p for p in PIECES if same(lm, p, one)], *prompts), strict=True):
         before, after = (
             lm.unembed(hidden_states(lm, batch_of(lm, rows), edits=edits)).log_softmax(-1) for edits in ([], [edit])
         )
         whole = (before.exp() * (before - after)).sum(-1)
-        kls += [float(whole[r, p]) for r, places in enumerate(unrelated.positions.tolist()) for p in places]
-    assert np.mean(kls) == pytest.approx(kl.item(), rel=1e-6)
+        at = [float(whole[r, p]) for r, places in enumerate(unrelated.positions.tolist()) for p in places]
+        kls.append(np.mean(at))
+    assert np.mean(kls) == pytest.approx(kl.item(), rel=1e-5)  # Llama norms count in single precision
 
 
 def same(lm: LanguageModel, rows, one: Lesson) -> bool:
     return torch.allclose(hidden_states(lm, batch_of(lm, rows)), one.unrelated[0].before)
-
-
-def prompt_ids(lm: LanguageModel) -> tuple[int, ...]:
-    return text_ids(lm.tokenizer, FACTS[1].prompt.text)
 
 
 # --------------------------------------------------------------------------------------------- the edit and the file
