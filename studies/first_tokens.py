@@ -17,7 +17,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rome_core import DEFAULT_METHOD, METHODS, EditRequest, continuation_probabilities, load_model, solve
+from rome_core import (
+    DEFAULT_METHOD,
+    METHODS,
+    Edit,
+    EditRequest,
+    LanguageModel,
+    continuation_probabilities,
+    load_model,
+    solve,
+)
 from rome_core.evaluation import general_texts, perplexity
 from rome_core.evaluation.scores import mean_score
 from rome_core.methods.rome import POLICIES, repolicy
@@ -53,6 +62,14 @@ def beside(request: EditRequest) -> list[str]:
     return [replace(request.prompt, subject=subject).text for subject in subjects.split()]
 
 
+def said(lm: LanguageModel, request: EditRequest, *edits: Edit) -> dict[str, float]:
+    """The new object's probability on the bare prompt, behind a sentence, and on average for the other subjects."""
+    text, target = request.prompt.text, [as_target(request.target_new)]
+    asked = [text, BEHIND + text, *(other for other in beside(request) if other != text)]
+    bare, behind, *others = (float(continuation_probabilities(lm, one, target, edits=edits)[0]) for one in asked)
+    return {"bare": bare, "behind": behind, "others": fmean(others)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=24)
@@ -73,19 +90,11 @@ def main() -> None:
     config = METHODS[DEFAULT_METHOD](layer=args.layer, clamp=args.clamp, steps=args.steps)  # type: ignore[call-arg]
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
         edit = solve(lm, [request], config)
-        found: dict[str, dict[str, float]] = {}
+        found = {"before": {**said(lm, request), "relative_norm": 0.0, "perplexity": 1.0}}
         for policy in [policy.name for policy in POLICIES if policy.name != "c-rome"]:  # the same update as r-rome
             variant = repolicy(lm, edit, policy)
-            bare, behind = (
-                continuation_probabilities(lm, text, [as_target(request.target_new)], edits=[variant])[0]
-                for text in (request.prompt.text, BEHIND + request.prompt.text)
-            )
-            others = [text for text in beside(request) if text != request.prompt.text]
-            target = [as_target(request.target_new)]
             found[policy] = {
-                "bare": float(bare),
-                "behind": float(behind),
-                "others": fmean(float(continuation_probabilities(lm, t, target, edits=[variant])[0]) for t in others),
+                **said(lm, request, variant),
                 "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]) / before,
             }
