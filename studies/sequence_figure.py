@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from statistics import median
 
 from pages.shared.figures import LIGHT
 from pages.shared.sequence_figures import curves_figure
@@ -31,13 +32,13 @@ def table(runs: list[SequenceRun]) -> list[str]:
     """A row a run, once all facts have had their turn: what holds at the end, of all facts, and what it took."""
     lines = [
         "| run | facts | edits hold right after theirs | hold at the end | perplexity before | at the end "
-        "| collapsed after | ‖ΔW‖/‖W‖ | seconds a fact |",
+        "| collapsed after | ‖ΔW‖/‖W‖ | seconds a fact, median |",
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in runs:
         first, last, broken = run.records[0], run.records[-1], collapse(run.records)
         own, end = held([check for record in run.records for check in own_checks(record)]), held(last.checks)
-        seconds = sum(record.solve_seconds for record in run.records) / max(1, last.edited)
+        seconds = median(r.solve_seconds / len(r.facts) for r in run.records if r.facts)  # a run may have been paused
         large = f"{last.perplexity:.3g}" if math.isfinite(last.perplexity) else "beyond numbers"
         lines.append(
             f"| {run.folder.name} | {last.edited} | {cell(own) if own else ''} | {cell(end) if end else ''} "
