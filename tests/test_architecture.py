@@ -14,7 +14,7 @@ ROWS = (
     ("default_model", "layout", "tokens"),
     ("model",),
     ("calibration", "corpora", "datasets", "edits"),
-    ("hooks", "requests"),
+    ("hooks", "namesakes", "requests"),
     ("generation", "inspection", "replay", "scoring"),
     ("moment", "presets", "runs"),
     ("noise", "reference", "restoring"),
