@@ -116,7 +116,7 @@ class FineTuneL(FineTune):
         r"-\frac{1}{T} \sum_t \log p_{W+\Delta}(o_t \mid x)"
     )
     epsilon: float = setting(
-        1e-3,
+        2e-3,
         "ε",
         "No weight may move farther than this.",
         source="5e-4 to 2e-3 by model in the authors' settings",
