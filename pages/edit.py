@@ -30,6 +30,7 @@ from pages.shared.edit_words import why_no_effect
 from pages.shared.tables import literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.edits import Edit, Step
+from rome_core.presets import resolve, unresolved
 
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 
@@ -42,7 +43,9 @@ def main() -> None:
     wanted = request.request_form()
     if wanted:
         request.token_inspector(lm, wanted)
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", asked=wanted)
+    # A list of facts is edited by one config, which must not follow the one fact that happens to stand above it.
+    about_one = st.session_state.get("view", st.query_params.get("view", ONE)) in (ONE, ALL)
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", asked=wanted if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
     view = st.segmented_control(
@@ -203,7 +206,8 @@ def compare(lm: LanguageModel, report: Report) -> None:
         name = st.selectbox("Second method", names, width=170, help="On the same request with the same settings.")
         pressed = st.button("Compare", key="compare")
     if pressed:
-        config = request.with_settings_of(report.edit.config, METHODS[name])
+        touched = unresolved(lm, report.edit.config, [report.request])
+        config = resolve(lm, request.with_settings_of(touched, METHODS[name]), [report.request])
         moments = moment_panel.moments(lm, config.layers)
         work = lambda job: solve_and_measure(  # noqa: E731
             lm, report.request, config, report.below, job.track, moments=moments
@@ -219,8 +223,8 @@ def compare(lm: LanguageModel, report: Report) -> None:
         track.panel(job, lambda job: None)
 
 
-ONE = "This method"
-VIEWS = {ONE: one_method, "All methods": all_methods, "A batch": batch_view.view, "Where to edit": layer_view.view}
+ONE, ALL = "This method", "All methods"
+VIEWS = {ONE: one_method, ALL: all_methods, "A batch": batch_view.view, "Where to edit": layer_view.view}
 
 frame.require_frame()
 main()

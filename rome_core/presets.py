@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from rome_core.default_model import DEFAULT_MODEL
+from rome_core.errors import RomeError
 from rome_core.model import LanguageModel
 from rome_core.tokens import EditRequest, encode
 
@@ -64,6 +65,14 @@ def resolve(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) 
     return replace(config, **empty)  # type: ignore[type-var]
 
 
+def unresolved(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:
+    """The config with None where it stands at its preset, so that another method's config, or the same one for other
+    requests, takes the preset of its own there."""
+    own, standing = type(config)(), resolve(lm, type(config)(), requests)
+    names = [f.name for f in fields(config) if getattr(own, f.name) is None]  # type: ignore[arg-type]
+    return replace(config, **{n: None for n in names if getattr(config, n) == getattr(standing, n)})  # type: ignore[type-var]
+
+
 def _at(config: object, layer: int) -> bool:
     """Whether the config is of a method with a single key and may be used, or is used, at this layer."""
     single = hasattr(config, "clamp") and not getattr(config, "batches", False)
@@ -72,4 +81,7 @@ def _at(config: object, layer: int) -> bool:
 
 def is_first_token(lm: LanguageModel, requests: Sequence[EditRequest]) -> bool:
     """Whether this is one request, about a subject that is the prompt's first token and no more."""
-    return len(requests) == 1 and encode(lm.tokenizer, requests[0].prompt).last_subject == 0
+    try:
+        return len(requests) == 1 and encode(lm.tokenizer, requests[0].prompt).last_subject == 0
+    except RomeError:  # said where the request is used
+        return False

@@ -20,7 +20,7 @@ from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.bench import MEASURES, Row, Task, as_csv, as_json, bench
 from rome_core.edits import Edit
 from rome_core.methods import MethodConfig
-from rome_core.presets import resolve
+from rome_core.presets import resolve, unresolved
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -42,7 +42,7 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, be
         "then only their updates differ."
     )
     task = task_form(wanted) if wanted else None
-    configs = configs_like(lm, config)
+    configs = configs_like(lm, config, wanted)
     if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
         start(lm, task, configs, below)
     job = session.recall(JOB)
@@ -89,9 +89,11 @@ def _lines(place: Any, label: str, key: str, help: str) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in str(text or "").splitlines() if line.strip())
 
 
-def configs_like(lm: LanguageModel, config: MethodConfig) -> list[MethodConfig]:
-    """A config of every method: the form's settings where they mean the same, else the method's own defaults."""
-    return [resolve(lm, with_settings_of(config, method)) for method in METHODS.values()]
+def configs_like(lm: LanguageModel, config: MethodConfig, wanted: EditRequest | None = None) -> list[MethodConfig]:
+    """A config of every method: what was set in the form where it means the same, else the method's own presets."""
+    asked = [wanted] if wanted else []
+    touched = unresolved(lm, config, asked)
+    return [resolve(lm, with_settings_of(touched, method), asked) for method in METHODS.values()]
 
 
 def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rome_core.default_model import DEFAULT_MODEL
+from rome_core.errors import PromptError
 from rome_core.methods import METHODS
 from rome_core.presets import PRESETS, is_first_token, preset, resolve
 from rome_core.tokens import EditRequest, Prompt
@@ -63,3 +64,16 @@ def test_a_subject_that_is_the_first_token_has_presets_of_its_own_where_one_key_
     assert layer_and_clamp(rome(), later) == layer_and_clamp(rome()) == (usual.layer, usual.clamp)
     assert layer_and_clamp(rome(layer=7), first) == (7, usual.clamp)  # the clamp goes with its layer
     assert resolve(lm, memit(), [first]).layer == resolve(lm, tuned(), [first]).layer == usual.layer
+
+
+def test_a_subject_that_has_no_tokens_is_refused_where_it_is_used_and_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = replace(tiny_model(), name=DEFAULT_MODEL)
+
+    def nothing(*_: object) -> None:
+        raise PromptError("The tokenizer leaves nothing of the subject.")
+
+    monkeypatch.setattr("rome_core.presets.encode", nothing)
+
+    found = resolve(lm, METHODS["n-rome"](), [EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")])
+
+    assert found.layer == PRESETS[DEFAULT_MODEL].layer

@@ -9,9 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 from pages.shared import bench_figure, bench_view
 from pages.shared.figures import LIGHT
-from rome_core import METHODS
+from rome_core import METHODS, EditRequest, Prompt, presets
 from rome_core.bench import Row
 from rome_core.methods.shared import added_to
+from rome_core.presets import Preset, resolve
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -78,6 +79,22 @@ def test_methods_take_the_settings_that_they_share() -> None:
             assert (one.layer, one.steps) == (3, 7)
         assert getattr(one, "seed", 5) == 5
     assert found["memit"].steps == 7 and found["memit"].clamp == METHODS["memit"]().clamp  # of another norm
+
+
+def test_methods_of_many_keys_do_not_take_over_the_layer_of_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Preset(0, 6.0, "a test", steps=9)
+    monkeypatch.setitem(presets.PRESETS, "tiny-llama", Preset(2, 1.5, "a test", steps=4, first_token=first))
+    lm, wanted = tiny_model(), EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
+    shown = resolve(lm, METHODS["n-rome"](lr=0.25), [wanted])  # as the form draws it
+    assert (shown.layer, shown.steps) == (0, 9)
+
+    found = {one.name: one for one in bench_view.configs_like(lm, shown, wanted)}
+
+    assert found["n-rome"] == shown
+    assert (found["rome"].layer, found["rome"].clamp, found["rome"].steps, found["rome"].lr) == (0, 6.0, 9, 0.25)
+    assert (found["memit"].layer, found["memit"].steps, found["memit"].lr) == (2, 4, 0.25)
+    assert found["ft"].layer == 2
+    assert presets.unresolved(lm, shown, [wanted]) == METHODS["n-rome"](lr=0.25)
 
 
 def test_the_figure_has_a_panel_a_measure_and_names_the_finding() -> None:
