@@ -158,7 +158,7 @@ def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values,
 
 def dumbbell_title(probes: Sequence[Probe], target: str) -> str:
     parts = [f"p({target}) {number(probes[0].before[0])} → {number(probes[0].after[0])}"]
-    for kind in ("paraphrase", "neighbour", "namesake"):
+    for kind in ("paraphrase", "neighbour"):  # a longer title is cut off on narrow screens
         some = [p for p in probes if p.kind == kind]
         if some:
             parts.append(f"{kind}s {number(fmean(p.after[0] for p in some))}")
