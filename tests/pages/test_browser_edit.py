@@ -30,13 +30,14 @@ def test_the_eiffel_tower_moves_to_rome(page: Any, base_url: str, tmp_path: Any)
     assert metric(page, "Rank of Rome") == "1"
     assert "safe" in metric(page, "Verdict")
     sidebar = page.get_by_test_id("stSidebar")
-    assert sidebar.get_by_text("Eiffel Tower → Rome").is_visible()
+    sidebar.get_by_text("Eiffel Tower → Rome").wait_for()
     assert re.search(r"\b(Rome|Roman)\b", page.locator("small", has_text="after").first.locator("..").inner_text())
     screenshot(page, "edit")
 
     own = page.locator(".st-key-own textarea")
     own.fill("The Louvre is located in the city of")
     own.press("Control+Enter")
+    page.locator(".js-plotly-plot", has_text="Louvre").wait_for()  # a click during the rerun may be lost
     page.get_by_text("The same as a table").click()
     row = page.get_by_role("row").filter(has_text="yours").last
     row.wait_for()
