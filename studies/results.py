@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.store import OWN_SET, Row, Store
-from rome_core.evaluation.tables import as_markdown, columns, lines, merged, wanted_columns
+from rome_core.evaluation.store import OWN_SET, Store
+from rome_core.evaluation.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
 
 DOCS = Path(__file__).parent.parent / "docs"
 RUNS = DOCS.parent / "runs"
@@ -38,17 +38,8 @@ def command(about: dict[str, object]) -> str:
     return " ".join(parts)
 
 
-def complete(rows: list[Row]) -> list[Row]:
-    """The rows of the facts that every method has had its turn with, so that all lines are of the same facts."""
-    methods = {row.method for row in rows}
-    had = {
-        position: {row.method for row in rows if row.position == position} for position in {r.position for r in rows}
-    }
-    return [row for row in rows if had[row.position] == methods]
-
-
 def section(store: Store) -> Iterator[str]:
-    about, rows = store.about, complete(store.rows())
+    about, rows = store.about, in_common(store.rows())
     n = len({row.position for row in rows})
     known = {row.position for row in rows if row.known}
     yield f"## {about['facts']}, {n} records\n"

@@ -22,6 +22,7 @@ from rome_core.evaluation.tables import (
     as_csv,
     as_latex,
     columns,
+    in_common,
     merged,
     wanted_columns,
     with_interval,
@@ -33,9 +34,10 @@ SIZES = ("S", "S (zsRE)", "NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "sp
 def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Shown | None = None) -> None:
     """Everything of a run; while it is live, only what can be drawn again and again."""
     failed = [row for row in run.rows if row.error]
-    edited = {row.position for row in run.rows if row.stage == "after" and not row.error}
-    known = {row.position for row in run.rows if row.known}
-    numbers(len(edited), len(known), len(failed), run.rows)
+    rows = in_common(run.rows)
+    edited = {row.position for row in rows if row.stage == "after" and not row.error}
+    known = {row.position for row in rows if row.known}
+    numbers(len(edited), len(known), len(failed), rows)
     known_only = st.toggle("Only facts that the model knew", key=f"known-{key}", disabled=not known)
     if not edited:
         st.caption("The table appears with the first edited fact.")
@@ -58,7 +60,7 @@ def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Sh
 
 
 def _n(run: Shown) -> int:
-    return len({row.position for row in run.rows if row.stage == "after" and not row.error})
+    return len({row.position for row in in_common(run.rows) if row.stage == "after" and not row.error})
 
 
 def numbers(edited: int, known: int, failed: int, rows: Sequence[Row]) -> None:
@@ -107,7 +109,7 @@ def drawn(
         theme=None,
         config=chart_config("evaluation"),
     )
-    points = [row for row in run.rows if row.known or not known_only]
+    points = [row for row in in_common(run.rows) if row.known or not known_only]
     choices = [name for name in SIZES if any(figures.has(row, name) for row in points)]
     if not choices:
         return

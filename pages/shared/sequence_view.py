@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from pages.shared import probe_panel, sequence_figures, session
+from pages.shared.edit_views import metric_row
 from pages.shared.figures import theme
 from pages.shared.sequence_jobs import as_csv, as_json, own_edits
 from pages.shared.tables import literal, table
@@ -46,28 +47,23 @@ def metrics(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
     own = held([check for record in records[1:] for check in own_checks(record)])
     kept = next((score for score in reversed(curves(records).retention) if score), None)
     broken = collapse(records, factor)
-    for place, (label, value, below, help) in zip(
-        st.columns(5),
+    metric_row(
+        ("Facts edited", f"{last.edited} of {len(run.plan.facts)}", f"{last.step} steps", "Those that had a turn."),
+        ("Perplexity", number(last.perplexity), f"unedited {number(first.perplexity)}", "On general text."),
+        ("‖ΔW‖ / ‖W‖", number(last.norm), "all edits", "Frobenius, of the matrix that moved most."),
         (
-            ("Facts edited", f"{last.edited} of {len(run.plan.facts)}", f"{last.step} steps", "Those that had a turn."),
-            ("Perplexity", number(last.perplexity), f"unedited {number(first.perplexity)}", "On general text."),
-            ("‖ΔW‖ / ‖W‖", number(last.norm), "all edits", "Frobenius, of the matrix that moved most."),
-            (
-                "Efficacy",
-                number(own.value) if own else "–",
-                f"{number(own.low)} to {number(own.high)}" if own else "to come",
-                "Share of facts with p(new) > p(true) right after their own edit, with its 95 % bootstrap interval.",
-            ),
-            (
-                "Retention",
-                number(kept.value) if kept else "–",
-                f"of {count(kept.n, 'earlier edit')}" if kept else "to come",
-                "Share of the earlier edits that hold at the latest check.",
-            ),
+            "Efficacy",
+            number(own.value) if own else "–",
+            f"{number(own.low)} to {number(own.high)}" if own else "to come",
+            "Share of facts with p(new) > p(true) right after their own edit, with its 95 % bootstrap interval.",
         ),
-        strict=True,
-    ):
-        place.metric(label, value, below, delta_color="off", delta_arrow="off", help=help)
+        (
+            "Retention",
+            number(kept.value) if kept else "–",
+            f"of {count(kept.n, 'earlier edit')}" if kept else "no earlier edits",
+            "Share of the earlier edits that hold at the latest check.",
+        ),
+    )
     if broken:
         st.error(
             f"✖ Collapsed at fact {broken.edited} (step {broken.step}): from there on perplexity is at least "

@@ -48,9 +48,10 @@ class Line:
 def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> list[Line]:
     """Methods in the order of their first row, each before its edits, after each, and at the end of each group.
 
-    The stages are of the same facts: those that were edited. known_only: of those, the ones that the model knew.
+    All are of the same facts (see `in_common`), but for those that a method could not edit, which count as failed.
+    known_only: of those facts, the ones that the model knew.
     """
-    found = []
+    found, rows = [], in_common(rows)
     for method in dict.fromkeys(row.method for row in rows):
         mine = [row for row in rows if row.method == method]
         failed = {row.fact for row in mine if row.error}
@@ -63,6 +64,16 @@ def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> li
         if not good and failed:
             found.append(Line(method, "after", 0, len(failed), 0, {}))
     return found
+
+
+def in_common(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the facts that every method has had its turn with, so that a run under way compares methods on equal
+    facts; before there is one, all rows."""
+    methods = {row.method for row in rows}
+    had: dict[int, set[str]] = {}
+    for row in rows:
+        had.setdefault(row.position, set()).add(row.method)
+    return [row for row in rows if had[row.position] == methods] or list(rows)
 
 
 def merged(some: Sequence[Line]) -> list[Line]:

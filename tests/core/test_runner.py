@@ -384,6 +384,16 @@ def test_questions_have_zsre_columns() -> None:
     assert "ES" in wanted_columns(rows_by_hand())
 
 
+def test_a_run_under_way_compares_methods_on_the_same_facts() -> None:
+    rows = [Row(method, i, f"f{i}", "s", "before", values={"ES": 0.0}) for i in range(3) for method in "ab"]
+
+    unequal = rows[:-1]  # method b has not come to the third fact yet
+    assert [(line.method, line.n) for line in lines(unequal)] == [("a", 2), ("b", 2)]
+    assert [line.method for line in merged(lines(unequal))] == ["no edit"]
+    assert [(line.method, line.n) for line in lines(rows)] == [("a", 3), ("b", 3)]
+    assert [line.n for line in lines([rows[0], rows[3]])] == [1, 1]  # none in common yet: what there is
+
+
 def test_a_run_is_exported_into_its_folder(tmp_path: Path) -> None:
     store = Store(tmp_path / "run", {"methods": {}, "model": "tiny"})
     for i, row in enumerate(rows_by_hand()):
