@@ -142,6 +142,8 @@ def case(run: Shown, method: str, position: int, facts: Sequence[Fact]) -> None:
             "method": method.partition("@")[0],
         }
         st.page_link("pages/edit.py", label="Open on the Edit page", query_params=link)
+    else:
+        st.caption(literal(f"To open it on the Edit page, choose the run's facts above: {run.about.get('facts')}."))
     before = {answer["text"]: answer for answer in mine["before"].answers} if "before" in mine else {}
     table(
         [
