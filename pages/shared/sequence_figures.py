@@ -40,13 +40,18 @@ def caption(run: SequenceRun) -> str:
 
 
 def finding(runs: Runs, factor: float = COLLAPSED) -> str:
-    """The title: where each run collapsed, if it did."""
-    parts = []
+    """The title: where each run collapsed, if it did; runs that fared alike in one breath."""
+    alike: dict[tuple[str, int], list[str]] = {}
     for name, records in runs.items():
         if len(records) > 1:
             broken = collapse(records, factor)
-            at = f"collapses at edit {broken.edited}" if broken else f"holds to edit {records[-1].edited}"
-            parts.append(f"{name} {at}")
+            fate = ("collapse{s} at edit", broken.edited) if broken else ("hold{s} to edit", records[-1].edited)
+            alike.setdefault(fate, []).append(name)
+    parts = []
+    for (verb, edit), names in alike.items():
+        *most, last = names
+        told = f"{', '.join(most)} and {last}" if most else last
+        parts.append(f"{told} {verb.format(s='' if most else 's')} {edit}")
     return "; ".join(parts[:3]) + ("; …" if len(parts) > 3 else "") or "The unedited model"
 
 
