@@ -42,9 +42,11 @@ def section(store: Store) -> Iterator[str]:
     about, rows = store.about, in_common(store.rows())
     n = len({row.position for row in rows})
     known = {row.position for row in rows if row.known}
+    missing = "" if n >= int(str(about["records"])) else f" of {about['records']} that were asked for"
     yield f"## {about['facts']}, {n} records\n"
     yield (
-        f"Model {about['model']} ({about['dtype']}, fingerprint `{about['fingerprint'][:12]}`), {n} records in the "
+        f"Model {about['model']} ({about['dtype']}, fingerprint `{about['fingerprint'][:12]}`), {n} records"
+        f"{missing} in the "
         f"order of seed {about['order_seed']}; the unedited model knows {len(known)} of them. Hash of the set "
         f"`{about['facts_hash']}`.\n"
     )
