@@ -92,7 +92,7 @@ def overlap_title(overlap: Overlap) -> str:
         return f"Layer {overlap.layer}: one edit, nothing to be in its way"
     apart = cosine.abs().fill_diagonal_(-1.0)
     i, j = divmod(int(apart.argmax()), len(cosine))
-    return f"Layer {overlap.layer}: most alike are {overlap.labels[i]} and {overlap.labels[j]} ({cosine[i, j]:.2f})"
+    return f"Layer {overlap.layer}: most alike are edits {i + 1} and {j + 1}, cosine {cosine[i, j]:.2f}"
 
 
 def neighbourhood_map(shifts: Sequence[Shift], caption: str, look: Theme) -> go.Figure:

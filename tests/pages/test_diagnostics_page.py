@@ -378,7 +378,7 @@ def test_the_heat_map_names_the_pair_most_alike() -> None:
     gram = torch.tensor([[4.0, 0.0, 3.0], [0.0, 1.0, 0.1], [3.0, 0.1, 9.0]], dtype=torch.float64)
     fig = key_figures.overlap_heatmap(Overlap(5, ("a", "b", "c"), gram), "caption", DARK)
 
-    assert fig.layout.title.text == "Layer 5: most alike are a and c (0.50)"
+    assert fig.layout.title.text == "Layer 5: most alike are edits 1 and 3, cosine 0.50"
     assert fig.data[0].z[0][2] == pytest.approx(0.5) and fig.data[0].customdata[0][2] == 3.0
     assert "one edit" in key_figures.overlap_title(Overlap(5, ("a",), gram[:1, :1]))
 
