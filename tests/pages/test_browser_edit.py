@@ -55,9 +55,11 @@ def test_the_eiffel_tower_moves_to_rome(page: Any, base_url: str, tmp_path: Any)
 
 
 def test_an_edit_that_breaks_the_model_is_seen_before_it_is_applied(page: Any, base_url: str) -> None:
+    from playwright.sync_api import expect
+
     page.goto(f"{base_url}/diagnostics")
     page.get_by_role("button", name="Paris → Italy").click()
-    page.get_by_text(DEFAULT_METHOD, exact=True).wait_for(state="hidden")
+    expect(page.locator(".st-key-method input")).to_have_value("rome", timeout=LONG)
     page.locator(".st-key-diagnose button").click()
     page.get_by_role("tab", name="Quantities").wait_for(timeout=LONG)
 
