@@ -71,6 +71,12 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
         test_only = first[3].toggle(
             "Test part only", True, key="evaluate-part", help="Leaves out subjects that hypernetworks are trained on."
         )
+        known_only = first[3].toggle(
+            "Known facts only",
+            key="evaluate-known",
+            help="Asks the unedited model first, and takes the facts whose every token of the true object is its first "
+            "choice after the prompt.",
+        )
         quick, values = replace(MeasureSettings(), generated=0, passages=2), {}
         for place, (field_name, field) in zip(st.columns(4), about(MeasureSettings).items(), strict=True):
             with place:
@@ -86,6 +92,7 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
         min(int(n), len(pool)),
         int(seed),
         bool(test_only),
+        bool(known_only),
         tuple(methods),
         tuple(layers),
         int(prefixes) or None,

@@ -19,17 +19,21 @@ RUNS = DOCS.parent / "runs"
 
 def command(about: dict[str, object]) -> str:
     """The command line that makes the run again; FILE stands for the user's own copy of the facts."""
-    measures = about["measures"]
-    assert isinstance(measures, dict)
+    measures, labels = about["measures"], about["methods"]
+    assert isinstance(measures, dict) and isinstance(labels, dict)
+    methods = dict.fromkeys(label.partition("@")[0] for label in labels)
+    layers = dict.fromkeys(label.partition("@")[2] for label in labels if "@" in label)
     plain = MeasureSettings()
-    name, _, part = str(about["facts"]).partition(", ")
+    name, *which = str(about["facts"]).split(", ")
     own = name == OWN_SET
     parts = [
         "rome-evaluate",
         *([] if own else [f"--facts {name}"]),
-        *([] if part else ["--part all"]),
+        *([] if "test part" in which else ["--part all"]),
+        *(["--choose known"] if "known" in which else []),
         f"--records {about['records']} --order-seed {about['order_seed']}",
-        f"--methods {','.join(about['methods'])}",  # type: ignore[arg-type]
+        f"--methods {','.join(methods)}",
+        *([f"--layers {','.join(layers)}"] if layers else []),
         *([f"--prefixes {about['prefixes']}"] if about["prefixes"] else []),
         *([f"--group {about['group']}"] if about["group"] != 1 else []),
         *(f"--{name} {value}" for name, value in measures.items() if value != getattr(plain, name)),
@@ -55,7 +59,7 @@ def section(store: Store) -> Iterator[str]:
     names = columns(found, wanted_columns(rows))
     yield "All records:\n"
     yield as_markdown(found, names) + "\n"
-    if len(known) > 1:
+    if 1 < len(known) < n:
         yield "The records that the unedited model knows:\n"
         some = merged(lines(rows, known_only=True))
         yield as_markdown(some, columns(some, names)) + "\n"

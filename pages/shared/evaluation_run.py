@@ -14,11 +14,12 @@ from rome_core import LanguageModel, RomeError
 from rome_core.datasets import Fact, facts_of
 from rome_core.default_model import cache_dir
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.runner import choose_facts, run, with_layers
+from rome_core.evaluation.runner import choose_facts, choose_known, run, with_layers
 from rome_core.evaluation.store import Row, Store
 from rome_core.evaluation.tables import Line, as_parquet, lines
 from rome_core.evaluation.work import Plan
-from rome_core.methods import METHODS
+from rome_core.methods import METHODS, MethodConfig
+from rome_core.progress import Track, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,34 +32,45 @@ class Asked:
     n: int
     order_seed: int = 0
     test_only: bool = True
+    known_only: bool = False
     methods: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     prefixes: int | None = None
     group: int = 1
     measures: MeasureSettings = field(default_factory=MeasureSettings)
 
-    def plan(self) -> Plan:
+    def choose(self, lm: LanguageModel, track: Track = silent) -> tuple[Fact, ...]:
+        """The facts of the run; for those that the model knows, it is asked."""
         pool = facts_of("test", self.facts) if self.test_only else list(self.facts)
+        if self.known_only:
+            return choose_known(lm, pool, self.n, self.order_seed, track)
+        return choose_facts(pool, self.n, self.order_seed)
+
+    @property
+    def configs(self) -> dict[str, MethodConfig]:
+        return with_layers({name: METHODS[name]() for name in self.methods}, self.layers)
+
+    def plan(self, lm: LanguageModel, track: Track = silent) -> Plan:
         return Plan(
-            choose_facts(pool, self.n, self.order_seed),
-            with_layers({name: METHODS[name]() for name in self.methods}, self.layers),
+            self.choose(lm, track),
+            self.configs,
             self.measures,
             self.group,
             self.prefixes,
-            self.source + (", test part" if self.test_only else ""),
+            self.source + ", test part" * self.test_only + ", known" * self.known_only,
             self.set_hash,
             self.order_seed,
         )
 
     def folder(self, lm: LanguageModel) -> Path:
         """Where the rows are kept: the same for more facts or methods, so that a run can grow and be gone on with."""
-        about = [lm.fingerprint, self.set_hash, self.order_seed, self.test_only, self.layers, self.prefixes, self.group]
-        text = json.dumps([*about, asdict(self.measures)])
+        facts = [self.set_hash, self.order_seed, self.test_only, self.known_only]
+        text = json.dumps([lm.fingerprint, *facts, self.layers, self.prefixes, self.group, asdict(self.measures)])
         return cache_dir() / "runs" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
-        return f"{self.source}, {self.n} facts, {', '.join(self.methods)}"
+        return f"{self.source}, {self.n} {'known ' * self.known_only}facts, {', '.join(self.methods)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +94,10 @@ class Shown:
 
 def start(lm: LanguageModel, asked: Asked) -> track.Job:
     """Queue the run. Its partial result is the run so far, with what was there before."""
-    plan, folder = asked.plan(), asked.folder(lm)
+    folder = asked.folder(lm)
 
     def work(job: track.Job) -> Shown:
+        plan = asked.plan(lm, job.track)
         store: Store | None = None
         for _ in run(lm, plan, folder, track=job.track):
             store = store or Store(folder)
@@ -96,7 +109,7 @@ def start(lm: LanguageModel, asked: Asked) -> track.Job:
 
 def shown(store: Store, asked: Asked) -> Shown:
     """The rows that the form asks for: a folder may hold more facts and methods."""
-    wanted = set(asked.plan().methods)
+    wanted = set(asked.configs)
     rows = tuple(row for row in store.rows() if row.method in wanted and row.position < asked.n)
     return Shown(asked.label, store.about, rows)
 

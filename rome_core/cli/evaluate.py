@@ -10,11 +10,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rome_core.cli.terminal import fact_arguments, facts_from, guarded, method_names, model_arguments, progress
+from rome_core.cli.terminal import (
+    chosen_from,
+    fact_arguments,
+    facts_from,
+    guarded,
+    method_names,
+    model_arguments,
+    progress,
+    source_of,
+)
 from rome_core.evaluation.cluster import ray_workers
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.runner import choose_facts, run, with_layers
-from rome_core.evaluation.store import OWN_SET, Store, hash_of
+from rome_core.evaluation.runner import run, with_layers
+from rome_core.evaluation.store import Store, hash_of
 from rome_core.evaluation.tables import as_text, columns, export, lines, merged, wanted_columns
 from rome_core.evaluation.texts import load_references
 from rome_core.evaluation.work import Plan
@@ -68,12 +77,12 @@ def work(args: argparse.Namespace) -> None:
     load = partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
     lm = load()
     plan = Plan(
-        facts=choose_facts(facts, args.records, args.order_seed),
+        facts=chosen_from(facts, args, lm),
         methods=with_layers(configs, [int(layer) for layer in args.layers.split(",") if layer]),
         measures=MeasureSettings(**{name: getattr(args, name) for name in about(MeasureSettings)}),
         group=max(1, args.group),
         prefixes=args.prefixes,
-        source=(OWN_SET if args.facts is None else args.facts.name) + (", test part" if args.part == "test" else ""),
+        source=source_of(args),
         set_hash=hash_of(facts),
         order_seed=args.order_seed,
         references=None if args.references is None else load_references(args.references),

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rome_core.cli.terminal import fact_arguments, facts_from, guarded, model_arguments, progress
+from rome_core.cli.terminal import chosen_from, fact_arguments, facts_from, guarded, model_arguments, progress
 from rome_core.datasets import Fact
 from rome_core.errors import DataError
-from rome_core.evaluation.runner import choose_facts
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
 from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
 from rome_core.evaluation.sequence_run import Pace, Record, SequencePlan, SequenceRun, branch_run, create_run, open_run
@@ -75,7 +74,7 @@ def work(args: argparse.Namespace) -> SequenceRun:
 def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
     config = configured(args.method, args.set)
-    facts: Sequence[Fact] = choose_facts(facts_from(args), args.records, args.order_seed)
+    facts = chosen_from(facts_from(args), args, lm)
     pace = Pace(**{name: getattr(args, name) for name in about(Pace)})
     if (args.out / "run.json").exists():
         run = open_run(args.out)

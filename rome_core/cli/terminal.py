@@ -12,7 +12,10 @@ from tqdm import tqdm
 from rome_core.datasets import Fact, facts_of, load_facts
 from rome_core.default_model import DEFAULT_MODEL
 from rome_core.errors import DataError, RomeError
+from rome_core.evaluation.runner import choose_facts, choose_known
+from rome_core.evaluation.store import OWN_SET
 from rome_core.methods import METHODS
+from rome_core.model import LanguageModel
 from rome_core.progress import Track
 
 progress: Track = tqdm  # it counts, and estimates the rest from what was measured so far
@@ -36,6 +39,12 @@ def fact_arguments(parser: argparse.ArgumentParser, records: int) -> None:
         choices=("test", "all"),
         help="test leaves out the subjects that hypernetworks are trained on (default: %(default)s)",
     )
+    parser.add_argument(
+        "--choose",
+        default="all",
+        choices=("all", "known"),
+        help="known takes only facts that the unedited model knows, which is asked first (default: %(default)s)",
+    )
     parser.add_argument("--order-seed", type=int, default=0, help="of the order of the facts (default: %(default)s)")
 
 
@@ -47,6 +56,19 @@ def facts_from(args: argparse.Namespace) -> list[Fact]:
     if more := len(facts.problems[5:]):
         print(f"And {more} more such records.", file=sys.stderr)
     return facts_of("test", facts) if args.part == "test" else list(facts)
+
+
+def chosen_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageModel) -> tuple[Fact, ...]:
+    """As many of the facts as the arguments ask for, in their order."""
+    if args.choose == "known":
+        return choose_known(lm, facts, args.records, args.order_seed, progress)
+    return choose_facts(facts, args.records, args.order_seed)
+
+
+def source_of(args: argparse.Namespace) -> str:
+    """The facts in a few words."""
+    name = OWN_SET if args.facts is None else args.facts.name
+    return name + ", test part" * (args.part == "test") + ", known" * (args.choose == "known")
 
 
 def method_names(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from rome_core.evaluation.known import known_facts
 from rome_core.evaluation.measures import MeasureSettings, measure_fact
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.evaluation.run import Evaluation, evaluate, measure
-from rome_core.evaluation.runner import choose_facts
+from rome_core.evaluation.runner import choose_facts, choose_known
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
 from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
 from rome_core.evaluation.sequence_curves import collapse, curves, retention_matrix
@@ -27,6 +27,7 @@ __all__ = [
     "branch_run",
     "case_of",
     "choose_facts",
+    "choose_known",
     "collapse",
     "create_run",
     "curves",

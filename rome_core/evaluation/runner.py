@@ -15,6 +15,7 @@ import torch
 
 from rome_core.datasets import Fact
 from rome_core.errors import DataError
+from rome_core.evaluation.known import known_facts
 from rome_core.evaluation.store import Row, Store, hash_of
 from rome_core.evaluation.work import Kept, Plan, Task, work
 from rome_core.methods import MethodConfig
@@ -25,12 +26,35 @@ from rome_core.moment import Moment, moments_for
 from rome_core.presets import resolve
 from rome_core.progress import Track, silent
 
+ASKED_AT_ONCE = 16  # facts, when the model is asked which of them it knows
+
 
 def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
     """The first n facts of a seeded order; a larger n begins with the same ones."""
     order = list(facts)
     random.Random(seed).shuffle(order)
     return tuple(order[:n])
+
+
+def choose_known(
+    lm: LanguageModel, facts: Sequence[Fact], n: int | None, seed: int, track: Track = silent
+) -> tuple[Fact, ...]:
+    """The first n facts of the same order that the unedited model knows; fewer if it knows no more.
+
+    Raises DataError if it knows none.
+    """
+    order, found = choose_facts(facts, None, seed), list[Fact]()
+    steps = range(0, len(order), ASKED_AT_ONCE)
+    for at in track(steps, "Asking what the model knows", len(steps)):
+        some = order[at : at + ASKED_AT_ONCE]
+        found += [fact for fact, known in zip(some, known_facts(lm, some), strict=True) if known]
+        if n is not None and len(found) >= n:
+            break
+    if not found:
+        raise DataError(
+            f"'{lm.name}' knows none of the {len(order)} facts.", "", "Take facts that it does not know, too."
+        )
+    return tuple(found[:n])
 
 
 def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> dict[str, MethodConfig]:

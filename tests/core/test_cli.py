@@ -13,6 +13,7 @@ from rome_core.cli import evaluate
 from rome_core.cli.terminal import guarded, method_names
 from rome_core.datasets import part_of
 from rome_core.errors import DataError
+from rome_core.evaluation.runner import choose_facts
 from rome_core.evaluation.store import Store
 from rome_core.methods import METHODS
 from studies.results import section
@@ -66,7 +67,11 @@ def test_evaluate_prints_a_table_and_exports_it(
 
     text = "\n".join(section(store))
     assert "## facts.json, test part, 2 records" in text and "| r-rome@1 | after | 2 | 0 |" in text
-    assert "rome-evaluate --facts facts.json --records 2 --order-seed 0 --methods r-rome@1,h-rome@1" in text
+    again = next(line for line in text.splitlines() if line.startswith("rome-evaluate"))
+    again = again.replace("FOLDER", str(tmp_path / "run")).replace("facts.json", str(tmp_path / "facts.json"))
+    before = len(store.rows())
+    assert evaluate.main([*again.split()[1:], *asked[2:4]]) == 0, "the run's own settings are not refused in its folder"
+    assert len(Store(tmp_path / "run").rows()) == before
 
     assert evaluate.main(["--out", str(tmp_path / "run"), "--show", "--known-only"]) == 0
     assert "scores-known.csv" in capsys.readouterr().out
@@ -97,3 +102,15 @@ def test_all_facts_can_be_asked_for(asked: list[str]) -> None:
     assert [fact.prompt.subject for fact in evaluate.facts_from(args)] == list(SUBJECTS)
     args = argparse.Namespace(**{**vars(args), "part": "test"})
     assert {part_of(fact) for fact in evaluate.facts_from(args)} == {"test"}
+
+
+def test_known_facts_can_be_asked_for(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    args = evaluate.parser().parse_args([*asked, "--part", "all", "--choose", "known"])
+    facts = evaluate.facts_from(args)
+    monkeypatch.setattr("rome_core.evaluation.runner.known_facts", lambda lm, some: [f in facts[3:] for f in some])
+
+    assert set(evaluate.chosen_from(facts, args, tiny())) <= set(facts[3:])
+    assert evaluate.source_of(args) == "facts.json, known"
+    args = evaluate.parser().parse_args(asked)
+    assert evaluate.chosen_from(facts, args, tiny()) == choose_facts(facts, 2, 0)
+    assert evaluate.source_of(args) == "facts.json, test part"

@@ -20,7 +20,7 @@ from rome_core.datasets import Fact
 from rome_core.default_model import cache_dir
 from rome_core.errors import DataError
 from rome_core.evaluation.measures import MeasureSettings, measure_fact
-from rome_core.evaluation.runner import choose_facts, run, with_layers
+from rome_core.evaluation.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
 from rome_core.evaluation.store import Row, Store, hash_of
 from rome_core.evaluation.tables import as_csv, as_latex, as_markdown, columns, export, lines, merged, wanted_columns
 from rome_core.evaluation.work import Plan, prefix_in_use, relative_norm
@@ -428,6 +428,24 @@ def test_a_longer_choice_begins_with_the_shorter_one() -> None:
     assert choose_facts(FACTS, 4, 1)[:2] == choose_facts(FACTS, 2, 1)
     assert len({choose_facts(FACTS, 4, seed) for seed in range(10)}) > 5
     assert sorted(fact.id for fact in choose_facts(FACTS, None, 3)) == [fact.id for fact in FACTS]
+
+
+def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, many = tiny(), [replace(FACTS[0], id=str(i)) for i in range(10 * ASKED_AT_ONCE)]
+    asked: list[Fact] = []
+
+    def every_third(_: LanguageModel, some: list[Fact]) -> list[bool]:
+        asked.extend(some)
+        return [int(fact.id) % 3 == 0 for fact in some]
+
+    monkeypatch.setattr("rome_core.evaluation.runner.known_facts", every_third)
+    order = choose_facts(many, None, 5)
+
+    assert choose_known(lm, many, 3, 5) == tuple(fact for fact in order if int(fact.id) % 3 == 0)[:3]
+    assert asked == list(order[: len(asked)]) and len(asked) < len(many) / 2
+    assert len(choose_known(lm, many, 1000, 5)) == len(range(0, len(many), 3))
+    with pytest.raises(DataError, match="knows none of the 2 facts"):
+        choose_known(lm, [many[1], many[2]], 1, 5)
 
 
 def test_methods_at_several_layers() -> None:

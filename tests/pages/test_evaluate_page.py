@@ -76,6 +76,19 @@ def test_a_run_ends_with_a_table_figures_and_files(page: AppTest) -> None:
     assert "Beside it" in texts(page.caption) and list(page.dataframe[1].value["n"]) == [2, 2, 2]
 
 
+def test_only_facts_that_the_model_knows(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.toggle(key="evaluate-known").set_value(True).run()
+    evaluated(page)
+    assert "knows none of the 4 facts" in texts(page.error)
+
+    monkeypatch.setattr("rome_core.evaluation.runner.known_facts", lambda lm, some: [f == FACTS[2] for f in some])
+    evaluated(page)
+    assert not page.error, texts(page.error)
+    assert {metric.label: metric.value for metric in page.metric}["Facts edited"] == "1"
+    (folder,) = (cache_dir() / "runs").iterdir()
+    assert {row.fact for row in Store(folder).rows()} == {FACTS[2].id}
+
+
 def test_a_folder_of_another_run_is_opened(page: AppTest, tmp_path: Path) -> None:
     store = Store(tmp_path / "run", {"methods": {"m_1": {}}, "model": "other", "group": 1})
     for i, row in enumerate(rows_by_hand()):
@@ -98,13 +111,20 @@ def test_a_folder_serves_all_sizes_and_methods_of_the_same_settings() -> None:
     lm = tiny()
 
     assert asked().folder(lm) == asked(n=4, methods=("rome",)).folder(lm)
-    others = [asked(order_seed=1), asked(layers=()), asked(group=2), asked(test_only=False), asked(set_hash="x")]
-    assert len({a.folder(lm) for a in [asked(), *others]}) == 6
+    others = [
+        asked(order_seed=1),
+        asked(layers=()),
+        asked(group=2),
+        asked(test_only=False),
+        asked(set_hash="x"),
+        asked(known_only=True),
+    ]
+    assert len({a.folder(lm) for a in [asked(), *others]}) == 7
 
 
 def test_only_what_the_form_asks_for_is_shown(tmp_path: Path) -> None:
     lm, wide = tiny(), asked(methods=("rome", "r-rome"), prefixes=2, test_only=False)
-    list(run(lm, wide.plan(), tmp_path / "run"))
+    list(run(lm, wide.plan(lm), tmp_path / "run"))
 
     some = shown(Store(tmp_path / "run"), replace(wide, n=1, methods=("rome",)))
 
