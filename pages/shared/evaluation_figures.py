@@ -15,6 +15,7 @@ from rome_core.evaluation.tables import PLAIN, Line
 BEFORE, AFTER, END = "#5B7083", "#D9822B", "#8A5A1F"
 COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
 SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
+LOGARITHMIC = ("NKL", "perplexity")  # a broken model is orders of magnitude away
 SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
 LEGEND_ROW = 20  # px
 
@@ -112,7 +113,7 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.
     fig.update_xaxes(**grid, type="log", title_text="‖Δ‖ / ‖W‖ of the edit")
     unit = unit_of(measure)
     fig.update_yaxes(**grid, title_text=f"{measure} ({unit})" if unit else measure)
-    if measure == "perplexity":
+    if measure in LOGARITHMIC and all(y > 0 for trace in fig.data for y in trace.y):  # rounding may leave a KL of 0
         fig.update_yaxes(type="log")
     n = sum(len(trace.x) for trace in fig.data)
     frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)

@@ -58,9 +58,10 @@ def folder() -> Path:
 
 
 def all_runs() -> dict[str, SequenceRun]:
-    """The page's runs, newest first, then those that come with the project; by the name that is shown."""
+    """The page's runs, newest first, then the project's own, smallest batches first; by the name that is shown."""
     own = sorted(runs_in(folder()), key=lambda run: -(run.folder / "run.json").stat().st_mtime)
-    return {**{run.folder.name: run for run in own}, **{f"study: {run.folder.name}": run for run in runs_in(SHIPPED)}}
+    shipped = sorted(runs_in(SHIPPED), key=lambda run: run.plan.pace.batch)
+    return {**{run.folder.name: run for run in own}, **{f"study: {run.folder.name}": run for run in shipped}}
 
 
 def work(lm: LanguageModel, wish: Wish, job: track.Job) -> int:

@@ -48,7 +48,7 @@ def metrics(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
     kept = next((score for score in reversed(curves(records).retention) if score), None)
     broken = collapse(records, factor)
     metric_row(
-        ("Facts edited", f"{last.edited} of {len(run.plan.facts)}", f"{last.step} steps", "Those that had a turn."),
+        ("Facts edited", f"{last.edited} of {len(run.plan.facts)}", count(last.step, "step"), "Those that had a turn."),
         ("Perplexity", number(last.perplexity), f"unedited {number(first.perplexity)}", "On general text."),
         ("‖ΔW‖ / ‖W‖", number(last.norm), "all edits", "Frobenius, of the matrix that moved most."),
         (

@@ -160,6 +160,9 @@ def test_points_carry_their_case() -> None:
     (trace,) = fig.data
     assert list(trace.x) == pytest.approx([0.1, 0.2]) and list(trace.y) == [0.25, 0.25]
     assert tuple(trace.customdata[0][:2]) == ("m_1", 0)
+    assert fig.layout.yaxis.type == "log"
+    next(row for row in rows if has(row, "NKL")).values["NKL"] = 0.0
+    assert scatter(rows, "NKL", "", theme(False)).layout.yaxis.type is None, "a logarithm would hide the point"
     assert not has(Row("m", 0, "f", "s", "after", relative_norm=float("inf"), values={"NKL": 1.0}), "NKL")
 
 
