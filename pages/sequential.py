@@ -117,12 +117,12 @@ def results(lm: LanguageModel, wish: Wish | None) -> None:
     names = list(runs)
     if chosen not in names:
         st.session_state["sequence-shown"] = names[0]
-    row = st.columns([2, 3, 1.2], vertical_alignment="bottom")
+    row = st.columns([2, 1], vertical_alignment="bottom")
     name = row[0].selectbox("Run", names, key="sequence-shown")
-    others = row[1].multiselect(
+    others = st.multiselect(
         "Compare with", [other for other in names if other != name], key="sequence-others", placeholder="no other run"
     )
-    factor = row[2].number_input(
+    factor = row[1].number_input(
         "Collapse at (× perplexity)",
         1.5,
         1000.0,

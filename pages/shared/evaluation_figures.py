@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from pages.shared.figures import Theme, _axis, frame
+from pages.shared.figures import LEGEND_ROW, Theme, _axis, frame
 from pages.shared.text import count
 from rome_core.evaluation.store import Row
 from rome_core.evaluation.tables import PLAIN, Line
@@ -17,7 +17,6 @@ COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
 SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
 LOGARITHMIC = ("NKL", "perplexity")  # a broken model is orders of magnitude away
 SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
-LEGEND_ROW = 20  # px
 
 
 def scale_of(measure: str) -> float:

@@ -23,6 +23,7 @@ SCALES = {"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"}
 LIGHTER = {"resid_post": "#C4B8E8", "mlp_out": "#8FD6A5", "attn_out": "#F5A08E"}  # the bright end on dark ground
 MONO = "'Source Code Pro', 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 ROW, MARGIN_TOP, MARGIN_BOTTOM = 24, 46, 92  # px
+LEGEND_ROW = 20  # px
 CAPTION_WIDTH = 78  # characters: fits the narrowest page
 LABEL_LENGTH = 16  # characters of a token on an axis
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from pages.shared.edit_figures import framed
-from pages.shared.figures import Theme
+from pages.shared.figures import LEGEND_ROW, Theme
 from pages.shared.text import count
 from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, curves, own_checks, retention_matrix
 from rome_core.evaluation.sequence_run import Record, SequenceRun
@@ -40,7 +40,7 @@ def caption(run: SequenceRun) -> str:
 
 
 def finding(runs: Runs, factor: float = COLLAPSED) -> str:
-    """The title: where each run collapsed, if it did; runs that fared alike in one breath."""
+    """The title: where each run collapsed, if it did; runs that fared alike in one breath, counted if they are many."""
     alike: dict[tuple[str, int], list[str]] = {}
     for name, records in runs.items():
         if len(records) > 1:
@@ -49,9 +49,8 @@ def finding(runs: Runs, factor: float = COLLAPSED) -> str:
             alike.setdefault(fate, []).append(name)
     parts = []
     for (verb, edit), names in alike.items():
-        *most, last = names
-        told = f"{', '.join(most)} and {last}" if most else last
-        parts.append(f"{told} {verb.format(s='' if most else 's')} {edit}")
+        told = f"{len(names)} runs" if len(names) > 2 else " and ".join(names)
+        parts.append(f"{told} {verb.format(s='' if len(names) > 1 else 's')} {edit}")
     return "; ".join(parts[:3]) + ("; …" if len(parts) > 3 else "") or "The unedited model"
 
 
@@ -76,7 +75,8 @@ def curves_figure(runs: Runs, words: str, look: Theme, factor: float = COLLAPSED
     if limits:
         fig.add_hline(min(limits), line={"color": look.ink, "dash": "dot", "width": 1}, row=1, col=1)
     last = max((records[-1].edited for records in runs.values() if records), default=0)
-    framed(fig, finding(runs, factor), words, 470, look, top=92, left=52)
+    more = LEGEND_ROW * max(0, -(-len(runs) // 2) - 1)  # a narrow page has room for two names a row
+    framed(fig, finding(runs, factor), words, 470, look, top=92 + more, left=52)
     fig.update_xaxes(range=[-0.02 * max(1, last), 1.03 * max(1, last)])
     fig.update_xaxes(title_text="facts edited", row=2)
     fig.update_yaxes(type="log", tickvals=DECADES, tickformat="~s", row=1, col=1)

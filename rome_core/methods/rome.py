@@ -217,8 +217,9 @@ class NRome(RomeConfig):
         "N-ROME, this project's: δ is added at both keys, k_0 and k*; similar subjects and namesakes are held."
     )
     formula: ClassVar[str] = (
-        r"\Delta = \delta\,\mathbf{1}^\top (K^\top C_T^{-1} K)^{-1} K^\top C_T^{-1},\quad K = [k_0\;k^*],\quad "
-        r"C_T = C + \mu\,\mathbb{E}_s[k_s k_s^\top] + \nu\,\mathbb{E}_n[k_n k_n^\top]"
+        r"\Delta = \delta\,\mathbf{1}^\top (K^\top C_T^{-1} K)^{-1} K^\top C_T^{-1},"
+        r"\allowbreak\quad {K = [k_0\;k^*]},"
+        r"\allowbreak\quad {C_T = C + \mu\,\mathbb{E}_s[k_s k_s^\top] + \nu\,\mathbb{E}_n[k_n k_n^\top]}"
     )
     held: int = setting(
         150,

@@ -138,7 +138,8 @@ def test_curves_mark_the_collapse(look) -> None:
     retention = next(trace for trace in figure.data if trace.name == "one" and trace.error_y.array is not None)
     assert list(retention.x) == [3, 6] and list(retention.y) == pytest.approx([0.0, 0.4])
     assert finding({"one": records()}, 1000.0) == "one holds to edit 6"
-    assert finding(dict.fromkeys("abcd", records()), 1000.0) == "a, b, c and d hold to edit 6"
+    assert finding(dict.fromkeys("abcd", records()), 1000.0) == "4 runs hold to edit 6"
+    assert finding(dict.fromkeys("ab", records()), 1000.0) == "a and b hold to edit 6"
 
 
 def test_the_efficacy_curve_is_of_the_latest_facts() -> None:
