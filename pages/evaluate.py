@@ -102,14 +102,17 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
 
 
 def other_run() -> Shown | None:
-    """A second run to stand beside the first: an earlier one of this session, or any folder on the server."""
+    """A second run to stand beside the first: one of this session, a study, or any folder on the server."""
     kept: dict[str, Shown] = st.session_state.setdefault("_runs", {})
-    with st.expander("Compare with another run"):
-        name = st.selectbox("Earlier in this session", ["none", *kept], key="beside")
+    studies = evaluation_run.studies()
+    with st.expander("Open another run, or compare with it"):
+        name = st.selectbox("A run of this session, or a study of the project", ["none", *kept, *studies], key="beside")
         path = st.text_input("A run's folder on the server", key="beside-folder", help="As rome-evaluate writes it.")
         try:
             if path and path.strip():
                 return evaluation_run.opened(path)
+            if name in studies:
+                return evaluation_run.study(name)
         except RomeError as error:
             session.show_error(error)
     return kept.get(str(name))
@@ -121,7 +124,10 @@ def result(facts: list[Fact], beside: Shown | None) -> None:
         if beside is not None:
             evaluation_views.run_view(beside, facts, "opened", live=False)
         else:
-            st.info("Press Run: a table of scores with their intervals appears here and settles as facts are added.")
+            st.info(
+                "Press Run: a table of scores with their intervals appears here and settles as facts are added. Above, "
+                "finished studies can be opened."
+            )
         return
 
     def draw(job: track.Job) -> None:

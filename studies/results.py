@@ -1,20 +1,24 @@
 """docs/results.md from the folders of evaluation runs: `python -m studies.results runs/counterfact runs/zsre`.
 
-Every number in it comes from the runs' rows, every setting from their run.json; nothing is written by hand.
+Every number in it comes from the runs' rows, every setting from their run.json; nothing is written by hand. With --keep
+the rows are kept in docs/studies/evaluation, too, where the page *Evaluate* finds them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.store import OWN_SET, Store
+from rome_core.evaluation.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
 from rome_core.evaluation.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
+from studies.common import RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"
-RUNS = DOCS.parent / "runs"
+KEPT = RESULTS / "evaluation"
 
 
 def command(about: dict[str, object]) -> str:
@@ -69,6 +73,25 @@ def section(store: Store) -> Iterator[str]:
     yield f"{took}torch {used['torch']}, transformers {used['transformers']}, Python {used['python']}.\n"
 
 
+def keep(store: Store, folder: Path) -> None:
+    """The run in one part a method, without prompts and subjects: the public files are not this project's to copy."""
+    shutil.rmtree(folder, ignore_errors=True)
+    kept = Store(folder, {**store.about, "prompts": PROMPTS_LEFT_OUT})
+    for method in store.about["methods"]:
+        kept.write(method, 0, [anonymous(row) for row in store.rows() if row.method == method])
+    for sitting in store.sittings():
+        kept.note_sitting(sitting)
+
+
+def anonymous(row: Row) -> Row:
+    """A row whose prompts are only told apart, and known as questions or statements, which decides the columns."""
+    answers = [
+        {**answer, "text": f"{answer['kind']} {i}{'?' * answer['text'].rstrip().endswith('?')}"}
+        for i, answer in enumerate(row.answers)
+    ]
+    return replace(row, subject=f"record {row.fact}", answers=answers, texts=[])
+
+
 HEAD = """# Results of evaluation runs
 
 Made by `python -m studies.results` from the folders that `rome-evaluate` writes; what the columns mean is in
@@ -80,12 +103,15 @@ magnitudes are times 100, NKL is in nats.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="*", help="folders of runs (default: all in runs/)")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of runs (default: those that are kept)")
     parser.add_argument("--out", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--keep", action="store_true", help="keep the rows beside the other studies")
     args = parser.parse_args()
-    folders = args.runs or sorted(path.parent for path in RUNS.glob("*/run.json"))
+    folders = args.runs or sorted(path.parent for path in KEPT.glob("*/run.json"))
     parts = [HEAD, *(part for folder in folders for part in section(Store(folder)))]
     args.out.write_text("\n".join(parts), encoding="utf-8")
+    for folder in folders if args.keep else ():
+        keep(Store(folder), KEPT / folder.name)
     print(f"{args.out}: {len(folders)} runs")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +20,8 @@ from rome_core.evaluation.tables import Line, as_parquet, lines
 from rome_core.evaluation.work import Plan
 from rome_core.methods import METHODS, MethodConfig
 from rome_core.progress import Track, silent
+
+STUDIES = Path(__file__).resolve().parents[2] / "docs" / "studies" / "evaluation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,20 @@ def opened(path: str) -> Shown:
     if not rows:
         raise RomeError(f"'{path}' holds no finished rows.", "", "Choose another run, or wait for its first fact.")
     return Shown(Path(path.strip()).name, store.about, rows)
+
+
+def studies() -> dict[str, Path]:
+    """The runs that come with the project, by the name that is shown."""
+    return {f"study: {path.parent.name}": path.parent for path in sorted(STUDIES.glob("*/run.json"))}
+
+
+def study(name: str) -> Shown:
+    """One of them, read once a session: its rows come without prompts."""
+    found: Shown | None = session.recall(("study", name))
+    if found is None:
+        found = replace(opened(str(studies()[name])), name=name)
+        session.remember(("study", name), found)
+    return found
 
 
 def parquet(some: Sequence[Line], about: dict[str, object]) -> bytes:

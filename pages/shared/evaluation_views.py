@@ -16,7 +16,7 @@ from pages.shared.text import count, number
 from pages.shared.trace_view import chart_config, dark
 from rome_core.datasets import Fact
 from rome_core.evaluation.published import PUBLISHED, SOURCE
-from rome_core.evaluation.store import Row
+from rome_core.evaluation.store import PROMPTS_LEFT_OUT, Row
 from rome_core.evaluation.tables import (
     Line,
     as_csv,
@@ -142,6 +142,8 @@ def case(run: Shown, method: str, position: int, facts: Sequence[Fact]) -> None:
             "method": method.partition("@")[0],
         }
         st.page_link("pages/edit.py", label="Open on the Edit page", query_params=link)
+    elif run.about.get("prompts") == PROMPTS_LEFT_OUT:
+        st.caption("A public file's prompts are no part of this study: docs/results.md has the command that makes it.")
     else:
         st.caption(literal(f"To open it on the Edit page, choose the run's facts above: {run.about.get('facts')}."))
     before = {answer["text"]: answer for answer in mine["before"].answers} if "before" in mine else {}

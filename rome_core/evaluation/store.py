@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from rome_core.datasets import Fact
 from rome_core.errors import DataError
 
+PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
 OWN_SET = "the project's own set"  # how a run's folder calls it
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
@@ -148,7 +149,7 @@ class Store:
         table = pa.Table.from_pylist([{**asdict(row), "values": list(row.values.items())} for row in rows], SCHEMA)
         path = self._part(method, group)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, lambda part: pq.write_table(table, part))
+        _write_whole(path, lambda part: pq.write_table(table, part, compression="zstd"))
 
     def rows(self) -> list[Row]:
         """All finished rows, by method in the order of the settings, and place. A part is read once."""

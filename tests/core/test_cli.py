@@ -16,7 +16,7 @@ from rome_core.errors import DataError
 from rome_core.evaluation.runner import choose_facts
 from rome_core.evaluation.store import Store
 from rome_core.methods import METHODS
-from studies.results import section
+from studies.results import keep, section
 from tests.core.test_runner import saved, tiny
 
 SUBJECTS = ("Paris", "Lyon", "Zürich", "Köln", "Milan", "Rome", "Tokyo", "Japan")
@@ -72,6 +72,12 @@ def test_evaluate_prints_a_table_and_exports_it(
     before = len(store.rows())
     assert evaluate.main([*again.split()[1:], *asked[2:4]]) == 0, "the run's own settings are not refused in its folder"
     assert len(Store(tmp_path / "run").rows()) == before
+
+    keep(store, tmp_path / "kept")
+    kept = Store(tmp_path / "kept")
+    assert list(section(kept)) == list(section(store)), "a kept run has all numbers"
+    told = [str(row) for row in kept.rows()]
+    assert not [word for word in (*subjects, "The home of", "Milan") for row in told if word in row], "and no prompts"
 
     assert evaluate.main(["--out", str(tmp_path / "run"), "--show", "--known-only"]) == 0
     assert "scores-known.csv" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_form
+from pages.shared import average_form, evaluation_run
 from pages.shared.evaluation_figures import bars, caption_of, has, scatter
 from pages.shared.evaluation_run import Asked, parquet, shown
 from pages.shared.figures import theme
@@ -21,6 +21,7 @@ from rome_core.evaluation.published import PUBLISHED
 from rome_core.evaluation.runner import run
 from rome_core.evaluation.store import Row, Store
 from rome_core.evaluation.tables import as_csv, lines
+from studies.results import keep
 from tests.core.test_runner import FACTS, QUICK, rows_by_hand, tiny
 from tests.pages.conftest import goto, texts
 from tests.pages.test_averages_page import end_of_jobs
@@ -98,6 +99,18 @@ def test_a_folder_of_another_run_is_opened(page: AppTest, tmp_path: Path) -> Non
     assert "m_1" in list(page.dataframe[0].value["method"])
     page.text_input(key="beside-folder").set_value(str(tmp_path)).run()
     assert "is no run's folder" in texts(page.error)
+
+
+def test_a_study_of_the_project_is_opened(page: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "run", {"methods": {"m_1": {}}, "model": "other", "group": 1})
+    store.write("m_1", 0, rows_by_hand())
+    keep(store, tmp_path / "studies" / "cities")
+    monkeypatch.setattr(evaluation_run, "STUDIES", tmp_path / "studies")
+
+    page.run().selectbox(key="beside").set_value("study: cities").run()
+
+    assert not page.error, texts(page.error)
+    assert list(page.dataframe[0].value["method"])[-1] == "m_1"
 
 
 # -------------------------------------------------------------------------------------------------------- without page
