@@ -113,7 +113,7 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.
     unit = unit_of(measure)
     fig.update_yaxes(**grid, title_text=f"{measure} ({unit})" if unit else measure)
     if measure in LOGARITHMIC and all(y > 0 for trace in fig.data for y in trace.y):  # rounding may leave a KL of 0
-        fig.update_yaxes(type="log")
+        fig.update_yaxes(type="log", exponentformat="power")
     n = sum(len(trace.x) for trace in fig.data)
     frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)
     return _with_legend(fig)
