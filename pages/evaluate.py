@@ -109,10 +109,11 @@ def other_run() -> Shown | None:
         name = st.selectbox("A run of this session, or a study of the project", ["none", *kept, *studies], key="beside")
         path = st.text_input("A run's folder on the server", key="beside-folder", help="As rome-evaluate writes it.")
         try:
-            if path and path.strip():
-                return evaluation_run.opened(path)
-            if name in studies:
-                return evaluation_run.study(name)
+            with st.spinner("Reading the run", show_time=True):
+                if path and path.strip():
+                    return evaluation_run.opened(path)
+                if name in studies:
+                    return evaluation_run.opened(str(studies[name]), str(name))
         except RomeError as error:
             session.show_error(error)
     return kept.get(str(name))

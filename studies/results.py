@@ -69,12 +69,16 @@ def section(store: Store) -> Iterator[str]:
         yield as_markdown(some, columns(some, names)) + "\n"
     used, sittings = about["versions"], store.sittings()
     spent = sum(sitting["seconds"] for sitting in sittings)
-    took = f"{spent / 3600:.1f} hours of work, {sittings[-1]['workers']}; " if sittings else ""
+    timed, all_parts = sum(sitting["parts"] for sitting in sittings), -(-n // about["group"]) * len(about["methods"])
+    part = f" for {timed} of {all_parts} parts (a sitting that was killed keeps no time)" if timed < all_parts else ""
+    took = f"{spent / 3600:.1f} hours of work{part}, {sittings[-1]['workers']}; " if sittings else ""
     yield f"{took}torch {used['torch']}, transformers {used['transformers']}, Python {used['python']}.\n"
 
 
 def keep(store: Store, folder: Path) -> None:
     """The run in one part a method, without prompts and subjects: the public files are not this project's to copy."""
+    if store.about.get("prompts") == PROMPTS_LEFT_OUT:
+        return  # it is a kept one
     shutil.rmtree(folder, ignore_errors=True)
     kept = Store(folder, {**store.about, "prompts": PROMPTS_LEFT_OUT})
     for method in store.about["methods"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +14,7 @@ from rome_core import LanguageModel, RomeError
 from rome_core.datasets import Fact, facts_of
 from rome_core.default_model import cache_dir
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.runner import choose_facts, choose_known, run, with_layers
+from rome_core.evaluation.runner import choose_facts, choose_known, described, run, with_layers
 from rome_core.evaluation.store import Row, Store
 from rome_core.evaluation.tables import Line, as_parquet, lines
 from rome_core.evaluation.work import Plan
@@ -59,7 +59,7 @@ class Asked:
             self.measures,
             self.group,
             self.prefixes,
-            self.source + ", test part" * self.test_only + ", known" * self.known_only,
+            described(self.source, test_only=self.test_only, known_only=self.known_only),
             self.set_hash,
             self.order_seed,
         )
@@ -116,27 +116,22 @@ def shown(store: Store, asked: Asked) -> Shown:
     return Shown(asked.label, store.about, rows)
 
 
-def opened(path: str) -> Shown:
-    """Any run's folder, of this page or of rome-evaluate."""
-    store = Store(path.strip())
+def opened(path: str, name: str = "") -> Shown:
+    """Any run's folder, of this page or of rome-evaluate. The session keeps what it has read of it."""
+    key, store = ("run's folder", path.strip()), Store(path.strip())
+    former: Store | None = session.recall(key)
+    if former is not None and former.about == store.about:
+        store = former
+    session.remember(key, store)
     rows = tuple(store.rows())
     if not rows:
         raise RomeError(f"'{path}' holds no finished rows.", "", "Choose another run, or wait for its first fact.")
-    return Shown(Path(path.strip()).name, store.about, rows)
+    return Shown(name or store.folder.name, store.about, rows)
 
 
 def studies() -> dict[str, Path]:
     """The runs that come with the project, by the name that is shown."""
     return {f"study: {path.parent.name}": path.parent for path in sorted(STUDIES.glob("*/run.json"))}
-
-
-def study(name: str) -> Shown:
-    """One of them, read once a session: its rows come without prompts."""
-    found: Shown | None = session.recall(("study", name))
-    if found is None:
-        found = replace(opened(str(studies()[name])), name=name)
-        session.remember(("study", name), found)
-    return found
 
 
 def parquet(some: Sequence[Line], about: dict[str, object]) -> bytes:

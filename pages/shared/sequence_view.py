@@ -27,6 +27,8 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
     metrics(run, records, factor)
     words = sequence_figures.caption(run) + f" · collapse: perplexity stays at {factor:g} times the unedited model's"
     drawn = {name: records, **{other: one.records for other, one in beside.items()}}
+    if beside:
+        words += f" · settings of {name}"
     figure = sequence_figures.curves_figure(drawn, words, theme(dark()), factor)
     chart(figure, f"sequence-curves-{id}", "sequence")
     failed = [record for record in records if record.error]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from rome_core.datasets import Fact, facts_of, load_facts
 from rome_core.default_model import DEFAULT_MODEL
 from rome_core.errors import DataError, RomeError
-from rome_core.evaluation.runner import choose_facts, choose_known
+from rome_core.evaluation.runner import choose_facts, choose_known, described
 from rome_core.evaluation.store import OWN_SET
 from rome_core.methods import METHODS
 from rome_core.model import LanguageModel
@@ -68,7 +68,7 @@ def chosen_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageMod
 def source_of(args: argparse.Namespace) -> str:
     """The facts in a few words."""
     name = OWN_SET if args.facts is None else args.facts.name
-    return name + ", test part" * (args.part == "test") + ", known" * (args.choose == "known")
+    return described(name, test_only=args.part == "test", known_only=args.choose == "known")
 
 
 def method_names(text: str) -> list[str]:

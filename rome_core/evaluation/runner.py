@@ -57,6 +57,11 @@ def choose_known(
     return tuple(found[:n])
 
 
+def described(name: str, *, test_only: bool, known_only: bool) -> str:
+    """The facts of a run in a few words, as its folder tells them."""
+    return name + ", test part" * test_only + ", known" * known_only
+
+
 def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> dict[str, MethodConfig]:
     """Each method at each of the layers, labelled "r-rome@7"; without layers the methods as they are."""
     if not layers:

@@ -96,7 +96,7 @@ class Store:
 
     def __init__(self, folder: str | Path, asked: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        self._read: dict[Path, list[Row]] = {}
+        self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
         if asked is None:
             self.about = self._about()
         else:
@@ -152,20 +152,22 @@ class Store:
         _write_whole(path, lambda part: pq.write_table(table, part, compression="zstd"))
 
     def rows(self) -> list[Row]:
-        """All finished rows, by method in the order of the settings, and place. A part is read once."""
+        """All finished rows, by method in the order of the settings, and place. A part is read when it is new."""
         order = {method: i for i, method in enumerate(self.about["methods"])}
         found = (self.folder / "parts").glob("*/*.parquet")
         paths = sorted(found, key=lambda path: (order.get(path.parent.name, len(order)), path))
         for path in paths:
-            if path not in self._read:
+            written = path.stat().st_mtime_ns
+            if path not in self._read or self._read[path][0] != written:
                 records = pq.ParquetFile(path).read().to_pylist()
-                self._read[path] = [Row(**{**record, "values": dict(record["values"])}) for record in records]
-        return [row for path in paths for row in self._read[path]]
+                rows = [Row(**{**record, "values": dict(record["values"])}) for record in records]
+                self._read[path] = written, rows
+        return [row for path in paths for row in self._read[path][1]]
 
     def forget_failures(self) -> int:
         """Take back the parts of which some fact failed, so that a run does them again; returns how many."""
         self.rows()
-        failed = [path for path, rows in self._read.items() if any(row.error for row in rows)]
+        failed = [path for path, (_, rows) in self._read.items() if any(row.error for row in rows)]
         for path in failed:
             path.unlink()
             del self._read[path]

@@ -76,6 +76,8 @@ def test_evaluate_prints_a_table_and_exports_it(
     keep(store, tmp_path / "kept")
     kept = Store(tmp_path / "kept")
     assert list(section(kept)) == list(section(store)), "a kept run has all numbers"
+    keep(kept, kept.folder)
+    assert len(Store(kept.folder).rows()) == len(store.rows()), "and is not its own source"
     told = [str(row) for row in kept.rows()]
     assert not [word for word in (*subjects, "The home of", "Milan") for row in told if word in row], "and no prompts"
 

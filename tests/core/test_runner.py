@@ -407,6 +407,15 @@ def test_a_run_is_exported_into_its_folder(tmp_path: Path) -> None:
     assert {"method", "stage", "measure", "value", "low", "high", "n"} <= set(kept.column_names)
 
 
+def test_a_part_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    store, (row, *_) = Store(tmp_path, {"methods": {"m_1": {}}}), rows_by_hand()
+    store.write("m_1", 0, [row])
+    assert store.rows() == store.rows() and store.rows()[0].subject == row.subject
+
+    store.write("m_1", 0, [replace(row, subject="another")])
+    assert [row.subject for row in store.rows()] == ["another"]
+
+
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     store = Store(tmp_path / "run", {"methods": {}})
     answer = {"kind": "edit", "text": "t", "new": [-1.0], "true": [-2.0, -3.0]}
