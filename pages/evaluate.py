@@ -52,7 +52,7 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
     default = [method for method in dict.fromkeys((DEFAULT_METHOD, "rome", "ft-l")) if method in METHODS]
     methods = row[2].multiselect("Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one")
     with st.expander("More settings"):
-        first = st.columns(4)
+        first = st.columns(3)
         layers = first[0].multiselect(
             "Layers", range(lm.n_layers), key="evaluate-layers", placeholder="the preset's", help="Each method at each."
         )
@@ -68,10 +68,11 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
             help="1: each by itself on the untouched model. More: on top of each other, or at once, measured again at "
             "the end.",
         )
-        test_only = first[3].toggle(
+        choice = st.container(horizontal=True)
+        test_only = choice.toggle(
             "Test part only", True, key="evaluate-part", help="Leaves out subjects that hypernetworks are trained on."
         )
-        known_only = first[3].toggle(
+        known_only = choice.toggle(
             "Known facts only",
             key="evaluate-known",
             help="Asks the unedited model first, and takes the facts whose every token of the true object is its first "

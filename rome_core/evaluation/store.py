@@ -132,6 +132,8 @@ class Store:
         hint = "Choose a folder that an evaluation has written."
         try:
             about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"'{self.folder}' is no run's folder.", "It has no run.json.", hint) from None
         except (OSError, json.JSONDecodeError) as error:
             raise DataError(f"'{self.folder}' is no run's folder.", str(error), hint) from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
