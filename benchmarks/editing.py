@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks.common import Row, heading, machine, parse, parser_of, table, timed, write
 from rome_core import Edit, EditRequest, LanguageModel, Prompt, Step, load_model, solve
-from rome_core.methods.rome import RRome
-from rome_core.methods.value import (
+from rome_core.editing.methods.rome import RRome
+from rome_core.editing.presets import resolve
+from rome_core.editing.value import (
     Final,
     Prompts,
     final_by_hooks,
@@ -27,8 +28,7 @@ from rome_core.methods.value import (
     prompts_of,
     sampled_prefixes,
 )
-from rome_core.presets import resolve
-from rome_core.restoring import replay_note
+from rome_core.tracing.restoration import replay_note
 
 REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
 OTHER = EditRequest(Prompt("The {} is located in the city of", "Colosseum"), "Berlin", "Rome")

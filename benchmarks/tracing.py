@@ -33,10 +33,10 @@ from benchmarks.common import (
     write,
 )
 from rome_core import LanguageModel, Prompt, Trace, TraceConfig, load_model, trace
-from rome_core.replay import Cell, batches, plain_cell
-from rome_core.restoring import DEFAULT_BUDGET, replay_note
-from rome_core.runs import Runs, TracedSite, prepare
-from rome_core.tracing import cells_of
+from rome_core.model.replay import Cell, batches, plain_cell
+from rome_core.tracing.heat_map import cells_of
+from rome_core.tracing.restoration import DEFAULT_BUDGET, replay_note
+from rome_core.tracing.runs import Runs, TracedSite, prepare
 
 PROMPTS = {  # by number of tokens; the subject is tokens 1 to 3
     6: Prompt("The {} is in", "Eiffel Tower"),
@@ -75,7 +75,7 @@ GROWTH = {
 class Cost:
     """What the fast path computes by the formula, and the token rows of its largest batch.
 
-    units: block·token·row, as in the docstring of `rome_core.replay.sweep`; a part of a block counts by its entries.
+    units: block·token·row, as in `rome_core.model.replay.sweep`; a part of a block counts by its entries.
     """
 
     units: float

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import average_run, frame, session, track
-from pages.shared.average_figures import average_curves, average_heatmaps, effect_name
-from pages.shared.average_form import SHOWN_PROBLEMS, inquiry_form, text_of
-from pages.shared.average_run import About, Inquiry, Rows, Source, about_run, as_csv, as_json, read_rows
+from pages.parts.averages import run as average_run
+from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
+from pages.parts.averages.form import SHOWN_PROBLEMS, inquiry_form, text_of
+from pages.parts.averages.run import About, Inquiry, Rows, Source, about_run, as_csv, as_json, read_rows
+from pages.parts.tracing.view import chart_config, dark
+from pages.shared import frame, session, track
 from pages.shared.text import count, number
-from pages.shared.trace_view import chart_config, dark
 from rome_core import LanguageModel, RomeError
-from rome_core.averages import Averages, average
+from rome_core.tracing.averages import Averages, average
 
 HERE, STUDY = "This session's run", "The shipped study"
 LANDMARKS = """

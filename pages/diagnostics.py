@@ -7,23 +7,16 @@ from functools import partial
 
 import streamlit as st
 
-from pages.shared import (
-    calibration_view,
-    diagnosis_many,
-    diagnosis_views,
-    forensics_view,
-    frame,
-    interference_view,
-    request,
-    session,
-    track,
-)
-from pages.shared.diagnosis_report import Foresight, examine, foresee, try_out
-from pages.shared.edit_report import same_fact
+from pages.parts.diagnosis import calibration_view, forensics_view, interference_view
+from pages.parts.diagnosis import many as diagnosis_many
+from pages.parts.diagnosis import views as diagnosis_views
+from pages.parts.diagnosis.report import Foresight, examine, foresee, try_out
+from pages.parts.edit.report import same_fact
+from pages.shared import frame, request, session, track
 from rome_core import DEFAULT_METHOD, LanguageModel
-from rome_core.diagnostics import Diagnosis, has_key
-from rome_core.edits import Edit
-from rome_core.methods.rome import POLICIES, repolicy
+from rome_core.diagnosis.verdict import Diagnosis, has_key
+from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.model.edits import Edit
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"

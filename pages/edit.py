@@ -8,29 +8,18 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import (
-    batch_view,
-    bench_view,
-    edit_figures,
-    edit_files,
-    edit_views,
-    frame,
-    layer_view,
-    moment_panel,
-    objective_view,
-    part_views,
-    probe_panel,
-    request,
-    session,
-    track,
-    verdicts,
-)
-from pages.shared.edit_report import Report, measure, same_fact, solve_and_measure
-from pages.shared.edit_words import why_no_effect
+from pages.parts.edit import batch_view, layer_view, objective_view, part_views
+from pages.parts.edit import comparison_view as bench_view
+from pages.parts.edit import figures as edit_figures
+from pages.parts.edit import files as edit_files
+from pages.parts.edit import views as edit_views
+from pages.parts.edit.report import Report, measure, same_fact, solve_and_measure
+from pages.parts.edit.words import why_no_effect
+from pages.shared import frame, moment_panel, probe_panel, request, session, track, verdicts
 from pages.shared.tables import literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
-from rome_core.edits import Edit, Step
-from rome_core.presets import resolve, unresolved
+from rome_core.editing.presets import resolve, unresolved
+from rome_core.model.edits import Edit, Step
 
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 

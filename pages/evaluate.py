@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.shared import evaluation_run, evaluation_views, fact_sets, frame, session, track
-from pages.shared.evaluation_run import Asked, Shown
+from pages.parts.evaluation import run as evaluation_run
+from pages.parts.evaluation import views as evaluation_views
+from pages.parts.evaluation.run import Asked, Shown
+from pages.shared import fact_sets, frame, session, track
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
-from rome_core.datasets import Fact, Facts, facts_of
 from rome_core.evaluation.measures import MeasureSettings
+from rome_core.facts.datasets import Fact, Facts, facts_of
 from rome_core.settings import about
 
 JOB = ("evaluate", "job")

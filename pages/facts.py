@@ -11,7 +11,7 @@ from pages.shared.fact_sets import Wish
 from pages.shared.tables import literal, table
 from pages.shared.text import count
 from rome_core import LanguageModel
-from rome_core.datasets import Fact, Facts, part_of
+from rome_core.facts.datasets import Fact, Facts, part_of
 
 
 def main() -> None:

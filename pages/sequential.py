@@ -7,15 +7,16 @@ from functools import partial
 
 import streamlit as st
 
-from pages.shared import frame, request, sequence_view, session, track
-from pages.shared.average_form import fact_set
+from pages.parts.averages.form import fact_set
+from pages.parts.sequence import view as sequence_view
+from pages.parts.sequence.jobs import Wish, all_runs, branch_facts, folder, go_on, work
+from pages.shared import frame, request, session, track
 from pages.shared.forms import config_form
-from pages.shared.sequence_jobs import Wish, all_runs, branch_facts, folder, go_on, work
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, LanguageModel
-from rome_core.evaluation.runner import choose_facts
-from rome_core.evaluation.sequence_curves import COLLAPSED
-from rome_core.evaluation.sequence_run import Pace, SequenceRun
+from rome_core.evaluation.runs.runner import choose_facts
+from rome_core.evaluation.sequence.curves import COLLAPSED
+from rome_core.evaluation.sequence.folder import Pace, SequenceRun
 
 N_FACTS = 20
 PUBLISHED = """

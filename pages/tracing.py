@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared import frame, session, trace_form, trace_view, track
+from pages.parts.tracing import form as trace_form
+from pages.parts.tracing import view as trace_view
+from pages.parts.tracing.run import Question, TraceRun, run_steps
+from pages.shared import frame, session, track
 from pages.shared.text import count
-from pages.shared.trace_run import Question, TraceRun, run_steps
 from rome_core import LanguageModel
 
 

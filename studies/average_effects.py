@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from rome_core import TraceConfig, load_facts, load_model
-from rome_core.averages import FactEffect, fact_effects
+from rome_core.tracing.averages import FactEffect, fact_effects
 from studies.common import RESULTS, append, read
 
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rome_core.calibration import BROKEN, HURT, QUANTITIES, Calibration, Measured, Rate, calibrate
+from rome_core.diagnosis.calibration import BROKEN, HURT, QUANTITIES, Calibration, Measured, Rate, calibrate
 from studies.common import RESULTS, read
 
 

@@ -20,14 +20,14 @@ from typing import Any
 from tqdm import tqdm
 
 from rome_core import METHODS, EditRequest, LanguageModel, Prompt, load_facts, load_model, solve
-from rome_core.diagnostics import Diagnosis, diagnose
+from rome_core.diagnosis.verdict import Diagnosis, diagnose
+from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.editing.presets import preset
+from rome_core.editing.second_moment import moments_for
+from rome_core.editing.value import sampled_prefixes
 from rome_core.errors import RomeError
 from rome_core.evaluation import general_texts, perplexity
-from rome_core.methods.rome import POLICIES, repolicy
-from rome_core.methods.value import sampled_prefixes
-from rome_core.moment import moments_for
-from rome_core.presets import preset
-from rome_core.tokens import encode
+from rome_core.model.tokens import encode
 from studies.common import RESULTS, append, read
 
 LAYERS = (5, 14, 3, 20, 8, 17, 11, 24)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "docs" / "studies"
+from rome_core.files import STUDIES
+
+RESULTS = STUDIES
 
 
 def read(path: Path) -> list[dict[str, Any]]:

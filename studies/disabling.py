@@ -14,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from rome_core import METHODS, EditRequest, Prompt, load_model, solve
-from rome_core.diagnostics import diagnose
+from rome_core.diagnosis.verdict import diagnose
+from rome_core.editing.methods.rome import POLICIES, repolicy
 from rome_core.evaluation import perplexity
-from rome_core.methods.rome import POLICIES, repolicy
 from studies.calibration import finite, known_before
 from studies.common import RESULTS, append, read
 

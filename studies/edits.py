@@ -30,13 +30,13 @@ from rome_core import (
     load_model,
     solve,
 )
+from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.editing.presets import resolve
+from rome_core.editing.second_moment import moments_for
 from rome_core.evaluation import case_of, general_texts, perplexity
-from rome_core.methods.rome import POLICIES, repolicy
-from rome_core.moment import moments_for
-from rome_core.namesakes import namesakes
-from rome_core.presets import resolve
-from rome_core.scoring import score
-from rome_core.tokens import as_target
+from rome_core.facts.namesakes import namesakes
+from rome_core.model.scoring import score
+from rome_core.model.tokens import as_target
 from studies.common import RESULTS, append, read
 
 NAMESAKES, NEIGHBOURS = 4, 5  # of a fact's ten: scoring takes longer than solving

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rome_core.averages import GROUPS, average
+from rome_core.tracing.averages import GROUPS, average
 from studies.average_effects import load
 from studies.common import RESULTS
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rome_core import load_model, solve
-from rome_core.datasets import facts_of
-from rome_core.diagnostics import size_of
+from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.methods.finetune import FineTune, FineTuneL, FineTuneM
 from rome_core.evaluation import case_of, general_texts, perplexity
-from rome_core.methods.finetune import FineTune, FineTuneL, FineTuneM
+from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.methods_table import record_of, table
 

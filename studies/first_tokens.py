@@ -27,10 +27,10 @@ from rome_core import (
     load_model,
     solve,
 )
+from rome_core.editing.methods.rome import POLICIES, repolicy
 from rome_core.evaluation import general_texts, perplexity
 from rome_core.evaluation.scores import mean_score
-from rome_core.methods.rome import POLICIES, repolicy
-from rome_core.tokens import as_target
+from rome_core.model.tokens import as_target
 from studies.calibration import FIRST, requests_of
 from studies.common import RESULTS, append, read
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, load_model
-from rome_core.sweep import UPDATES, Swept, as_record, by_layer, from_record, sweep
+from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, from_record, sweep
 from studies.common import RESULTS, append, read
 from studies.edits import chosen
 

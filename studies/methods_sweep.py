@@ -20,12 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from rome_core import load_model
-from rome_core.bench import solved
-from rome_core.datasets import facts_of
-from rome_core.diagnostics import size_of
+from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.presets import resolve
 from rome_core.evaluation import Case, case_of, summarise
-from rome_core.methods import MethodConfig
-from rome_core.presets import resolve
+from rome_core.evaluation.comparison import solved
+from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.methods_table import KINDS, SCORES, configs
 from studies.tables import cell

@@ -20,14 +20,14 @@ from typing import Any
 from tqdm import tqdm
 
 from rome_core import METHODS, Fact, LanguageModel, load_model
-from rome_core.bench import solved
-from rome_core.datasets import facts_of
-from rome_core.diagnostics import size_of
+from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.methods.rome import CRome, RomeConfig
+from rome_core.editing.presets import resolve
+from rome_core.editing.shared_search import with_prefixes
 from rome_core.evaluation import Case, case_of, general_texts, perplexity, summarise
-from rome_core.methods import MethodConfig
-from rome_core.methods.rome import CRome, RomeConfig
-from rome_core.methods.shared import with_prefixes
-from rome_core.presets import resolve
+from rome_core.evaluation.comparison import solved
+from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.tables import cell
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rome_core.evaluation.measures import MeasureSettings
-from rome_core.evaluation.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
-from rome_core.evaluation.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
+from rome_core.evaluation.runs.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
+from rome_core.evaluation.runs.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
 from studies.common import RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"

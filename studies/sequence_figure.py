@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 from statistics import median
 
-from pages.shared.figures import LIGHT
-from pages.shared.sequence_figures import curves_figure
-from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, held, own_checks
-from rome_core.evaluation.sequence_run import SequenceRun, runs_in
+from pages.parts.sequence.figures import curves_figure
+from pages.parts.tracing.figures import LIGHT
+from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, held, own_checks
+from rome_core.evaluation.sequence.folder import SequenceRun, runs_in
 from studies.common import RESULTS
 from studies.figures import IMAGES
 from studies.tables import cell

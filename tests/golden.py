@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 
 from rome_core import METHODS, EditRequest, Prompt, TraceConfig, diagnose, load_facts, load_model, preview, solve, trace
-from rome_core.averages import FactEffect, average, fact_effects, grouped
-from rome_core.edits import Edit
+from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
+from rome_core.editing.hypernetworks.training import KINDS
+from rome_core.editing.second_moment import Moment, stored_moment
 from rome_core.evaluation import MeasureSettings, Pace, create_run, edit_in_sequence, measure_fact, plan_sequence
-from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
-from rome_core.model import LanguageModel
-from rome_core.moment import Moment, stored_moment
-from rome_core.training import KINDS
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.tracing.averages import FactEffect, average, fact_effects, grouped
 from tests.tiny import FAMILIES, random_moment, tiny_model
 
 SITES = ("resid_post", "mlp_out", "attn_out")
@@ -63,7 +62,7 @@ def numbers(value: Any, name: str) -> Iterator[tuple[str, Entry]]:
 
 
 def of_model(lm: LanguageModel, small: bool, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Results by name: three heat maps, a preview, an average, an edit by every method, a verdict, a batch, a sequence of
+    """Results by name: heat maps, a preview, an average, an edit by every method, verdicts, batches, a sequence of
     three, the measures of five facts."""
     settings = TraceConfig(samples=3, window=3 if small else 10, seed=1)
     maps = []

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rome_core.edits import Delta, Edit
-from rome_core.layout import LAYOUTS
-from rome_core.methods import METHODS
-from rome_core.model import LanguageModel, from_pretrained_parts
-from rome_core.moment import Moment
-from rome_core.tokens import EditRequest, Prompt
+from rome_core.editing.methods import METHODS
+from rome_core.editing.second_moment import Moment
+from rome_core.model.edits import Delta, Edit
+from rome_core.model.language_model import LanguageModel, from_pretrained_parts
+from rome_core.model.layout import LAYOUTS
+from rome_core.model.tokens import EditRequest, Prompt
 
 FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3" also reads images: a test of its own
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from pages.parts.averages.form import own_facts, text_of
 from pages.shared import session
-from pages.shared.average_form import own_facts, text_of
 from rome_core import LanguageModel, RomeError
-from rome_core.datasets import Fact, Facts, parse_facts, part_of
 from rome_core.evaluation import hash_of, known_facts
-from rome_core.evaluation.store import OWN_SET
+from rome_core.evaluation.runs.store import OWN_SET
+from rome_core.facts.datasets import Fact, Facts, parse_facts, part_of
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows

@@ -13,7 +13,7 @@ from typing import Any
 import streamlit as st
 
 from rome_core import EditRequest, LanguageModel
-from rome_core.presets import resolve
+from rome_core.editing.presets import resolve
 from rome_core.settings import About, about
 
 MAIN = 4  # fields shown at once; the rest waits in an expander

@@ -12,14 +12,21 @@ import plotly.graph_objects as go
 import streamlit as st
 import torch
 
+from pages.parts.tracing.figures import Theme, _axis, frame, theme
 from pages.shared import session, track
-from pages.shared.figures import Theme, _axis, frame, theme
 from pages.shared.text import count
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
-from rome_core.corpora import texts_from_dataset, texts_from_file
-from rome_core.hooks import Point, activations, batch_of
-from rome_core.moment import DEFAULT_TOKENS, convergence, memory_needed, moment_steps, moments_for, stored_moment
-from rome_core.tokens import encode
+from rome_core.editing.second_moment import (
+    DEFAULT_TOKENS,
+    convergence,
+    memory_needed,
+    moment_steps,
+    moments_for,
+    stored_moment,
+)
+from rome_core.facts.corpora import texts_from_dataset, texts_from_file
+from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.tokens import encode
 
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
 RIDGE = 1e-6

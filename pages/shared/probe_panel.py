@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import streamlit as st
 
+from pages.parts.edit.report import Report, known_fact
+from pages.parts.sequence.jobs import own_edits
 from pages.shared import session, track
-from pages.shared.edit_report import Report, known_fact
-from pages.shared.sequence_jobs import own_edits
 from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel
-from rome_core.edits import Edit
 from rome_core.evaluation.probes import Answered, Question, ask, questions_of, summarise_answers
 from rome_core.evaluation.scores import Score
-from rome_core.evaluation.sequence_run import SequenceRun
+from rome_core.evaluation.sequence.folder import SequenceRun
+from rome_core.model.edits import Edit
 
 WHY = (
     "**Probes**, not scores: does what follows from the new fact change with it, or only the sentence that was edited? "

@@ -14,8 +14,8 @@ from pages.shared.forms import config_form
 from pages.shared.tables import literal, table
 from pages.shared.text import read_prompt, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
-from rome_core.inspection import TokenRow, token_table
-from rome_core.presets import resolve
+from rome_core.diagnosis.inspection import TokenRow, token_table
+from rome_core.editing.presets import resolve
 
 LAYER = {"layer": "layer"}  # the field that a link from the tracing page seeds
 

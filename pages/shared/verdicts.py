@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.shared.tables import literal
-from rome_core.diagnostics import Diagnosis
+from rome_core.diagnosis.verdict import Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}
 # Readable on white and on near-black, and none of them one of the paper's colours for states, MLP and attention.

@@ -19,14 +19,22 @@ import torch
 from tqdm import tqdm
 
 from rome_core.cli.terminal import chosen_from, fact_arguments, facts_from, guarded, model_arguments, progress
-from rome_core.datasets import Fact
+from rome_core.editing.methods import DEFAULT_METHOD, METHODS, MethodConfig
+from rome_core.editing.presets import resolve
 from rome_core.errors import DataError
-from rome_core.evaluation.sequence import edit_in_sequence, plan_sequence
-from rome_core.evaluation.sequence_curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
-from rome_core.evaluation.sequence_run import Pace, Record, SequencePlan, SequenceRun, branch_run, create_run, open_run
-from rome_core.methods import DEFAULT_METHOD, METHODS, MethodConfig
-from rome_core.model import LanguageModel, load_model
-from rome_core.presets import resolve
+from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
+from rome_core.evaluation.sequence.folder import (
+    Pace,
+    Record,
+    SequencePlan,
+    SequenceRun,
+    branch_run,
+    create_run,
+    open_run,
+)
+from rome_core.evaluation.sequence.steps import edit_in_sequence, plan_sequence
+from rome_core.facts.datasets import Fact
+from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.settings import about
 
 

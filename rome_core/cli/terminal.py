@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rome_core.datasets import Fact, facts_of, load_facts
-from rome_core.default_model import DEFAULT_MODEL
+from rome_core.editing.methods import METHODS
 from rome_core.errors import DataError, RomeError
-from rome_core.evaluation.runner import choose_facts, choose_known, described
-from rome_core.evaluation.store import OWN_SET
-from rome_core.methods import METHODS
-from rome_core.model import LanguageModel
+from rome_core.evaluation.runs.runner import choose_facts, choose_known, described
+from rome_core.evaluation.runs.store import OWN_SET
+from rome_core.facts.datasets import Fact, facts_of, load_facts
+from rome_core.model.default_model import DEFAULT_MODEL
+from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track
 
 progress: Track = tqdm  # it counts, and estimates the rest from what was measured so far

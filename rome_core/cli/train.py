@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rome_core.default_model import DEFAULT_MODEL
+from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
+from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, train
 from rome_core.errors import RomeError
-from rome_core.methods.hypernet import checkpoint_path
-from rome_core.model import load_model
-from rome_core.training import KINDS, Look, Schedule, train
+from rome_core.model.default_model import DEFAULT_MODEL
+from rome_core.model.language_model import load_model
 
 
 def main(arguments: list[str] | None = None) -> int:

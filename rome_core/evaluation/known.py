@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rome_core.datasets import Fact
-from rome_core.edits import Edit
-from rome_core.model import LanguageModel
-from rome_core.scoring import score
-from rome_core.tokens import as_target
+from rome_core.facts.datasets import Fact
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import score
+from rome_core.model.tokens import as_target
 
 
 def known_facts(lm: LanguageModel, facts: Sequence[Fact], *, edits: Sequence[Edit] = ()) -> list[bool]:

@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.datasets import N_NEIGHBOURS, Fact
-from rome_core.edits import Edit
+from rome_core.evaluation.generation_measures import References, ngram_entropy
 from rome_core.evaluation.perplexity import general_texts, perplexity
-from rome_core.evaluation.texts import References, ngram_entropy
-from rome_core.generation import generate_many
-from rome_core.hooks import batch_of, next_logits
-from rome_core.model import LanguageModel
-from rome_core.scoring import Scored, score
+from rome_core.facts.datasets import N_NEIGHBOURS, Fact
+from rome_core.model.edits import Edit
+from rome_core.model.generation import generate_many
+from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import Scored, score
+from rome_core.model.tokens import as_target, text_ids
 from rome_core.settings import setting
-from rome_core.tokens import as_target, text_ids
 
 Kind = Literal["edit", "paraphrase", "neighbour", "neighbour+"]
 TOP_K = 5  # of the sampled generations that GE and RS are read from, as in the authors' code

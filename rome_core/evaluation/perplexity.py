@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-from rome_core.assets import ASSETS
-from rome_core.edits import Edit
-from rome_core.hooks import batch_of, hidden_states
-from rome_core.model import LanguageModel
-from rome_core.tokens import text_ids
+from rome_core.files import ASSETS
+from rome_core.model.edits import Edit
+from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import text_ids
 
 TEXTS_AT_ONCE = 8
 HEAD_ROWS = 512  # the head at all tokens of a batch at once would take a gigabyte

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from rome_core.assets import ASSETS
-from rome_core.datasets import Fact, load_facts
-from rome_core.edits import Edit
 from rome_core.evaluation.scores import Score, mean_score
-from rome_core.model import LanguageModel
+from rome_core.facts.datasets import Fact, load_facts
+from rome_core.files import ASSETS
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import score
+from rome_core.model.tokens import as_target
 from rome_core.progress import Track, silent
-from rome_core.scoring import score
-from rome_core.tokens import as_target
 
 REVERSED, LANGUAGE, STEP, NEAR = "reversed", "another language", "one step away", "what is near"
 KINDS = (REVERSED, LANGUAGE, STEP, NEAR)

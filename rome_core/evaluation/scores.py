@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rome_core.datasets import Fact
-from rome_core.edits import Edit
-from rome_core.model import LanguageModel
-from rome_core.scoring import Scored, score
-from rome_core.tokens import as_target
+from rome_core.facts.datasets import Fact
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import Scored, score
+from rome_core.model.tokens import as_target
 
 RESAMPLES = 2_000
 # The score that is a harmonic mean of averages: on CounterFact of shares of prompts, on zsRE of token accuracies.

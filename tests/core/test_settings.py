@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from rome_core.methods import METHODS
-from rome_core.runs import TraceConfig
+from rome_core.editing.methods import METHODS
 from rome_core.settings import About, about, setting
+from rome_core.tracing.runs import TraceConfig
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,19 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_form, average_run
-from pages.shared.average_figures import average_curves, average_heatmaps, heatmap_title, strongest
-from pages.shared.average_run import About, Inquiry, Source, about_run, as_csv, as_json, collect, finished, read_rows
+from pages.parts.averages import form as average_form
+from pages.parts.averages import run as average_run
+from pages.parts.averages.figures import average_curves, average_heatmaps, heatmap_title, strongest
+from pages.parts.averages.run import About, Inquiry, Source, about_run, as_csv, as_json, collect, finished, read_rows
 from pages.shared.track import Job, Stopped
 from rome_core import Prompt, TraceConfig
-from rome_core.averages import GROUPS, SITES, Averages, FactEffect, average
-from rome_core.datasets import Fact, Facts
 from rome_core.errors import DataError
 from rome_core.evaluation import known_facts
-from rome_core.hooks import batch_of, next_logits
+from rome_core.facts.datasets import Fact, Facts
+from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.tokens import encode
 from rome_core.progress import silent
-from rome_core.tokens import encode
+from rome_core.tracing.averages import GROUPS, SITES, Averages, FactEffect, average
 from tests.pages.conftest import SECONDS, goto, texts
 from tests.tiny import tiny_model
 

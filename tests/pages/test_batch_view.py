@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import batch_run, batch_view
+from pages.parts.edit import batch_run, batch_view
 from pages.shared.track import Stopped
 from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, continuation_probabilities, solve
-from rome_core.requests import Row
+from rome_core.facts.requests import Row
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import REQUEST, random_moment, tiny_model
 
@@ -92,7 +92,7 @@ def test_files_of_a_batch(lm: LanguageModel, moments: dict[int, Moment]) -> None
 def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     app: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     goto(app, "edit", view="A batch", method="emmet")
     app.number_input(key="layer").set_value(2).run()
     app.number_input(key="edit-steps").set_value(2).run()

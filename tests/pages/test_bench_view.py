@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import bench_figure, bench_view
-from pages.shared.figures import LIGHT
-from rome_core import METHODS, EditRequest, Prompt, presets
-from rome_core.bench import Row
-from rome_core.methods.shared import added_to
-from rome_core.presets import Preset, resolve
+from pages.parts.edit import comparison_figure as bench_figure
+from pages.parts.edit import comparison_view as bench_view
+from pages.parts.tracing.figures import LIGHT
+from rome_core import METHODS, EditRequest, Prompt
+from rome_core.editing import presets
+from rome_core.editing.presets import Preset, resolve
+from rome_core.editing.shared_search import added_to
+from rome_core.evaluation.comparison import Row
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -20,7 +22,7 @@ from tests.tiny import random_edit, random_moment, tiny_model
 @pytest.fixture
 def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The view, with few methods and a C that need not be estimated."""
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     kept = {name: METHODS[name] for name in ("r-rome", "h-rome", "memit")}
     monkeypatch.setattr(bench_view, "METHODS", kept)
     goto(app, "edit", view="All methods")

@@ -14,21 +14,26 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import calibration_view, diagnosis_figures, diagnosis_many, diagnosis_report, key_figures, verdicts
-from pages.shared.diagnosis_report import Foresight
-from pages.shared.figures import DARK, LIGHT
+from pages.parts.diagnosis import calibration_view
+from pages.parts.diagnosis import figures as diagnosis_figures
+from pages.parts.diagnosis import many as diagnosis_many
+from pages.parts.diagnosis import report as diagnosis_report
+from pages.parts.diagnosis.report import Foresight
+from pages.parts.edit import key_figures
+from pages.parts.tracing.figures import DARK, LIGHT
+from pages.shared import verdicts
 from pages.shared.session import ActiveEdit
 from pages.shared.track import Job
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, Prompt, export_adapter
-from rome_core.calibration import QUANTITIES, Calibration, Rate, Thresholds
-from rome_core.diagnostics import Diagnosis
-from rome_core.edits import Edit
+from rome_core.diagnosis.calibration import QUANTITIES, Calibration, Rate, Thresholds
+from rome_core.diagnosis.interference import Overlap
+from rome_core.diagnosis.many import Screened
+from rome_core.diagnosis.neighbourhood import Shift
+from rome_core.diagnosis.ordinary_facts import Reference
+from rome_core.diagnosis.verdict import Diagnosis
+from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import perplexity
-from rome_core.interference import Overlap
-from rome_core.methods.rome import POLICIES
-from rome_core.neighbourhood import Shift
-from rome_core.reference import Reference
-from rome_core.screening import Screened
+from rome_core.model.edits import Edit
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -68,12 +73,12 @@ SAFE = replace(BROKEN, verdict="safe", method="r-rome", denominator=1231.0, disa
 @pytest.fixture
 def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The page on a tiny model, with few facts and short texts: what is tested is the page."""
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
-    monkeypatch.setattr("rome_core.reference.REFERENCE_FACTS", 4)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
     monkeypatch.setattr(
         diagnosis_report, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits)
     )
-    monkeypatch.setattr("pages.shared.edit_report.NEW_TOKENS", 5)
+    monkeypatch.setattr("pages.parts.edit.report.NEW_TOKENS", 5)
     monkeypatch.setattr(diagnosis_report, "OTHERS", 15)
     return goto(app, "diagnostics")
 

@@ -15,16 +15,21 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import edit_figures, edit_files, edit_words, part_figures, request
-from pages.shared.edit_report import Probe, Report, known_fact, own_questions, questions
-from pages.shared.figures import LIGHT
-from pages.shared.objective_view import matrix_rows
+from pages.parts.edit import figures as edit_figures
+from pages.parts.edit import files as edit_files
+from pages.parts.edit import part_figures
+from pages.parts.edit import words as edit_words
+from pages.parts.edit.objective_view import matrix_rows
+from pages.parts.edit.report import Probe, Report, known_fact, own_questions, questions
+from pages.parts.tracing.figures import LIGHT
+from pages.shared import request
 from pages.shared.tables import literal
-from rome_core import METHODS, EditError, EditRequest, Prompt, Step, presets
-from rome_core.edits import Delta
-from rome_core.methods.hypernet import Checkpoint, edited_matrices, save_checkpoint
-from rome_core.objective import Changed
-from rome_core.presets import Preset
+from rome_core import METHODS, EditError, EditRequest, Prompt, Step
+from rome_core.diagnosis.objective import Changed
+from rome_core.editing import presets
+from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
+from rome_core.editing.presets import Preset
+from rome_core.model.edits import Delta
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
@@ -35,7 +40,7 @@ FORM = ("template", "subject", "target", "true")
 @pytest.fixture
 def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The edit page, with a C that need not be estimated."""
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     return goto(app, "edit")
 
 
@@ -111,7 +116,7 @@ def test_settings_that_nobody_touched_follow_the_subject(page: AppTest) -> None:
 
 @pytest.mark.usefixtures("presets_of_first_tokens")
 def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy", layer="3")
     assert settings(app) == (3, 1.5, 4)
 
@@ -229,7 +234,7 @@ def test_another_fact_is_solved_on_top_of_the_active_edits_and_says_so(page: App
 
 
 def test_an_edit_that_would_break_the_model_is_not_switched_on(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.diagnostics.DISABLING", 1e-9)
+    monkeypatch.setattr("rome_core.diagnosis.verdict.DISABLING", 1e-9)
     run(page)
 
     assert page.session_state["_edits"][0].on is False
@@ -480,7 +485,7 @@ def test_an_edit_by_a_trained_network_is_shown_in_every_tab(
     path = tmp_path / "network.safetensors"
     training = {"facts": 1, "steps": 2, "seed": 3}
     save_checkpoint(path, Checkpoint(network, lm.fingerprint, training), edited_matrices(lm))
-    monkeypatch.setattr("rome_core.methods.hypernet.find_checkpoint", lambda lm, kind: path)
+    monkeypatch.setattr("rome_core.editing.hypernetworks.hypernetwork.find_checkpoint", lambda lm, kind: path)
     page.selectbox(key="method").set_value(method).run()
 
     report = run(page)

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_form, evaluation_run
-from pages.shared.evaluation_figures import bars, caption_of, has, scatter
-from pages.shared.evaluation_run import Asked, parquet, shown
-from pages.shared.figures import theme
-from rome_core.datasets import Facts
-from rome_core.default_model import cache_dir
+from pages.parts.averages import form as average_form
+from pages.parts.evaluation import run as evaluation_run
+from pages.parts.evaluation.figures import bars, caption_of, has, scatter
+from pages.parts.evaluation.run import Asked, parquet, shown
+from pages.parts.tracing.figures import theme
 from rome_core.evaluation.published import PUBLISHED
-from rome_core.evaluation.runner import run
-from rome_core.evaluation.store import Row, Store
-from rome_core.evaluation.tables import as_csv, lines
+from rome_core.evaluation.runs.runner import run
+from rome_core.evaluation.runs.store import Row, Store
+from rome_core.evaluation.runs.tables import as_csv, lines
+from rome_core.facts.datasets import Facts
+from rome_core.files import cache_dir
 from studies.results import keep
-from tests.core.test_runner import FACTS, QUICK, rows_by_hand, tiny
+from tests.core.evaluation.test_runs import FACTS, QUICK, rows_by_hand, tiny
 from tests.pages.conftest import goto, texts
 from tests.pages.test_averages_page import end_of_jobs
 
@@ -82,7 +83,7 @@ def test_only_facts_that_the_model_knows(page: AppTest, monkeypatch: pytest.Monk
     evaluated(page)
     assert "knows none of the 4 facts" in texts(page.error)
 
-    monkeypatch.setattr("rome_core.evaluation.runner.known_facts", lambda lm, some: [f == FACTS[2] for f in some])
+    monkeypatch.setattr("rome_core.evaluation.runs.runner.known_facts", lambda lm, some: [f == FACTS[2] for f in some])
     evaluated(page)
     assert not page.error, texts(page.error)
     assert {metric.label: metric.value for metric in page.metric}["Facts edited"] == "1"
@@ -105,7 +106,7 @@ def test_a_study_of_the_project_is_opened(page: AppTest, tmp_path: Path, monkeyp
     store = Store(tmp_path / "run", {"methods": {"m_1": {}}, "model": "other", "group": 1})
     store.write("m_1", 0, rows_by_hand())
     keep(store, tmp_path / "studies" / "cities")
-    monkeypatch.setattr(evaluation_run, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(evaluation_run, "SHIPPED", tmp_path / "studies")
 
     page.run().selectbox(key="beside").set_value("study: cities").run()
 

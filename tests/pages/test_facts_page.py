@@ -7,8 +7,8 @@ import json
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.fact_sets import Wish, learn, table
-from rome_core.datasets import part_of
 from rome_core.evaluation import known_facts
+from rome_core.facts.datasets import part_of
 from rome_core.progress import silent
 from tests.pages.conftest import goto, texts
 from tests.pages.test_averages_page import end_of_jobs, facts

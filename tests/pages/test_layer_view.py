@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_run, layer_figure, layer_view
-from pages.shared.figures import LIGHT
+from pages.parts.averages import run as average_run
+from pages.parts.edit import layer_figure, layer_view
+from pages.parts.tracing.figures import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
-from rome_core.averages import average
+from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import Score
+from rome_core.evaluation.layer_sweep import Swept, as_record
 from rome_core.evaluation.scores import Case
-from rome_core.methods.rome import POLICIES
-from rome_core.sweep import Swept, as_record
+from rome_core.tracing.averages import average
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_moment
 
@@ -26,7 +27,7 @@ GOOD = Case("a", ((0.9, 0.1),), ((0.8, 0.1),), ((0.1, 0.8),))
 def test_a_sweep_is_run_drawn_and_its_layer_taken(
     app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rome_core.moment.stored_moment", random_moment)
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     monkeypatch.setattr(layer_view, "STUDY", tmp_path / "none.jsonl")
     goto(app, "edit", view="Where to edit")
     assert "No sweep of" in texts(app.info)

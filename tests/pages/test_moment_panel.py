@@ -6,12 +6,12 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from pages.parts.tracing.figures import theme
 from pages.shared import moment_panel
-from pages.shared.figures import theme
 from pages.shared.moment_panel import Made, convergence_figure, fact_keys
 from rome_core import Moment, load_facts
-from rome_core.hooks import Point, activations, batch_of
-from rome_core.tokens import encode
+from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.tokens import encode
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import tiny_model
 

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import average_form, probe_panel, sequence_jobs
-from pages.shared.figures import DARK, LIGHT
-from pages.shared.sequence_figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
-from pages.shared.sequence_jobs import Wish, all_runs, as_csv, as_json, branch_facts, work
+from pages.parts.averages import form as average_form
+from pages.parts.sequence import jobs as sequence_jobs
+from pages.parts.sequence.figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
+from pages.parts.sequence.jobs import Wish, all_runs, as_csv, as_json, branch_facts, work
+from pages.parts.tracing.figures import DARK, LIGHT
+from pages.shared import probe_panel
 from pages.shared.track import Job
 from rome_core import EditRequest, Prompt
-from rome_core.datasets import Facts
 from rome_core.evaluation.probes import Answered, Question
-from rome_core.evaluation.sequence_run import Check, Pace, Record, open_run
-from tests.core.test_sequence import FACTS, LAYERS, config
+from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
+from rome_core.facts.datasets import Facts
+from tests.core.evaluation.test_sequence import FACTS, LAYERS, config
 from tests.pages.conftest import SECONDS, goto, texts
 from tests.tiny import random_moment, tiny_model
 

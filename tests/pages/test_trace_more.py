@@ -8,12 +8,14 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import noise_figure, severed_figure, trace_more
-from pages.shared.trace_run import Question
+from pages.parts.tracing import further_studies as trace_more
+from pages.parts.tracing import noise_figure
+from pages.parts.tracing import path_severing_figure as severed_figure
+from pages.parts.tracing.run import Question
 from pages.shared.track import Job
 from rome_core import Prompt, Trace, TraceConfig, trace
-from rome_core.noise import SCALES, NoiseLevel
-from rome_core.severed import Severed
+from rome_core.tracing.noise import SCALES, NoiseLevel
+from rome_core.tracing.path_severing import Severed
 from tests.pages.conftest import goto, texts
 from tests.pages.test_averages_page import end_of_jobs
 from tests.tiny import tiny_model

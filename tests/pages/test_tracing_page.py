@@ -13,12 +13,13 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import figures, trace_run
+from pages.parts.tracing import figures
+from pages.parts.tracing import run as trace_run
+from pages.parts.tracing.run import Question, TraceRun, agreement, run_steps
 from pages.shared.text import read_prompt
-from pages.shared.trace_run import Question, TraceRun, agreement, run_steps
 from rome_core import Prompt, Trace, TraceConfig
-from rome_core.attribution import SITES
 from rome_core.progress import silent
+from rome_core.tracing.attribution import SITES
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import tiny_model
 

@@ -1,0 +1,249 @@
+"""Average effects as figures (Meng et al. 2022, figures 2 and 7): averages in, a plotly figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.parts.averages.run import About
+from pages.parts.tracing.figures import COLOURS, MARGIN_TOP, ROW, Theme, _axis, colour_scale, frame, theme
+from pages.parts.tracing.run import KINDS
+from pages.shared.text import count, number
+from rome_core.tracing.averages import GROUPS, SITES, Averages
+
+SITES_OF_INTEREST = ("last subject token", "first subsequent token", "last token")
+LABEL_WIDTH = 164  # px, of the token groups
+GAP = 46  # px between two panels
+TITLE = 24  # px, the second line of a title
+PANEL = 150  # px, height of a line plot
+
+
+def caption(averages: Averages, about: About) -> str:
+    """Model, facts, settings and seeds in one line."""
+    parts = [about.model or "model not told", f"{count(averages.n, 'fact')} that it knows"]
+    if about.edits:
+        parts[0] += f" with {count(len(about.edits), 'edit')}"
+    if config := about.config:
+        parts += [
+            f"MLP and attention over a window of {count(config.window, 'layer')}",
+            f"{count(config.samples, 'noise draw')} of {config.noise_scale:g} σ ({config.noise_from})",
+            f"noise seed {config.seed}",
+        ]
+    else:
+        parts.append("settings not told")
+    if about.order_seed is not None:
+        parts.append(f"order seed {about.order_seed}")
+    return " · ".join(parts)
+
+
+def effect_name(about: About) -> str:
+    metric = about.config.metric if about.config else "p"
+    return f"AIE in {metric}(answer)"
+
+
+def strongest(averages: Averages, site: str) -> tuple[str, int, float]:
+    """Token group, layer and size of the largest average effect. Of the residual stream within the subject only: at
+    the last token its last layer is the answer itself."""
+    mean = np.nan_to_num(averages.effects[site].mean, nan=-np.inf)
+    if site == "resid_post":
+        mean = mean[:3]
+    group, layer = (int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
+    return GROUPS[group], layer, float(mean[group, layer])
+
+
+def heatmap_title(averages: Averages) -> str:
+    """The finding, in two short lines."""
+    if not averages.n:
+        return "Where do facts live on average?"
+    lines = []
+    for site in ("mlp_out", "attn_out"):
+        group, layer, value = strongest(averages, site)
+        lines.append(f"{KINDS[site]}: strongest at the {group}, layer {layer} ({number(value)})")
+    return "<br>".join(lines)
+
+
+def average_heatmaps(averages: Averages, about: About, dark: bool = False, one_scale: bool = True) -> go.Figure:
+    """AIE of six token groups × layers: residual stream, MLP, attention, one above the other. Below 0 is drawn as 0."""
+    look, effects = theme(dark), averages.effects
+    height = 3 * len(GROUPS) * ROW + 2 * GAP
+    fig = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=GAP / height)
+    tops = {site: _top(effect.mean) for site, effect in effects.items()}
+    if one_scale:
+        tops = dict.fromkeys(tops, max(tops.values()))
+    for row, site in enumerate(SITES, 1):
+        mean, low, high = effects[site].mean, effects[site].low, effects[site].high
+        fig.add_heatmap(
+            z=mean,
+            zmin=0,
+            zmax=tops[site],
+            colorscale=colour_scale(site, dark),
+            colorbar=_colour_bar(tops[site], row, height, look),
+            customdata=np.dstack([low, high]),
+            text=np.broadcast_to(np.array(GROUPS)[:, None], mean.shape),
+            hovertemplate=(
+                f"<b>{KINDS[site]}</b> · %{{text}} · layer %{{x}}<br>AIE %{{z:.3g}}"
+                "<br>95 % interval %{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>"
+            ),
+            row=row,
+            col=1,
+        )
+        fig.update_yaxes(
+            **_axis(look) | {"range": [len(GROUPS) - 0.5, -0.5], "tickvals": list(range(len(GROUPS)))},
+            ticktext=list(GROUPS),
+            row=row,
+            col=1,
+        )
+    n_layers = mean.shape[1]
+    _layer_axes(fig, n_layers, look)
+    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=3, col=1)
+    _finish(fig, heatmap_title(averages), caption(averages, about), height, look, LABEL_WIDTH)
+    _panel_titles(fig, [KINDS[site] for site in SITES], look, x=-LABEL_WIDTH)
+    fig.update_layout(plot_bgcolor=look.empty)
+    return fig
+
+
+def _top(mean: np.ndarray) -> float:
+    """The upper end of a colour scale."""
+    return max(float(np.nan_to_num(mean).max()), 1e-6)
+
+
+def _colour_bar(top: float, row: int, height: int, look: Theme) -> dict[str, object]:
+    share = len(GROUPS) * ROW / height
+    middle = 1 - share / 2 - (row - 1) * (share + GAP / height)
+    return {
+        "thickness": 12,
+        "outlinewidth": 0,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickvals": [0, top / 2, top],
+        "ticktext": ["≤ 0", number(top / 2), number(top)],
+        "tickfont": {"color": look.ink, "size": 12},
+        "y": middle,
+        "len": share,
+        "lenmode": "fraction",
+        "xpad": 8,
+    }
+
+
+def average_curves(averages: Averages, about: About, dark: bool = False) -> go.Figure:
+    """AIE by layer of the three kinds, with 95 % bootstrap bands, at the tokens where something happens."""
+    look, effects = theme(dark), averages.effects
+    n = len(SITES_OF_INTEREST)
+    height = n * PANEL + (n - 1) * GAP
+    fig = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=GAP / height)
+    for row, group in enumerate(SITES_OF_INTEREST, 1):
+        at = GROUPS.index(group)
+        for site in SITES:
+            effect = effects[site]
+            x = list(range(effect.mean.shape[1]))
+            for trace in _banded(x, effect.mean[at], effect.low[at], effect.high[at], site, row == 1):
+                fig.add_trace(trace, row=row, col=1)
+        grid = {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
+        fig.update_yaxes(
+            **_axis(look) | grid | {"nticks": 5, "range": _limits(averages)},
+            title_text=effect_name(about),
+            row=row,
+            col=1,
+        )
+    _layer_axes(fig, len(x), look)
+    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=n, col=1)
+    _finish(fig, _curve_title(averages), caption(averages, about) + " · bands: 95 % bootstrap", height, look, 64)
+    _panel_titles(fig, [f"At the {group}" for group in SITES_OF_INTEREST], look, x=0)
+    above = {"x": 0, "y": 1 + TITLE / height, "yanchor": "bottom"}  # the first panel's heading
+    legend = {"orientation": "h", **above, "font": {"color": look.ink}}
+    fig.update_layout(legend=legend, hovermode="x unified", hoverlabel_bgcolor=look.empty)
+    return fig
+
+
+def _limits(averages: Averages) -> list[float]:
+    """One vertical range for all panels, so that what is small looks small."""
+    rows = [GROUPS.index(group) for group in SITES_OF_INTEREST]
+    ends = [values[rows] for e in averages.effects.values() for values in (e.low, e.high, e.mean)]
+    low, high = min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))
+    margin = 0.05 * (high - low) or 1e-6
+    return [low - margin, high + margin]
+
+
+def _banded(
+    x: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, site: str, legend: bool
+) -> list[go.Scatter]:
+    """A line over its interval."""
+    there = ~np.isnan(mean)
+    xs = [i for i, ok in zip(x, there, strict=True) if ok]
+    colour = COLOURS[site]
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    band = go.Scatter(
+        x=[*xs, *xs[::-1]],
+        y=[*high[there], *low[there][::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.18)",
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        legendgroup=site,
+        showlegend=False,
+    )
+    line = go.Scatter(
+        x=xs,
+        y=mean[there],
+        name=KINDS[site],
+        mode="lines+markers",
+        line={"color": colour, "width": 2},
+        marker={"color": colour, "size": 5},
+        customdata=np.stack([low[there], high[there]], -1),
+        hovertemplate="%{y:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})",
+        legendgroup=site,
+        showlegend=legend,
+    )
+    return [band, line]
+
+
+def _curve_title(averages: Averages) -> str:
+    """Which of MLP and attention weighs more at the two sites."""
+    lines = []
+    for group in ("last subject token", "last token"):
+        at = GROUPS.index(group)
+        peaks = {site: float(np.nan_to_num(averages.effects[site].mean[at]).max()) for site in ("mlp_out", "attn_out")}
+        more, less = sorted(peaks, key=peaks.__getitem__, reverse=True)
+        sizes = f"{number(peaks[more])} against {number(peaks[less])}"
+        lines.append(f"{group.capitalize()}: {_word(more)} above {_word(less)}, {sizes}")
+    return "<br>".join(lines)
+
+
+def _word(site: str) -> str:
+    return KINDS[site] if site == "mlp_out" else KINDS[site].lower()
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+
+def _layer_axes(fig: go.Figure, n_layers: int, look: Theme) -> None:
+    step = 1 if n_layers <= 16 else 5
+    fig.update_xaxes(**_axis(look), range=[-0.5, n_layers - 0.5], dtick=step, showticklabels=True)
+
+
+def _finish(fig: go.Figure, title: str, caption_text: str, height: int, look: Theme, left: int) -> None:
+    frame(fig, title, caption_text, height, look, left)
+    fig.update_layout(height=fig.layout.height + 2 * TITLE, margin_t=MARGIN_TOP + 2 * TITLE, dragmode=False)
+
+
+def _panel_titles(fig: go.Figure, titles: Sequence[str], look: Theme, x: int) -> None:
+    """A small heading above each panel, `x` pixels from the plot's left edge."""
+    for i, title in enumerate(titles, 1):
+        axis = fig.layout[f"yaxis{i if i > 1 else ''}"]
+        fig.add_annotation(
+            text=f"<b>{title}</b>",
+            x=0,
+            xref="paper",
+            xshift=x,
+            xanchor="left",
+            y=axis.domain[1],
+            yref="paper",
+            yanchor="bottom",
+            yshift=3,
+            showarrow=False,
+            font={"size": 13, "color": look.ink},
+        )

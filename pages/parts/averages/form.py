@@ -1,0 +1,103 @@
+"""The inputs of an average: which facts, how many, and the settings of their traces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from pages.parts.averages.run import Inquiry
+from pages.shared import session
+from pages.shared.forms import widget
+from pages.shared.text import count
+from rome_core import LanguageModel, RomeError, TraceConfig
+from rome_core.facts.datasets import Facts, load_facts, parse_facts
+from rome_core.settings import about
+
+N_FACTS = 20
+SHOWN_PROBLEMS = 5
+
+
+def inquiry_form(lm: LanguageModel) -> tuple[Inquiry | None, bool]:
+    """What the form asks, None if it cannot be asked, and whether to run it."""
+    top = st.columns([1.2, 4, 1.2])
+    settings, other = st.expander("Settings of the traces"), st.expander("Another fact set")
+    with other:
+        facts = fact_set()
+    if facts is None:
+        return None, False
+    relations = sorted({fact.relation for fact in facts})
+    n = top[0].number_input(
+        "Facts",
+        1,
+        5000,
+        N_FACTS,
+        key="facts",
+        bind="query-params",
+        help="How many facts that the model knows. Facts are tried in a seeded order until so many are found; the "
+        "others are counted and left out, because an answer that is not there cannot be restored.",
+    )
+    chosen = top[1].multiselect(
+        "Relations", relations, key="relations", placeholder="all of them", help="Which kinds of fact."
+    )
+    order = top[2].number_input(
+        "Seed", 0, 2**31 - 1, 0, key="order", bind="query-params", help="Of the order in which facts are tried."
+    )
+    with settings:
+        config = trace_settings(lm)
+    inquiry = Inquiry(tuple(facts), int(n), tuple(chosen), int(order), config, session.active())
+    row = st.container(horizontal=True, vertical_alignment="center")
+    run = row.button("Run", type="primary", shortcut="Ctrl+Enter", key="run-averages")
+    row.caption(
+        f"{count(len(inquiry.order), 'fact')} to choose from. Facts are averaged as they finish; after a Stop, "
+        "Run goes on with the fact that was under way."
+    )
+    if inquiry.edits:
+        st.info(f"Tracing the **edited model**: {count(len(inquiry.edits), 'edit')} of the sidebar's list act.")
+    return inquiry, run
+
+
+def trace_settings(lm: LanguageModel) -> TraceConfig:
+    """All but the kind, for all three are traced; and no second answer, for every fact has its own."""
+    described = {name: field for name, field in about(TraceConfig).items() if name != "site"}
+    described["metric"] = replace(described["metric"], choices=("p", "log p"))
+    default, values = TraceConfig(), dict[str, Any]()
+    for place, (name, field) in zip(st.columns(3) + st.columns(3), described.items(), strict=False):
+        with place:
+            options = {"key": f"average-{name}", "bind": "query-params"}
+            values[name] = widget(field, getattr(default, name), options, lm)
+    return TraceConfig(**values)
+
+
+@st.cache_resource(show_spinner=False)
+def own_facts() -> Facts:
+    return load_facts()
+
+
+def fact_set() -> Facts | None:
+    """The project's own facts, or those of an uploaded file; records that cannot be read are named."""
+    file = st.file_uploader(
+        "Facts as JSON: CounterFact, zsRE as MEND ships it, known facts as ROME ships them, or flat CounterFact",
+        type=["json"],
+        key="fact-file",
+    )
+    if file is None:
+        st.caption(f"In use: the project's own {len(own_facts())} facts.")
+        return own_facts()
+    try:
+        facts = parse_facts(text_of(file), file.name)
+    except RomeError as error:
+        session.show_error(error)
+        return None
+    st.caption(f"In use: {count(len(facts), 'fact')} of {file.name}.")
+    for problem in facts.problems[:SHOWN_PROBLEMS]:
+        st.warning(str(problem))
+    if more := len(facts.problems) - SHOWN_PROBLEMS:
+        st.caption(f"And {more} more such records." if more > 0 else "")
+    return facts
+
+
+def text_of(file: UploadedFile) -> str:
+    return file.getvalue().decode("utf-8", errors="replace")

@@ -1,0 +1,252 @@
+"""The work behind the page of averages, without its widgets: which facts, their records as they finish, files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from typing import Any
+
+import torch
+
+from rome_core import DEFAULT_MODEL, LanguageModel, TraceConfig
+from rome_core.errors import DataError
+from rome_core.facts.datasets import Fact
+from rome_core.files import STUDIES
+from rome_core.model.edits import Edit
+from rome_core.progress import Track
+from rome_core.tracing.averages import GROUPS, SITES, Averages, FactEffect, fact_effects
+
+STUDY = STUDIES / "average_effects.jsonl"
+Rows = MutableMapping[str, FactEffect]  # by fact id
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Everything that average effects depend on, besides the model: facts in a seeded order, until n are known."""
+
+    facts: tuple[Fact, ...]
+    n: int
+    relations: tuple[str, ...] = ()
+    order_seed: int = 0
+    config: TraceConfig = field(default_factory=TraceConfig)
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def rows_key(self) -> tuple[Any, ...]:
+        """What one fact's record depends on: a run with other facts or another order can use it again."""
+        return ("fact effects", digest(self.facts), self.config, tuple(edit.id for edit in self.edits))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("averages", *self.rows_key[1:], self.n, self.relations, self.order_seed)
+
+    @property
+    def order(self) -> list[Fact]:
+        """The facts of the chosen relations (none chosen: all), shuffled."""
+        chosen = [fact for fact in self.facts if not self.relations or fact.relation in self.relations]
+        random.Random(self.order_seed).shuffle(chosen)
+        return chosen
+
+
+def digest(facts: Sequence[Fact]) -> str:
+    """A short name of a fact set that changes with what is traced."""
+    text = json.dumps([(fact.id, fact.prompt.text, fact.prompt.subject, fact.target_true) for fact in facts])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
+    """Fill `rows` until n of the facts are known, and give each known one. What is in `rows` already is not redone."""
+    known = finished(inquiry, rows)
+    missing = inquiry.n - sum(not row.dropped for row in known)
+    steps = _known(lm, inquiry, rows, track)
+    yield from islice(steps, inquiry.n - missing)
+    for _ in track(range(missing), "Facts", missing):
+        if (row := next(steps, None)) is None:  # no facts left
+            return
+        yield row
+
+
+def _known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
+    for fact in inquiry.order:
+        for row in fact_effects(lm, [fact], inquiry.config, done=rows.keys(), edits=inquiry.edits, track=track):
+            rows[fact.id] = row
+        if not rows[fact.id].dropped:
+            yield rows[fact.id]
+
+
+def finished(inquiry: Inquiry, rows: Mapping[str, FactEffect]) -> list[FactEffect]:
+    """The records that belong to the inquiry: from the start of its order until n of them are known."""
+    found, known = list[FactEffect](), 0
+    for fact in inquiry.order:
+        if known == inquiry.n or fact.id not in rows:
+            break
+        found.append(rows[fact.id])
+        known += not rows[fact.id].dropped
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class About:
+    """What records were made from. Empty fields: the file does not say."""
+
+    model: str = ""
+    fingerprint: str = ""
+    facts: str = ""
+    edits: tuple[str, ...] = ()
+    config: TraceConfig | None = None
+    order_seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Records with what is known of their making: this session's run, the shipped study, or an opened file."""
+
+    name: str
+    rows: tuple[FactEffect, ...]
+    about: About = field(default_factory=About)
+
+
+def about_run(lm: LanguageModel, inquiry: Inquiry) -> About:
+    edits = tuple(edit.id for edit in inquiry.edits)
+    return About(lm.name, lm.fingerprint, digest(inquiry.facts), edits, inquiry.config, inquiry.order_seed)
+
+
+def why_not_continued(about: About, rows: Sequence[FactEffect], lm: LanguageModel, inquiry: Inquiry) -> str:
+    """Why a run of the form may not go on from these records; empty if it may."""
+    here = about_run(lm, inquiry)
+    layers = next((row.effects["mlp_out"].shape[1] for row in rows if not row.dropped), lm.n_layers)
+    told = {
+        "model": layers != lm.n_layers or (about.fingerprint and about.fingerprint != here.fingerprint),
+        "facts": about.facts and about.facts != here.facts,
+        "list of active edits": about.fingerprint and about.edits != here.edits,
+        "trace settings": about.config and about.config != here.config,
+    }
+    if about.model and not about.fingerprint:
+        told["model"] = told["model"] or about.model != lm.name
+        told["list of active edits"] = bool(here.edits)
+    other = [name for name, differs in told.items() if differs]
+    return f"It was made with {' and '.join(f'another {name}' for name in other)}." if other else ""
+
+
+def as_json(source: Source) -> str:
+    """The records with everything that they were made from. Where a number is missing, null."""
+    about = {k: v for k, v in asdict(source.about).items() if v is not None}
+    rows = [
+        {
+            "fact": row.fact,
+            "clean": _number(row.clean),
+            "corrupted": _number(row.corrupted),
+            "dropped": row.dropped,
+            "effects": {
+                site: [[_number(v) for v in line] for line in values.tolist()] for site, values in row.effects.items()
+            },
+        }
+        for row in source.rows
+    ]
+    return json.dumps({"about": about, "rows": rows}, ensure_ascii=False, allow_nan=False)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def read_rows(text: str, name: str) -> Source:
+    """Records from a JSON file of this page, or from JSONL with one record a line. A cut-off last line is left out."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        data = _json_lines(text, name)
+    if isinstance(data, dict) and "rows" not in data:
+        data = [data]
+    records, about = (data["rows"], _about(data, name)) if isinstance(data, dict) else (data, About())
+    if not isinstance(records, list) or not records:
+        raise DataError(f"'{name}' holds no records.", "", "Open a JSON file saved on this page, or a study's JSONL.")
+    rows = tuple(_row(record, f"{name}, record {i + 1}") for i, record in enumerate(records))
+    shapes = {tuple(values.shape) for row in rows for values in row.effects.values()}
+    if len(shapes) > 1:
+        raise DataError(f"'{name}' mixes models: its records have {sorted(s[1] for s in shapes)} layers.")
+    return Source(name, rows, about)
+
+
+def _json_lines(text: str, name: str) -> list[Any]:
+    lines, records = text.strip().splitlines(), []
+    for i, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if i + 1 == len(lines) and records:
+                break
+            raise DataError(f"'{name}' is not JSON: {error.msg} in line {i + 1}.") from None
+    return records
+
+
+def _about(data: dict[str, Any], name: str) -> About:
+    try:
+        told = dict(data.get("about") or {})
+        config = told.pop("config", None)
+        known = {f.name for f in fields(About)}
+        options: dict[str, Any] = {k: tuple(v) if k == "edits" else v for k, v in told.items() if k in known}
+        return About(**options, config=TraceConfig(**config) if config else None)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'{name}': its description cannot be read ({error}).") from None
+
+
+def _row(record: Any, place: str) -> FactEffect:
+    try:
+        effects = {site: torch.tensor(_floats(values)) for site, values in record["effects"].items()}
+        dropped = str(record["dropped"])
+        row = FactEffect(str(record["fact"]), _float(record["clean"]), _float(record["corrupted"]), effects, dropped)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        needed = "It needs fact, clean, corrupted, dropped and effects."
+        raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}).", "", needed) from None
+    if not dropped and set(effects) != set(SITES):
+        raise DataError(f"{place} has effects of {sorted(effects)}; {', '.join(SITES)} are needed.")
+    if any(values.shape[:1] != (len(GROUPS),) or values.dim() != 2 for values in effects.values()):
+        raise DataError(f"{place} has effects of a wrong shape.", f"{len(GROUPS)} token groups × layers are needed.")
+    return row
+
+
+def _floats(lines: list[list[float | None]]) -> list[list[float]]:
+    return [[_float(v) for v in line] for line in lines]
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def study() -> Source | None:
+    """The records that ship with the project, if they are there: the default model, default settings."""
+    try:
+        text = STUDY.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    name = f"docs/studies/{STUDY.name}"
+    rows = read_rows(text, name).rows if text.strip() else ()
+    return Source(name, rows, About(model=DEFAULT_MODEL, config=TraceConfig(), order_seed=0)) if rows else None
+
+
+COLUMNS = ("kind", "token_group", "layer", "aie", "low", "high", "facts", "metric")
+
+
+def as_csv(averages: Averages, metric: str) -> str:
+    """One row a kind, token group and layer: AIE with its 95 % interval."""
+    out = io.StringIO()
+    rows = csv.writer(out)
+    rows.writerow(COLUMNS)
+    for site, effect in averages.effects.items():
+        for i, group in enumerate(GROUPS):
+            for layer in range(effect.mean.shape[1]):
+                values = (effect.mean[i, layer], effect.low[i, layer], effect.high[i, layer])
+                told = ["" if math.isnan(v) else float(v) for v in values]
+                rows.writerow([site, group, layer, *told, averages.n, metric])
+    return out.getvalue()

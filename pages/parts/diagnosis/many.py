@@ -1,0 +1,187 @@
+"""Many diagnoses on the page: a pasted list, a file, the project's facts, or this session's edits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from pages.shared import moment_panel, request, session, track, verdicts
+from pages.shared.tables import table
+from pages.shared.text import count, number
+from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, RomeError, load_facts
+from rome_core.diagnosis.many import PASTED, Screened, diagnose_many, diagnose_sequence, requests_from
+from rome_core.editing.methods.rome import POLICIES
+from rome_core.model.edits import Edit
+from rome_core.progress import Track
+
+JOB = ("diagnosis", "many")
+LIST, FILE, FACTS, EDITS = "A list", "A file", "The project's facts", "This session's edits"
+EXAMPLE = (
+    "{} is the capital of | Paris | Italy | France\n"
+    "{} is a company founded by | Microsoft | Einstein | Bill Gates\n"
+    "{} plays the sport of | LeBron James | golf | basketball"
+)
+SHOWN_PROBLEMS = 5
+Work = Callable[[Track], Iterable[Screened]]
+
+
+@dataclass(frozen=True, eq=False)
+class Screening:
+    """The diagnoses so far, and with which settings they were made."""
+
+    model: str
+    settings: dict[str, Any]
+    found: tuple[Screened, ...]
+
+
+def view(lm: LanguageModel) -> None:
+    source = st.segmented_control(
+        "Which edits", [LIST, FILE, FACTS, EDITS], default=LIST, required=True, key="many-source"
+    )
+    work, settings = of_edits(lm) if source == EDITS else of_requests(lm, source)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button("Diagnose all", key="diagnose-all", type="primary")
+        st.caption("Solves each by itself and applies none.", width="content")
+    if pressed and work:
+        session.remember(JOB, track.submit("Diagnosing many edits", partial(run, lm.name, settings, work)))
+    job = session.recall(JOB)
+    if job is not None:
+        track.panel(job, draw)
+        if not job.live and job.partial:
+            downloads(job.partial)
+
+
+def run(model: str, settings: dict[str, Any], work: Work, job: track.Job) -> None:
+    """Publish every diagnosis as it is found: what a stopped run has found stays."""
+    found: list[Screened] = []
+    for one in work(job.track):
+        found.append(one)
+        job.partial = Screening(model, settings, tuple(found))
+
+
+def of_edits(lm: LanguageModel) -> tuple[Work | None, dict[str, Any]]:
+    edits: tuple[Edit, ...] = session.active()
+    if not edits:
+        st.info("No edit is active. Keep one on the Edit page, or diagnose a list.")
+        return None, {}
+    return lambda track: diagnose_sequence(lm, edits, track=track), {"edits": [edit.id for edit in edits]}
+
+
+def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, Any]]:
+    try:
+        wanted, problems = requests(source)
+    except RomeError as error:
+        session.show_error(error)
+        wanted, problems = [], []
+    for problem in problems[:SHOWN_PROBLEMS]:
+        st.warning(str(problem))
+    if len(problems) > SHOWN_PROBLEMS:
+        st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES})
+    if not wanted:
+        return None, {}
+    st.caption(f"{count(len(wanted), 'edit')} to diagnose.")
+    below, moments = session.active(), moment_panel.moments(lm, config.layers)
+
+    def work(track: Track) -> Iterator[Screened]:
+        return diagnose_many(lm, wanted, config, moments=moments, edits=below, track=track)
+
+    return work, {"method": config.name, **asdict(config), "on": [edit.id for edit in below]}
+
+
+def requests(source: str) -> tuple[list[EditRequest], Sequence[Exception]]:
+    if source == LIST:
+        text = st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED)
+        return requests_from(text or "")
+    if source == FILE:
+        file = st.file_uploader("CSV, JSON or lines of text", type=["csv", "json", "txt"], key="many-file")
+        if file is None:
+            return [], []
+        return requests_from(file.getvalue().decode("utf-8", errors="replace"), file.name)
+    facts = list(load_facts())
+    left, right = st.columns(2)
+    n = left.number_input("Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.")
+    seed = right.number_input("Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.")
+    random.Random(int(seed)).shuffle(facts)
+    return [fact.request for fact in facts[: int(n)]], []
+
+
+# ------------------------------------------------------------------------------------------------------------- result
+
+
+def draw(job: track.Job) -> None:
+    if job.partial is None:
+        return
+    found = job.partial.found
+    tally = Counter(one.verdict for one in found)
+    parts = [f"{tally[verdict]} {verdicts.label(verdict)}" for verdict in verdicts.SHAPES if tally[verdict]]
+    if tally[None]:
+        parts.append(f"{tally[None]} not diagnosed")
+    st.markdown(" · ".join(parts))
+    if any(one.diagnosis and not one.diagnosis.calibrated for one in found):
+        st.caption("Not calibrated for this model: the thresholds are provisional.")
+    order = [*reversed(verdicts.SHAPES), None]
+    table([row(one) for one in sorted(found, key=lambda one: order.index(one.verdict))])
+
+
+def row(one: Screened) -> dict[str, str]:
+    """The worst first; an edit that could not be diagnosed says why."""
+    d = one.diagnosis
+    return {
+        "edit": f"{one.request.prompt.text} → {one.request.target_new.strip()}",
+        "verdict": verdicts.label(one.verdict) if one.verdict else one.error,
+        "denominator": verdicts.large(d.denominator) if d else "–",
+        "k₀ᵀC⁻¹k*": verdicts.large(d.k0_kstar) if d else "–",
+        "‖Δ‖ / ‖W‖": number(one.relative_F) if one.relative_F is not None else "–",
+        "first token": ("yes" if d.subject_first else "no") if d else "–",
+    }
+
+
+def downloads(screening: Screening) -> None:
+    with st.container(horizontal=True):
+        for name, make in (("CSV", as_csv), ("JSON", as_json)):
+            data = partial(make, screening)
+            st.download_button(f"Download as {name}", data, f"diagnoses.{name.lower()}", on_click="ignore")
+
+
+def record(one: Screened) -> dict[str, Any]:
+    """Everything about one diagnosis as plain data."""
+    result: dict[str, Any] = {
+        "prompt": one.request.prompt.template,
+        "subject": one.request.prompt.subject,
+        "target_new": one.request.target_new,
+        "target_true": one.request.target_true,
+        "error": one.error,
+        "verdict": one.verdict,
+        "relative_F": one.relative_F,
+    }
+    if one.diagnosis:
+        names = [field.name for field in fields(one.diagnosis) if field.name not in ("reference", "verdict")]
+        result |= {name: getattr(one.diagnosis, name) for name in names}
+    return result
+
+
+def as_json(screening: Screening) -> str:
+    about = {"model": screening.model, "settings": screening.settings}
+    return json.dumps({**about, "diagnoses": [record(one) for one in screening.found]}, ensure_ascii=False, indent=1)
+
+
+def as_csv(screening: Screening) -> str:
+    """A line an edit; model and settings in every line, so that a part of the file says what it is."""
+    records = [record(one) for one in screening.found]
+    about = {"model": screening.model, "settings": json.dumps(screening.settings, ensure_ascii=False)}
+    names = list(dict.fromkeys(name for one in records for name in one))
+    written = io.StringIO()
+    writer = csv.DictWriter(written, [*names, *about], restval="")
+    writer.writeheader()
+    writer.writerows({**one, **about} for one in records)
+    return written.getvalue()

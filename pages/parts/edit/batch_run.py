@@ -1,0 +1,195 @@
+"""Many requests solved together or one after another, and measured before and after: data, no widgets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
+from typing import Any
+
+from pages.parts.edit.report import Question, answers, questions
+from pages.shared.track import Stopped
+from rome_core import EditRequest, LanguageModel, Moment, RomeError, solve
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.methods.emmet import Emmet
+from rome_core.editing.methods.least_squares import MassConfig
+from rome_core.editing.shared_search import search, update_of, with_prefixes
+from rome_core.model.edits import Edit
+from rome_core.model.scoring import score
+from rome_core.progress import Track, silent
+
+ASKED = 4  # paraphrases and neighbours of a fact that the project's set has
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One request's mean p(new) on its own prompt, on paraphrases and on neighbours, before and after; and p(true)."""
+
+    kind: str  # new, true, paraphrase, neighbour
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Requests, the edits that they became, and what came of each. edits: one of all, or one a request."""
+
+    fingerprint: str
+    config: MethodConfig
+    below: tuple[Edit, ...]
+    requests: tuple[EditRequest, ...]
+    edits: tuple[Edit, ...] = ()
+    outcomes: tuple[tuple[Outcome, ...], ...] = ()  # of the requests in `done`
+    problems: Mapping[int, str] | None = None  # by place among the requests
+    seconds: float = 0.0
+    stopped: bool = False
+
+    @property
+    def done(self) -> tuple[EditRequest, ...]:
+        """The requests that were solved, in order."""
+        return tuple(request for edit in self.edits for request in edit.requests)
+
+
+def run(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: MethodConfig,
+    below: tuple[Edit, ...],
+    moments: Mapping[int, Moment] | None,
+    track: Track,
+    publish: Callable[[Batch], None] = lambda batch: None,
+) -> Batch:
+    """Solve and measure. After a stop, what was found until then is made into edits and measured."""
+    batch = Batch(lm.fingerprint, config, below, tuple(requests))
+    publish(batch)
+    began, problems, edits = time.monotonic(), dict[int, str](), list[Edit]()
+    together = isinstance(config, MassConfig | Emmet)
+    found = list[Any]()
+    stopped = False
+    try:
+        if config.batches and not together:
+            edits.append(solve(lm, requests, config, moments=moments, edits=below, track=track))
+        elif together:
+            config = with_prefixes(lm, config, below)  # type: ignore[arg-type]
+        if not edits:
+            for number, request in enumerate(track(requests, "Facts", len(requests))):
+                try:
+                    if together:
+                        found.append(search(lm, request, config, edits=below, track=track))  # type: ignore[arg-type]
+                    else:
+                        on = [*below, *edits]
+                        edits.append(solve(lm, [request], config, moments=moments, edits=on, track=track))
+                except RomeError as error:
+                    problems[number] = str(error)
+                publish(replace(batch, edits=tuple(edits), problems=problems))
+    except Stopped:
+        stopped = True
+    after_stop = silent if stopped else track
+    if found:
+        edits.append(update_of(lm, found, config, moments, below))  # type: ignore[arg-type]
+    if not edits:
+        if stopped:
+            raise Stopped
+        raise RomeError("None of the facts could be edited.", next(iter(problems.values()), ""))
+    batch = replace(batch, edits=tuple(edits), problems=problems, seconds=time.monotonic() - began, stopped=stopped)
+    return replace(batch, outcomes=tuple(measure(lm, batch, after_stop)))
+
+
+def measure(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
+    """What each solved request's prompts say without the edits and with all of them."""
+    asked = [questions(request, ASKED) for request in batch.done]
+    pairs = [(q.text, answer) for one in asked for q in one if q.kind != "reversed" for answer in _asked(q)]
+    states = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
+    before, after = (iter([one.p_joint for one in score(lm, pairs, edits=edits)]) for edits in list(states))
+    for request, one in zip(batch.done, asked, strict=True):
+        values: dict[str, list[tuple[float, float]]] = {}
+        for q in one:
+            if q.kind != "reversed":
+                for kind, _ in zip(_kinds(q, request), _asked(q), strict=True):
+                    values.setdefault(kind, []).append((next(before), next(after)))
+        yield tuple(
+            Outcome(kind, fmean(b for b, _ in some), fmean(a for _, a in some)) for kind, some in values.items()
+        )
+
+
+def _asked(question: Question) -> tuple[str, ...]:
+    """Both objects on the edited prompt, the new one on the others."""
+    return question.answers if question.kind == "edit" else question.answers[:1]
+
+
+def _kinds(question: Question, request: EditRequest) -> tuple[str, ...]:
+    return ("new", "true")[: len(answers(request))] if question.kind == "edit" else (question.kind,)
+
+
+def seen_from(edit: Edit, place: int) -> Edit:
+    """An edit of many facts as one of them sees it: that fact's key and value, everybody's update."""
+    one = slice(place, place + 1)
+    vectors = {name: getattr(edit, name)[one] for name in ("k_star", "v_star", "k_0", "v_0")}
+    return replace(edit, requests=edit.requests[one], **vectors)
+
+
+def held(batch: Batch) -> float:
+    """The share of solved requests whose new object is likelier than the true one, or likely where none is given."""
+    return fmean(float(_holds(outcomes)) for outcomes in batch.outcomes)
+
+
+def _holds(outcomes: Sequence[Outcome]) -> bool:
+    by_kind = {one.kind: one.after for one in outcomes}
+    return by_kind["new"] > by_kind.get("true", 0.5)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+KINDS = ("new", "true", "paraphrase", "neighbour", "namesake")
+
+
+def as_csv(batch: Batch) -> str:
+    out = io.StringIO()
+    lines = csv.writer(out)
+    lines.writerow(["template", "subject", "target_new", "target_true", *(f"{k}_{w}" for k in KINDS for w in WHEN)])
+    for request, outcomes in zip(batch.done, batch.outcomes, strict=True):
+        by_kind = {one.kind: one for one in outcomes}
+        values = [getattr(by_kind[kind], when) if kind in by_kind else "" for kind in KINDS for when in WHEN]
+        prompt = request.prompt
+        lines.writerow([prompt.template, prompt.subject, request.target_new, request.target_true or "", *values])
+    return out.getvalue()
+
+
+WHEN = ("before", "after")
+
+
+def as_json(lm: LanguageModel, batch: Batch) -> str:
+    """Outcomes with everything needed to make them again."""
+    config = batch.edits[0].config
+    record = {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "method": config.name,
+        "settings": {f.name: getattr(config, f.name) for f in fields(config)},
+        "second_moment": batch.edits[0].corpus,
+        "on_top_of": [edit.id for edit in batch.below],
+        "edits": [edit.id for edit in batch.edits],
+        "seconds": batch.seconds,
+        "stopped": batch.stopped,
+        "rows": [
+            {
+                "template": request.prompt.template,
+                "subject": request.prompt.subject,
+                "target_new": request.target_new,
+                "target_true": request.target_true,
+                "p": {one.kind: [_number(one.before), _number(one.after)] for one in outcomes},
+            }
+            for request, outcomes in zip(batch.done, batch.outcomes, strict=True)
+        ],
+        "problems": {str(number + 1): words for number, words in (batch.problems or {}).items()},
+    }
+    return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

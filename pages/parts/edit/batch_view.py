@@ -1,0 +1,289 @@
+"""Many facts at once: a table to type or to load, one sentence for each bad row, the edit, and what came of each."""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import streamlit as st
+
+from pages.parts.edit import objective_view, part_views
+from pages.parts.edit.batch_run import Batch, as_csv, as_json, held, run, seen_from
+from pages.parts.edit.files import edit_file
+from pages.parts.edit.report import Report, same_fact
+from pages.parts.edit.views import metric_row, once
+from pages.shared import moment_panel, session, track, verdicts
+from pages.shared.tables import literal, table
+from pages.shared.text import count, number
+from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, load_facts
+from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.methods import MethodConfig
+from rome_core.facts.requests import COLUMNS, Row, read_rows, requests_of, row_of
+from rome_core.model.edits import Edit
+
+JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")
+SOME = 10
+LABELS = {
+    "template": "Prompt, {} for the subject",
+    "subject": "Subject",
+    "target_new": "New object",
+    "target_true": "True object (optional)",
+}
+
+
+def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) -> None:
+    st.markdown(
+        f"Many facts at once, a row a fact. **{config.name}** "
+        + (
+            "solves them into one edit."
+            if config.batches
+            else "edits one fact at a time, so they are solved one after another, each on top of the former ones."
+        )
+    )
+    rows = sheet(wanted)
+    good, bad = requests_of(rows)
+    if bad:
+        st.warning(
+            f"{count(len(bad), 'row')} cannot be used; {'the other stays' if len(good) == 1 else 'the others stay'} in."
+        )
+        table([{"row": row, "what is wrong": sentence} for row, sentence in bad.items()])
+    below = tuple(edit for edit in session.active() if not any(same_fact(edit, one) for one in good.values()))
+    label = f"Edit {count(len(good), 'fact')}" if good else "Edit"
+    if st.button(label, key="batch-run", type="primary", disabled=not good):
+        start(lm, list(good.values()), config, below)
+    result(lm)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def sheet(wanted: EditRequest | None) -> list[Row]:
+    """The table as it is typed, with ways to fill it."""
+    with st.container(horizontal=True):
+        first = [] if wanted is None else [_row(wanted)]
+        st.button("Add the fact above", key="batch-add", on_click=add, args=(first,), disabled=not first)
+        st.button(
+            f"Add {SOME} of the project's facts",
+            key="batch-some",
+            on_click=add_some,
+            help="The next ones in an order that is shuffled with seed 0.",
+        )
+        st.button("Empty the table", key="batch-clear", on_click=put, args=([],))
+    with st.expander("Load a file"):
+        uploaded()
+    version, base = session.recall(SHEET) or (0, [])
+    edited = st.data_editor(
+        {column: [getattr(row, column) for row in base or [Row()]] for column in COLUMNS},
+        num_rows="dynamic",
+        key=f"batch-{version}",
+        column_config={name: st.column_config.TextColumn(label) for name, label in LABELS.items()},
+        width="stretch",
+    )
+    rows = _rows(edited)
+    session.remember(NOW, rows)
+    return rows
+
+
+def _row(request: EditRequest) -> Row:
+    return Row(request.prompt.template, request.prompt.subject, request.target_new.strip(), request.target_true or "")
+
+
+def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
+    columns = [list(edited[name]) for name in COLUMNS]
+    return [row_of(dict(zip(COLUMNS, cells, strict=True))) for cells in zip(*columns, strict=True)]
+
+
+def put(rows: list[Row]) -> None:
+    """Another table: the editor starts afresh on it."""
+    version, _ = session.recall(SHEET) or (0, [])
+    session.remember(SHEET, (version + 1, rows))
+
+
+def add(rows: list[Row]) -> None:
+    typed = [row for row in session.recall(NOW) or [] if not row.empty]
+    put([*typed, *(row for row in rows if row not in typed)])
+
+
+def add_some() -> None:
+    facts = list(load_facts())
+    random.Random(0).shuffle(facts)
+    typed = {(row.template, row.subject) for row in session.recall(NOW) or []}
+    new = [_row(fact.request) for fact in facts if (fact.prompt.template, fact.prompt.subject) not in typed]
+    add(new[:SOME])
+
+
+def uploaded() -> None:
+    """Rows of a file join the table: once for each file."""
+    file = st.file_uploader(
+        "CSV with the columns subject, template or relation, target_new and target_true, or JSON (CounterFact, zsRE, "
+        "known facts, flat, or the same columns)",
+        type=["csv", "json"],
+        key="batch-file",
+    )
+    if file is None:
+        return
+    try:
+        rows, problems = read_rows(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
+    except RomeError as error:
+        session.show_error(error)
+        return
+    if problems:
+        table([{"left out": problem} for problem in problems])
+    if not session.recall(("batch", file.file_id)):
+        session.remember(("batch", file.file_id), True)
+        add(rows)
+        st.rerun()
+
+
+# --------------------------------------------------------------------------------------------------------------- work
+
+
+def start(lm: LanguageModel, requests: list[EditRequest], config: MethodConfig, below: tuple[Edit, ...]) -> None:
+    """Queue the batch. Its edits join this session's, in place of earlier ones of the same facts."""
+    mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
+
+    def work(job: track.Job) -> Batch:
+        batch = run(lm, requests, config, below, moments, job.track, lambda so_far: setattr(job, "partial", so_far))
+        mine[:] = [item for item in mine if not any(same_fact(item.edit, request) for request in batch.done)]
+        for edit in batch.edits:
+            mine.append(session.ActiveEdit(edit, label(edit), on=size_of(lm, edit).verdict != "disabling"))
+        return batch
+
+    session.remember(JOB, track.submit(f"{count(len(requests), 'fact')} by {config.name}", work))
+
+
+def label(edit: Edit) -> str:
+    first = edit.requests[0]
+    what = f"{first.prompt.subject} → {first.target_new.strip()}"
+    more = f" and {count(len(edit.requests) - 1, 'other')}" if len(edit.requests) > 1 else ""
+    return f"{what}{more} ({edit.method})"
+
+
+# ------------------------------------------------------------------------------------------------------------- result
+
+
+def result(lm: LanguageModel) -> None:
+    job = session.recall(JOB)
+    if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
+        st.info("Fill the table and press the button: each fact gets its row of probabilities before and after.")
+    elif job.state == "done":
+        show(lm, job.result)
+    else:
+        track.panel(job, so_far)
+
+
+def so_far(job: track.Job) -> None:
+    if job.partial and job.partial.edits and job.live:
+        st.caption(f"{count(len(job.partial.done), 'fact')} solved so far.")
+
+
+def show(lm: LanguageModel, batch: Batch) -> None:
+    sizes = once(("sizes", *(edit.id for edit in batch.edits)), lambda: [size_of(lm, edit) for edit in batch.edits])
+    worst = max(sizes, key=lambda size: size.relative_F)
+    after = {kind: [o.after for row in batch.outcomes for o in row if o.kind == kind] for kind in ("new", "neighbour")}
+    metric_row(
+        ("Facts", f"{len(batch.done)}", f"of {len(batch.requests)}", "Solved, of those in the table."),
+        ("Hold", f"{held(batch):.0%}", "p(new) > p(true)", "Or p(new) > 0.5, where no true object is given."),
+        ("Mean p(new)", number(fmean(after["new"])), "on the edited prompts", "With all edits active."),
+        ("‖Δ‖ / ‖W‖", number(worst.relative_F), verdicts.label(worst.verdict), "Of the matrix that moves most."),
+        ("Seconds", f"{batch.seconds:.1f}", f"{batch.seconds / len(batch.done):.1f} a fact", "Without the measuring."),
+    )
+    if batch.stopped:
+        st.caption("Stopped: what was found until then was made into edits and measured.")
+    if batch.problems:
+        table([{"fact": batch.requests[n].prompt.text, "why not": words} for n, words in batch.problems.items()])
+    table(outcome_rows(batch))
+    st.caption(literal(conditions(lm, batch)))
+    parts(lm, batch)
+    files(lm, batch)
+
+
+def outcome_rows(batch: Batch) -> list[dict[str, str]]:
+    """A row a fact; a kind of prompt that no fact has gets no column."""
+    names = {
+        "new": "p(new)",
+        "true": "p(true)",
+        "paraphrase": "p(new), paraphrases",
+        "neighbour": "p(new), neighbours",
+        "namesake": "p(new), namesakes",
+    }
+    kinds = [kind for kind in names if any(one.kind == kind for row in batch.outcomes for one in row)]
+    rows = []
+    for request, outcomes in zip(batch.done, batch.outcomes, strict=True):
+        by_kind = {one.kind: f"{number(one.before)} → {number(one.after)}" for one in outcomes}
+        fact = f"{request.prompt.text} → {request.target_new.strip()}"
+        rows.append({"fact": fact, **{names[kind]: by_kind.get(kind, "") for kind in kinds}})
+    return rows
+
+
+def conditions(lm: LanguageModel, batch: Batch) -> str:
+    config = batch.edits[0].config
+    shown = {
+        name: value for name, value in asdict(config).items() if name in ("layer", "span", "clamp", "weight", "seed")
+    }
+    settings = ", ".join(f"{name} {value:g}" for name, value in shown.items() if value is not None)
+    on_top = f" · on top of {count(len(batch.below), 'edit')}" if batch.below else ""
+    return f"{lm.name} · {config.name}, {settings} · C: {batch.edits[0].corpus or 'none'}{on_top} · before → after"
+
+
+def parts(lm: LanguageModel, batch: Batch) -> None:
+    """The usual parts of an edit, seen from one of its facts."""
+    places = [(edit, place) for edit in batch.edits for place in range(len(edit.requests))]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        at = st.selectbox(
+            "Look at",
+            range(len(places)),
+            format_func=lambda n: f"{n + 1}. {batch.done[n].prompt.subject} → {batch.done[n].target_new.strip()}",
+            key="batch-at",
+            width=330,
+        )
+        names = {
+            "k*": part_views.key_view,
+            "v*": part_views.value_view,
+            "Δ": part_views.update_view,
+            "Objective": objective_view.objective_view,
+        }
+        chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
+    whole, place = places[at]
+    edit = seen_from(whole, place) if len(whole.requests) > 1 and chosen != "Objective" else whole
+    below = (*batch.below, *(batch.edits[: batch.edits.index(whole)]))
+    names[chosen](lm, Report(edit, below, size_of(lm, whole), None, (0, 0), (), (), batch.seconds))
+
+
+def files(lm: LanguageModel, batch: Batch) -> None:
+    with st.container(horizontal=True):
+        st.download_button("Outcomes as CSV", lambda: as_csv(batch), "batch.csv", on_click="ignore", key="batch-csv")
+        st.download_button(
+            "Outcomes as JSON, with settings",
+            lambda: as_json(lm, batch),
+            "batch.json",
+            on_click="ignore",
+            key="batch-json",
+        )
+        st.download_button(
+            "Edits (zip)",
+            lambda: edits_zip(batch.edits),
+            "edits.zip",
+            on_click="ignore",
+            key="batch-edits",
+            help="One file an edit, for this page or rome_core.load_edit, and one LoRA adapter of all.",
+        )
+
+
+def edits_zip(edits: Sequence[Edit]) -> bytes:
+    """Every edit as a file, in order, and all of them as one adapter."""
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for place, edit in enumerate(edits, start=1):
+            archive.writestr(f"edit-{place:03}-{edit.method}.safetensors", edit_file(edit))
+        export_adapter(edits, Path(folder))
+        for path in sorted(Path(folder).rglob("*")):
+            archive.write(path, Path("adapter") / path.relative_to(folder))
+    return packed.getvalue()

@@ -1,0 +1,77 @@
+"""Every method on one request, measure by measure: rows -> plotly, pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.parts.edit.figures import AFTER, BEFORE, framed
+from pages.parts.tracing.figures import Theme
+from pages.shared.text import number
+from rome_core.evaluation.comparison import MEASURES, Row
+
+LOGARITHMIC = ("nkl", "relative_norm", "seconds")  # they differ by orders of magnitude
+COLUMNS = 3
+LINE = 24  # px a method
+
+
+def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
+    """A panel a measure, a line a method, the same order everywhere; the model before the edit as a dotted line."""
+    before, done = rows[0], [row for row in rows if row.edit]
+    names = [name for name in MEASURES if any(name in row.values for row in done)]
+    height = -(-len(names) // COLUMNS)
+    fig = make_subplots(
+        rows=height,
+        cols=COLUMNS,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        vertical_spacing=0.22 if height > 1 else 0,
+        subplot_titles=[MEASURES[name] for name in names],
+    )
+    lines = list(range(len(done)))
+    for panel, name in enumerate(names):
+        row, col = panel // COLUMNS + 1, panel % COLUMNS + 1
+        values = [one.values.get(name) for one in done]
+        fig.add_scatter(
+            x=values,
+            y=lines,
+            mode="markers",
+            marker={"color": AFTER, "size": 11},
+            customdata=[one.method for one in done],
+            hovertemplate="%{customdata}: %{x:.3g}<extra></extra>",
+            showlegend=False,
+            row=row,
+            col=col,
+        )
+        if name in LOGARITHMIC:
+            fig.update_xaxes(type="log", dtick=1, exponentformat="power", range=decades(values), row=row, col=col)
+        else:
+            fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], row=row, col=col)
+        if name in before.values:
+            fig.add_vline(x=before.values[name], line={"color": BEFORE, "dash": "dot", "width": 2}, row=row, col=col)
+    framed(fig, title(done), caption, height * (LINE * max(3, len(done)) + 60), look, top=76, left=84)
+    fig.update_yaxes(tickvals=lines, ticktext=[one.method for one in done], range=[len(done) - 0.5, -0.5])
+    return fig
+
+
+def decades(values: Sequence[float | None]) -> list[float]:
+    """A logarithmic range of whole decades around the values, so that there are always two marks to read by."""
+    logs = [math.log10(value) for value in values if value and math.isfinite(value)] or [0.0]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    return [low - 0.1, max(high, low + 1) + 0.1]
+
+
+def title(done: Sequence[Row]) -> str:
+    """The finding: who reaches the new object, and who of those leaves the neighbours most alone."""
+    if not done:
+        return "Which method edits, and which leaves the rest alone?"
+    reached = [row for row in done if row.values["efficacy"] > 0.5]
+    words = f"{len(reached)} of {len(done)} reach p(new) above 0.5"
+    measured = [row for row in reached if "nkl" in row.values]
+    if measured:
+        least = min(measured, key=lambda row: row.values["nkl"])
+        words += f"; of these {least.method} changes neighbours least ({number(least.values['nkl'])} nats)"
+    return words

@@ -1,0 +1,230 @@
+"""One request, every method: the button, rows as they finish, a figure, and making any row the active edit."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import streamlit as st
+
+from pages.parts.edit import comparison_figure as bench_figure
+from pages.parts.edit.report import generation_texts, known_fact, questions, same_fact
+from pages.parts.edit.views import chart, look
+from pages.parts.edit.words import word_differences
+from pages.shared import moment_panel, session, track, verdicts
+from pages.shared.request import with_settings_of
+from pages.shared.tables import literal, table
+from pages.shared.text import count, number
+from rome_core import METHODS, EditRequest, LanguageModel
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.presets import resolve, unresolved
+from rome_core.evaluation.comparison import MEASURES, Row, Task, as_csv, as_json, bench
+from rome_core.model.edits import Edit
+
+JOB = ("bench", "job")
+ALL = 50  # more than any fact has
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a comparison was asked, and its rows so far."""
+
+    fingerprint: str
+    task: Task
+    below: tuple[Edit, ...]
+    rows: tuple[Row, ...] = ()
+
+
+def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
+    st.markdown(
+        "Every method edits the fact above, each by itself. Methods that look for the same value δ share one search: "
+        "then only their updates differ."
+    )
+    task = task_form(wanted) if wanted else None
+    configs = configs_like(lm, config, wanted)
+    if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
+        start(lm, task, configs, below)
+    job = session.recall(JOB)
+    if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
+        st.info(
+            f"Press Run all methods: {count(len(configs), 'method')} fill a table and a figure one by one. The "
+            "settings above are used by every method that shares them, the others take their own defaults."
+        )
+        return
+    track.panel(job, lambda job: show(lm, job.partial) if job.partial else None)
+    if not job.live and job.partial:
+        actions(lm, job.partial)
+
+
+def task_form(wanted: EditRequest) -> Task:
+    """The prompts that test the edits: the project's own where it has the fact, else the user's."""
+    asked = questions(wanted, ALL)
+    paraphrases, neighbours = (tuple(q.text for q in asked if q.kind == kind) for kind in ("paraphrase", "neighbour"))
+    if known_fact(wanted):
+        with st.expander(
+            f"{count(len(paraphrases), 'paraphrase')} and {count(len(neighbours), 'neighbour')} are asked"
+        ):
+            rows = [("paraphrase", text) for text in paraphrases] + [("neighbour", text) for text in neighbours]
+            table([{"kind": kind, "prompt": text} for kind, text in rows])
+    else:
+        st.caption("This fact is not in the project's own set. Prompts are optional; what has none is not measured.")
+        boxes = st.columns(2)
+        paraphrases = _lines(boxes[0], "Paraphrases, one a line", "bench-paraphrases", "The fact in other words.")
+        neighbours = _lines(
+            boxes[1], "Neighbours, one a line", "bench-neighbours", "Prompts about others, which must not change."
+        )
+    with st.container(horizontal=True):
+        temperature = st.number_input(
+            "Temperature", 0.0, 2.0, 0.0, 0.1, key="bench-heat", width=130, help="Of the text; 0: the likeliest token."
+        )
+        seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
+    return Task(
+        wanted, paraphrases, neighbours, generation_texts(wanted)[0], temperature=float(temperature), seed=int(seed)
+    )
+
+
+def _lines(place: Any, label: str, key: str, help: str) -> tuple[str, ...]:
+    text = place.text_area(label, key=key, persist_state="session", height=80, help=help)
+    return tuple(line.rstrip() for line in str(text or "").splitlines() if line.strip())
+
+
+def configs_like(lm: LanguageModel, config: MethodConfig, wanted: EditRequest | None = None) -> list[MethodConfig]:
+    """A config of every method: what was set in the form where it means the same, else the method's own presets."""
+    asked = [wanted] if wanted else []
+    touched = unresolved(lm, config, asked)
+    return [resolve(lm, with_settings_of(touched, method), asked) for method in METHODS.values()]
+
+
+def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
+    moments = {
+        layer: C for config in configs for layer in config.layers if (C := moment_panel.chosen(lm, layer)) is not None
+    }
+
+    def work(job: track.Job) -> None:
+        job.partial = Run(lm.fingerprint, task, below)
+        for row in bench(lm, task, configs, moments=moments, edits=below, track=job.track):
+            job.partial = replace(job.partial, rows=(*job.partial.rows, row))
+
+    former = session.recall(JOB)
+    if former is not None:
+        former.stop()
+    session.remember(JOB, track.submit(f"{task.request.prompt.subject} by every method", work))
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def show(lm: LanguageModel, run: Run) -> None:
+    """Table, figure and texts of the rows so far."""
+    if not run.rows:
+        return
+    table(table_rows(run.rows))
+    for row in run.rows:
+        if row.error:
+            st.markdown(f"**{literal(row.method)}** did not run. {literal(row.error)}")
+    if any(row.edit for row in run.rows):
+        chart(bench_figure.methods_figure(run.rows, caption(lm, run), look()), "bench")
+        texts(run)
+
+
+SHORT = {
+    "efficacy": "p(new)",
+    "paraphrase": "paraphrases",
+    "neighbour": "neighbours",
+    "nkl": "NKL",
+    "relative_norm": "‖Δ‖/‖W‖",
+    "seconds": "seconds",
+}
+
+
+def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A line a method that ran. A measure that has no prompts has no column."""
+    names = [name for name in MEASURES if any(name in row.values for row in rows)]
+    return [
+        {
+            "method": row.method,
+            **{SHORT[name]: number(row.values[name]) if name in row.values else "" for name in names},
+            "verdict": verdicts.label(row.verdict) if row.verdict else "",
+            "δ of": row.shared,
+        }
+        for row in rows
+        if not row.error
+    ]
+
+
+def caption(lm: LanguageModel, run: Run) -> str:
+    task = run.task
+    on_top = f" · on top of {count(len(run.below), 'edit')}" if run.below else ""
+    asked = f"{count(len(task.paraphrases), 'paraphrase')}, {count(len(task.neighbours), 'neighbour')}"
+    layers = sorted({layer for row in run.rows if row.config for layer in row.config.layers})
+    where = f" · layers {', '.join(map(str, layers))}" if layers else ""
+    return (
+        f"{lm.name} · “{task.request.prompt.text}” → {task.request.target_new.strip()} · {asked}{where} · "
+        f"seed {seed_of(run.rows)}{on_top} · p(new): geometric mean over the object's tokens, on the edited prompt "
+        "and as a mean over the other prompts · NKL: KL(before ‖ after) of the next token on the neighbours, nats · "
+        "seconds beyond a shared search"
+    )
+
+
+def seed_of(rows: Sequence[Row]) -> str:
+    return ", ".join(sorted({str(getattr(row.config, "seed", "–")) for row in rows if row.config})) or "–"
+
+
+def texts(run: Run) -> None:
+    """What each model writes behind the same opening, the words that its edit changed marked."""
+    task = run.task
+    how = f"seed {task.seed}, temperature {task.temperature:g}" if task.temperature else "always the likeliest token"
+    with st.expander(f"What each model writes ({how})"):
+        before = run.rows[0].text
+        for row in run.rows:
+            if row.text:
+                marked = word_differences(before, row.text)[1]
+                st.html(
+                    f'<p style="margin:0;overflow-wrap:anywhere"><small>{html.escape(row.method)}</small><br>'
+                    f"<b>{html.escape(task.opening)}</b> {marked}</p>"
+                )
+
+
+# ------------------------------------------------------------------------------------------------------------ actions
+
+
+def actions(lm: LanguageModel, run: Run) -> None:
+    """Take one row over as this session's edit of the fact; take all of them away as files."""
+    solved = {row.method: row for row in run.rows if row.edit}
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if solved:
+            name = st.selectbox("Row", list(solved), key="bench-row", width=170)
+            st.button(
+                "Make it the active edit",
+                key="bench-activate",
+                on_click=activate,
+                args=(solved[name],),
+                help="In place of this fact's other edits in the sidebar.",
+            )
+        csv, json = st.columns(2, width=280)
+        csv.download_button("CSV", lambda: as_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
+        json.download_button(
+            "JSON with settings",
+            lambda: as_json(lm, run.task, run.rows, run.below),
+            "methods.json",
+            on_click="ignore",
+            key="bench-json",
+        )
+    active = [
+        item.label for item in session.edits() if any(row.edit and row.edit.id == item.edit.id for row in run.rows)
+    ]
+    if active:
+        st.caption(literal(f"Among this session's edits: {', '.join(active)}."))
+
+
+def activate(row: Row) -> None:
+    """Put a row's edit among this session's, switched on, in place of another one of the same fact."""
+    edit = row.edit
+    assert edit is not None
+    (request,) = edit.requests
+    mine = session.edits()
+    mine[:] = [item for item in mine if not same_fact(item.edit, request)]
+    label = f"{request.prompt.subject} → {request.target_new.strip()} ({edit.method})"
+    mine.append(session.ActiveEdit(edit, label))

@@ -1,0 +1,170 @@
+"""Figures of one edit: result -> plotly, pure. Before is grey-blue, after is amber, everything else is ink or grey."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.parts.edit.report import Probe
+from pages.parts.tracing.figures import Theme, frame
+from pages.shared.text import count, number
+from rome_core.model.edits import Step
+
+BEFORE, AFTER = "#5B7083", "#D9822B"
+TERMS = (("nll", "−log p(target)", "#6B7785"), ("kl", "KL term", "#A9B2BC"), ("decay", "‖δ‖ term", "#D3D8DD"))
+
+
+def framed(
+    fig: go.Figure, title: str, caption: str, height: int, look: Theme, *, top: int = 64, left: int = 44
+) -> go.Figure:
+    """The look of every figure of the app, with the panels' own titles and an optional legend in a row on top."""
+    panels = [{**title.to_plotly_json(), "font": {"size": 13, "color": look.ink}} for title in fig.layout.annotations]
+    fig.layout.annotations = ()  # plotly would merge the caption into the first of them
+    frame(fig, html.escape(title, quote=False), caption, height, look, left)
+    fig.update_layout(
+        annotations=[*fig.layout.annotations, *panels],
+        height=fig.layout.height + top - fig.layout.margin.t,
+        margin_t=top,
+        margin_r=16,
+        legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top", "traceorder": "normal"},
+        dragmode=False,
+        modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]},
+    )
+    for axes in (fig.update_xaxes, fig.update_yaxes):
+        axes(gridcolor=look.rule, zeroline=False, linecolor=look.rule, automargin=False, title_standoff=6)
+        axes(tickfont_color=look.ink, title_font={"color": look.grey, "size": 13})
+    return fig
+
+
+def legend_below_title(fig: go.Figure, look: Theme) -> go.Figure:
+    """Put the legend in a row of its own between title and panels."""
+    return fig.update_layout(legend={"y": 1 - 34 / fig.layout.height, "font": {"color": look.ink, "size": 12}})
+
+
+# ---------------------------------------------------------------------------------------------- while v* is optimised
+
+
+def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str, look: Theme) -> go.Figure:
+    """The search for v*, a point an evaluation: the loss by its terms, p(target), ‖δ‖ with its clamp, the rank."""
+    titles = (
+        "loss (nats), by term",
+        f"p({html.escape(target)})",
+        "‖δ‖ and its clamp",
+        f"rank of {html.escape(target)}",
+    )
+    fig = make_subplots(rows=2, cols=2, horizontal_spacing=0.08, vertical_spacing=0.16, subplot_titles=titles)
+    x = [step.index + 1 for step in steps]
+    for field, name, colour in TERMS:
+        fig.add_scatter(
+            x=x,
+            y=[getattr(step, field) for step in steps],
+            name=name,
+            stackgroup="loss",
+            line={"width": 1, "color": colour},
+            fillcolor=colour,
+            hovertemplate=f"{name}: %{{y:.3g}}<extra></extra>",
+            row=1,
+            col=1,
+        )
+    for field, row, col in (("p_target", 1, 2), ("delta_norm", 2, 1), ("rank", 2, 2)):
+        fig.add_scatter(
+            x=x,
+            y=[getattr(step, field) for step in steps],
+            mode="lines+markers",
+            line={"color": AFTER, "width": 2},
+            marker={"size": 6},
+            showlegend=False,
+            hovertemplate="evaluation %{x}: %{y:.3g}<extra></extra>",
+            row=row,
+            col=col,
+        )
+    if steps and np.isfinite(steps[-1].limit):
+        limit = {
+            "x": [0, planned + 1],
+            "y": [steps[-1].limit] * 2,
+            "line": {"color": look.ink, "dash": "dot", "width": 1.5},
+        }
+        fig.add_scatter(**limit, name="clamp", mode="lines", hoverinfo="skip", row=2, col=1)
+    framed(fig, steps_title(steps, target), caption, 400, look, top=100)
+    fig.update_xaxes(range=[0.5, planned + 0.5], showgrid=False)
+    fig.update_xaxes(title_text="evaluation of the loss", row=2)
+    fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(range=[0, 1.03], row=1, col=2)
+    ranks = [step.rank for step in steps] or [1]
+    fig.update_yaxes(type="log", range=[np.log10(max(ranks)) + 0.3, -0.15], rangemode="normal", dtick=1, row=2, col=2)
+    return legend_below_title(fig, look)
+
+
+def steps_title(steps: Sequence[Step], target: str) -> str:
+    if not steps:
+        return f"Which value makes the model say {target}?"
+    first, last = steps[0], steps[-1]
+    return f"p({target}) {number(first.p_target)} → {number(last.p_target)} in {count(len(steps), 'evaluation')}"
+
+
+# --------------------------------------------------------------------------------------------------- before and after
+
+ROW = 46  # px
+
+
+def dumbbell(probes: Sequence[Probe], names: Sequence[str], caption: str, look: Theme) -> go.Figure:
+    """Probabilities before and after, a row a prompt, a panel an answer."""
+    panels = [f"p({html.escape(name)})" for name in names]
+    fig = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=panels)
+    rows = list(range(len(probes)))[::-1]
+    for panel, name in enumerate(names):
+        # A reversed prompt asks for one answer only, the subject.
+        before = [p.before[panel] if panel < len(p.before) else None for p in probes]
+        after = [p.after[panel] if panel < len(p.after) else None for p in probes]
+        _bridges(fig, rows, before, after, panel, look)
+        for when, values, colour in (("before", before, BEFORE), ("after", after, AFTER)):
+            fig.add_scatter(
+                x=values,
+                y=rows,
+                name=when,
+                mode="markers",
+                marker={"color": colour, "size": 12},
+                showlegend=panel == 0,
+                customdata=[html.escape(p.shown) for p in probes],
+                hovertemplate=f"%{{customdata}}<br>p({html.escape(name)}) {when}: %{{x:.3g}}<extra></extra>",
+                row=1,
+                col=panel + 1,
+            )
+    for y, one in zip(rows, probes, strict=True):
+        words = f"<i>{one.kind}</i>  {html.escape(shortened(one.shown))}"
+        look_of_row = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": look.grey}}
+        fig.add_annotation(x=0, xref="x domain", y=y + 0.38, text=words, **look_of_row)
+    framed(fig, dumbbell_title(probes, names[0]), caption, ROW * len(probes) + 20, look, top=100, left=8)
+    fig.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
+    fig.update_yaxes(range=[-0.5, len(probes) - 0.2], showticklabels=False, showgrid=False)
+    return legend_below_title(fig, look)
+
+
+Values = Sequence[float | None]
+
+
+def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values, panel: int, look: Theme) -> None:
+    """The lines between the two dots of every row, as one broken line."""
+    x = [value for a, b in zip(before, after, strict=True) for value in (a, b, None)]
+    y = [value for row in rows for value in (row, row, None)]
+    line = {"color": look.rule, "width": 4}
+    fig.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1, col=panel + 1)
+
+
+def dumbbell_title(probes: Sequence[Probe], target: str) -> str:
+    parts = [f"p({target}) {number(probes[0].before[0])} → {number(probes[0].after[0])}"]
+    for kind in ("paraphrase", "neighbour"):  # a longer title is cut off on narrow screens
+        some = [p for p in probes if p.kind == kind]
+        if some:
+            parts.append(f"{kind}s {number(fmean(p.after[0] for p in some))}")
+    return ", ".join(parts)
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """The end of a long prompt: that is where prompts differ."""
+    return text if len(text) <= limit else "…" + text[-limit:]

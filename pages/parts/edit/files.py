@@ -1,0 +1,120 @@
+"""Edits as files: taken away as one small file or as an adapter, opened again."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+
+import streamlit as st
+
+from pages.parts.edit.report import Report
+from pages.shared import session, track
+from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
+from rome_core.editing.storage import export_merged
+from rome_core.files import cache_dir
+from rome_core.model.edits import Edit
+
+
+def downloads(lm: LanguageModel, report: Report) -> None:
+    """Both forms of the edit. The files are made when the button is pressed."""
+    edit, asked = report.edit, report.request
+    name = f"{edit.method}-{asked.prompt.subject}-{asked.target_new.strip()}".replace(" ", "_")
+    with st.container(horizontal=True):
+        st.download_button(
+            "Download the edit",
+            lambda: edit_file(edit),
+            f"{name}.safetensors",
+            on_click="ignore",
+            key="download-edit",
+            help="Factors and settings in one small file, to be opened below or with rome_core.load_edit.",
+        )
+        st.download_button(
+            "Download as LoRA adapter",
+            lambda: adapter_zip(edit),
+            f"{name}-adapter.zip",
+            on_click="ignore",
+            key="download-adapter",
+            help="A zip with an adapter that peft loads onto the base model.",
+        )
+    st.caption(f"The file belongs to {lm.name} and is refused by any other model.")
+    merged(lm, report)
+
+
+def merged(lm: LanguageModel, report: Report) -> None:
+    """Write the whole edited model to a folder of the server, as a job."""
+    with st.expander("Write the edited model to a folder"):
+        below = len(report.below)
+        st.caption(
+            "The whole model with this edit"
+            + (f" and the {below} below it" if below else "")
+            + " in its weights, in parts, as transformers loads it. The loaded model stays as it is."
+        )
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            folder = st.text_input(
+                "Folder on the server",
+                value=str(cache_dir() / "merged" / f"{report.edit.method}-{report.edit.id}"),
+                key=f"merged-folder-{report.edit.id}",
+                help="A new or an empty one.",
+            )
+            pressed = st.button("Write", key="merged-write")
+        key = ("merged", report.edit.id)
+        if pressed:
+            try:
+                target = new_folder(folder)
+            except RomeError as error:
+                session.show_error(error)
+                return
+            edits = (*report.below, report.edit)
+            work = lambda job: export_merged(lm, edits, target)  # noqa: E731
+            session.remember(key, track.submit(f"Writing {target.name}", work))
+        job = session.recall(key)
+        if job is not None:
+            track.panel(job, lambda job: None)
+
+
+def new_folder(text: str) -> Path:
+    """The folder that was typed. Raises EditError if there is something in it already."""
+    target = Path(text.strip()).expanduser()
+    if not text.strip() or not target.is_absolute():
+        raise EditError(f"'{text.strip()}' is no full path.", "", "Write the folder from the root on.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise EditError(f"'{target}' is there already and not empty.", "", "Name another folder.")
+    return target
+
+
+def edit_file(edit: Edit) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "edit.safetensors"
+        save_edit(edit, path)
+        return path.read_bytes()
+
+
+def adapter_zip(edit: Edit) -> bytes:
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        export_adapter(edit, folder)
+        for path in sorted(Path(folder).rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return packed.getvalue()
+
+
+def opened(lm: LanguageModel) -> Edit | None:
+    """An edit that was uploaded just now: once for each file, and not again on every rerun."""
+    file = st.file_uploader("Open a saved edit of this model", type=["safetensors"], key="edit-file")
+    if file is None or session.recall(("opened", file.file_id)):
+        return None
+    session.remember(("opened", file.file_id), True)
+    try:
+        return read_edit(lm, file.getvalue())
+    except RomeError as error:
+        session.show_error(error)
+        return None
+
+
+def read_edit(lm: LanguageModel, data: bytes) -> Edit:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "edit.safetensors"
+        path.write_bytes(data)
+        return load_edit(path, lm)

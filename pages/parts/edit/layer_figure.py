@@ -1,0 +1,91 @@
+"""Scores of edits and effects of tracing by layer, one above the other: results -> plotly, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.parts.edit.figures import AFTER, BEFORE, framed, legend_below_title
+from pages.parts.tracing.figures import COLOURS, KINDS, Theme
+from pages.shared.text import number
+from rome_core.evaluation import Score
+from rome_core.tracing.averages import GROUPS, Averages
+
+LAST_SUBJECT = 2  # of GROUPS: where the edits act
+NAMES = {
+    "ES": "ES, the edited prompt",
+    "PS": "PS, paraphrases",
+    "NS": "NS, neighbours",
+    "S": "S, harmonic mean",
+}
+
+
+def layers_figure(
+    scores: Mapping[int, Mapping[str, Score]], effects: Averages | None, caption: str, look: Theme
+) -> go.Figure:
+    """ES, PS, NS and S with the band of S; below them the mean indirect effect at the subject's last token."""
+    rows = 1 if effects is None else 2
+    titles = ["score", f"AIE at the {GROUPS[LAST_SUBJECT]}"][:rows]
+    fig = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
+    styles = {
+        "ES": (AFTER, "solid", 2),
+        "PS": (AFTER, "dash", 2),
+        "NS": (BEFORE, "solid", 2),
+        "S": (look.ink, "solid", 3),
+    }
+    for name, (colour, dash, width) in styles.items():
+        layers = [layer for layer in scores if name in scores[layer]]
+        some = [scores[layer][name] for layer in layers]
+        if name == "S" and some:
+            band = [*(s.high for s in some), *(s.low for s in reversed(some))]
+            fig.add_scatter(
+                x=[*layers, *reversed(layers)],
+                y=band,
+                fill="toself",
+                fillcolor="rgba(128,128,128,0.18)",
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                row=1,
+                col=1,
+            )
+        fig.add_scatter(
+            x=layers,
+            y=[s.value for s in some],
+            customdata=[f"{number(s.low)} to {number(s.high)}, {s.n} facts" for s in some],
+            hovertemplate=f"layer %{{x}}: {name} %{{y:.3f}} (%{{customdata}})<extra></extra>",
+            name=NAMES[name],
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": width},
+            marker={"size": 7},
+            row=1,
+            col=1,
+        )
+    if effects is not None:
+        for site, effect in effects.effects.items():
+            mean = effect.mean[LAST_SUBJECT]
+            fig.add_scatter(
+                x=list(range(len(mean))),
+                y=[float(value) for value in mean],
+                name=KINDS[site],
+                mode="lines",
+                line={"color": COLOURS[site], "width": 2},
+                hovertemplate=f"layer %{{x}}: {KINDS[site]} %{{y:.3f}}<extra></extra>",
+                row=2,
+                col=1,
+            )
+    framed(fig, title(scores), caption, 240 * rows, look, top=112, left=52)
+    fig.update_xaxes(title_text="layer", row=rows)
+    fig.update_xaxes(showticklabels=True, dtick=2)
+    fig.update_yaxes(range=[-0.03, 1.03], row=1)
+    return legend_below_title(fig, look)
+
+
+def title(scores: Mapping[int, Mapping[str, Score]]) -> str:
+    complete = {layer: some["S"] for layer, some in scores.items() if "S" in some}
+    if not complete:
+        return "Which layer holds a new fact and leaves the others alone?"
+    best = max(complete, key=lambda layer: complete[layer].value)
+    return f"S is largest at layer {best}: {number(complete[best].value)}"

@@ -1,0 +1,187 @@
+"""Where to edit: scores of edits layer by layer, beside where tracing finds the facts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import streamlit as st
+
+from pages.parts.averages import run as average_run
+from pages.parts.edit import layer_figure
+from pages.parts.edit.views import chart, look, once
+from pages.shared import session, track
+from pages.shared.text import count, number
+from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.methods.rome import POLICIES, RomeConfig
+from rome_core.evaluation.layer_sweep import Swept, as_record, by_layer, from_record, sweep
+from rome_core.facts.datasets import facts_of
+from rome_core.files import STUDIES
+from rome_core.model.edits import Edit
+from rome_core.tracing.averages import Averages, average
+
+STUDY = STUDIES / "layers.jsonl"
+SHIPPED, HERE = "The shipped study", "This session's sweep"
+JOB = ("sweep", "job")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Records of a sweep with where they come from. settings: what a caption says of them."""
+
+    source: str
+    fingerprint: str
+    rows: tuple[Swept, ...]
+    settings: str = ""
+
+
+def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) -> None:
+    st.markdown(
+        "The same facts are edited in one layer after another. **Which layer holds a new fact, passes it on to other "
+        "words and leaves the neighbours alone**, and is it where tracing finds the facts?"
+    )
+    job = session.recall(JOB)
+    here = job.partial if job is not None and job.partial and job.partial.fingerprint == lm.fingerprint else None
+    sources = {r.source: r for r in (here, shipped(lm)) if r is not None and r.rows}
+    if here is not None and job is not None and job.live:
+        track.panel(job, lambda job: figure(lm, job.partial) if job.partial.rows else None)
+    elif sources:
+        names = list(sources)
+        chosen = st.segmented_control("Show", names, default=names[0], key="sweep-source", required=True)
+        figure(lm, sources[chosen if chosen in sources else names[0]])
+    else:
+        if job is not None and not job.live:
+            track.panel(job, lambda job: None)
+        st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
+        if found := effects(lm):
+            words = f"{lm.name} · docs/studies/{average_run.STUDY.name}, {count(found.n, 'fact')}"
+            chart(layer_figure.layers_figure({}, found, words, look()), "sweep-none")
+    form(lm, config)
+
+
+def shipped(lm: LanguageModel) -> Records | None:
+    """The study of the default model that ships with the project."""
+    if lm.name != DEFAULT_MODEL or not STUDY.exists():
+        return None
+    rows = once(("sweep study", STUDY.stat().st_mtime), lambda: _read(STUDY.read_text(encoding="utf-8")))
+    return Records(SHIPPED, lm.fingerprint, tuple(rows or ()), f"docs/studies/{STUDY.name}")
+
+
+def _read(text: str) -> list[Swept]:
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(from_record(json.loads(line)))
+        except (json.JSONDecodeError, KeyError, TypeError):  # a last line that was cut off
+            continue
+    return rows
+
+
+def effects(lm: LanguageModel) -> Averages | None:
+    """The shipped average tracing effects, which are the default model's."""
+    if lm.name != DEFAULT_MODEL:
+        return None
+    source = average_run.study()
+    return None if source is None else once(("sweep effects", len(source.rows)), lambda: average(source.rows))
+
+
+def figure(lm: LanguageModel, records: Records) -> None:
+    """Scores by layer of one policy, above the tracing effects, and the layer to take."""
+    policies = list(dict.fromkeys(name for row in records.rows for name in row.cases))
+    if not policies:
+        reasons = {row.error for row in records.rows}
+        st.warning(f"No fact could be edited: {' '.join(sorted(reasons))}")
+        return
+    default = policies.index(DEFAULT_METHOD) if DEFAULT_METHOD in policies else 0
+    policy = st.selectbox("Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170)
+    scores = by_layer(records.rows, policy)
+    chart(
+        layer_figure.layers_figure(scores, effects(lm), caption(lm, records, policy), look()), f"sweep-{records.source}"
+    )
+    best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use, args=(best,))
+        st.caption(
+            f"The largest S by {policy} is {number(scores[best]['S'].value)} at layer {best}; with so few facts its "
+            "neighbours within the band are as good."
+            if "S" in scores[best]
+            else "S needs paraphrases and neighbours."
+        )
+    st.download_button(
+        "Records (JSON lines)",
+        lambda: "\n".join(json.dumps(as_record(row), ensure_ascii=False) for row in records.rows),
+        "layers.jsonl",
+        on_click="ignore",
+        key=f"sweep-records-{records.source}",
+    )
+
+
+def use(layer: int) -> None:
+    st.session_state["layer"] = layer
+
+
+def caption(lm: LanguageModel, records: Records, policy: str) -> str:
+    facts = len({row.fact for row in records.rows})
+    clamps = sorted({row.clamp for row in records.rows if row.cases})
+    failed = sum(1 for row in records.rows if row.error)
+    lost = f" · {count(failed, 'edit')} failed" if failed else ""
+    found = effects(lm)
+    traced = f" · tracing: docs/studies/{average_run.STUDY.name}, {count(found.n, 'fact')}" if found else ""
+    return (
+        f"{lm.name} · {policy}, clamp {', '.join(f'{c:g}' for c in clamps)}, six prefixes · {count(facts, 'fact')}, "
+        f"each edited by itself, 95 % intervals over facts{lost} · {records.settings}{traced}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+def form(lm: LanguageModel, config: MethodConfig) -> None:
+    with st.expander("Run a sweep", expanded=False):
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            n = st.number_input("Facts", 2, 50, 4, key="sweep-facts", width=110, help="Of the validation part.")
+            step = st.number_input("Every n-th layer", 1, lm.n_layers, min(4, lm.n_layers), key="sweep-step", width=140)
+            seed = st.number_input("Seed", 0, None, 0, key="sweep-seed", width=110, help="Of the choice of facts.")
+            pressed = st.button("Run", key="sweep-run")
+        st.caption(
+            "The search's settings are those above, in the layer's place each layer in turn. On the command line:"
+        )
+        name = "" if lm.name == DEFAULT_MODEL else f" --model {lm.name} --out layers.jsonl"
+        st.code(f"python -m studies.layers{name} --facts {n} --step {step}", language="bash")
+    if pressed:
+        start(lm, search_like(config), int(n), int(step), int(seed), session.active())
+        st.rerun()
+
+
+def search_like(config: MethodConfig) -> RomeConfig:
+    """A key policy's config with the form's settings where it has them."""
+    names = {f.name for f in fields(RomeConfig)} - {"layer"}
+    policy: Any = type(config) if type(config) in POLICIES else METHODS[DEFAULT_METHOD]
+    if not isinstance(config, RomeConfig) or config.layers[1:]:
+        return policy()
+    return policy(**{name: getattr(config, name) for name in names})
+
+
+def start(lm: LanguageModel, config: RomeConfig, n: int, step: int, seed: int, below: Sequence[Edit]) -> None:
+    facts = facts_of("validation")
+    random.Random(seed).shuffle(facts)
+    layers = list(range(0, lm.n_layers, step))
+    order = [*layers[::2], *layers[1::2]]
+    settings = f"run in this session, seed {seed}" + (f", on top of {count(len(below), 'edit')}" if below else "")
+
+    def work(job: track.Job) -> None:
+        rows: list[Swept] = []
+        for row in sweep(lm, facts[:n], config, layers=order, edits=below, track=job.track):
+            rows.append(row)
+            job.partial = Records(HERE, lm.fingerprint, tuple(rows), settings)
+
+    former = session.recall(JOB)
+    if former is not None:
+        former.stop()
+    job = track.submit(f"Sweep over {count(len(layers), 'layer')}", work)
+    job.partial = Records(HERE, lm.fingerprint, (), settings)
+    session.remember(JOB, job)

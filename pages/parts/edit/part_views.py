@@ -1,0 +1,96 @@
+"""A finished edit part by part: the search for v*, the key, the value, the update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+import torch
+
+from pages.parts.edit import figures as edit_figures
+from pages.parts.edit import part_figures
+from pages.parts.edit.report import Report
+from pages.parts.edit.views import caption, chart, identity, look, once
+from pages.shared.text import number
+from rome_core import LanguageModel
+from rome_core.diagnosis.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
+from rome_core.editing.methods.least_squares import MassConfig
+from rome_core.model.edits import Delta
+
+
+def search(lm: LanguageModel, report: Report) -> None:
+    steps, target = report.edit.history, report.request.target_new.strip()
+    chart(edit_figures.steps_figure(steps, target, len(steps), caption(lm, report), look()), "search")
+
+
+def key_view(lm: LanguageModel, report: Report) -> None:
+    edit, words = report.edit, caption(lm, report)
+    k_star, k_0 = first_row(edit.k_star), first_row(edit.k_0)
+    cosine = float(torch.cosine_similarity(k_star, k_0, dim=0))
+    st.markdown(
+        "**k\\*** is what the layer's down projection reads at the subject's last token, averaged over the prefixes. "
+        f"Its norm is {number(float(k_star.norm()))}; the bare prompt's key k₀ has norm "
+        f"{number(float(k_0.norm()))} and stands at cosine {cosine:.3f} to it."
+    )
+    left, right = st.columns(2)
+    with left:
+        chart(part_figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
+    if "keys" in edit.extras:
+        with right:
+            cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
+            chart(part_figures.cosines_figure(cosines, words, look()), "cosines")
+
+
+def leading_part(delta: Delta) -> tuple[Delta, float]:
+    """The strongest rank-one part of an update, and its share of ‖Δ‖²."""
+    if delta.U.shape[1] == 1:
+        return delta, 1.0
+    left, values, right = torch.linalg.svd(delta.matrix(), full_matrices=False)
+    part = Delta(delta.module, left[:, :1] * values[0], right[:1])
+    return part, float(values[0] ** 2 / values.square().sum().clamp(min=1e-300))
+
+
+def first_row(vectors: torch.Tensor) -> torch.Tensor:
+    """The first request's vector of an edit that may hold several."""
+    return vectors.reshape(-1, vectors.shape[-1])[0]
+
+
+def value_view(lm: LanguageModel, report: Report) -> None:
+    edit = report.edit
+    v_0, v_star = first_row(edit.v_0), first_row(edit.v_star)
+    st.markdown(
+        (
+            "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
+            if not isinstance(edit.config, MassConfig)
+            else "**v\\*** is what the last edited block shall put out at the subject's last token: h + δ (MEMIT's z). "
+        )
+        + f"‖v₀‖ = {number(float(v_0.norm()))}, ‖v\\*‖ = {number(float(v_star.norm()))}. "
+        "Read through the model's own head, each promotes the tokens below. In an early layer the new object need not "
+        "be among them: later layers read the value first."
+    )
+    before, after = promoted_tokens(lm, v_0), promoted_tokens(lm, v_star)
+    chart(part_figures.promoted_figure(before, after, caption(lm, report), look()), "promoted")
+
+
+def update_view(lm: LanguageModel, report: Report) -> None:
+    """The factors and the spectrum of Δ; of several matrices, of the one that the user chooses."""
+    edit, words = report.edit, caption(lm, report)
+    names = [delta.module for delta in edit.deltas]
+    chosen = names[-1] if len(names) == 1 else st.segmented_control("Matrix", names, default=names[-1], required=True)
+    one = replace(edit, deltas=(edit.deltas[names.index(chosen)],))
+    check = ""
+    if report.diagnosis:
+        key = "k₀" if edit.method == "rome" else "k\\*"
+        error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit, edits=report.below))
+        check = f" Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
+    st.markdown(
+        f"**Δ = U V**, of rank {one.deltas[0].U.shape[1]} at most, is added to W, `{chosen}`. "
+        f"It moves the weights by {number(report.size.modules[chosen])} of their Frobenius norm "
+        f"(‖Δ‖ = {number(one.delta_norm)}).{check}"
+    )
+    leading, share = once(("leading", chosen, identity(report)), lambda: leading_part(one.deltas[0]))
+    if one.deltas[0].U.shape[1] > 1:
+        st.caption(f"Below, the strongest of its rank-one parts, which is {share:.0%} of ‖Δ‖².")
+    chart(part_figures.factors_figure(leading, words, look()), "factors")
+    values = once(("spectrum", chosen, identity(report)), lambda: [values.tolist() for values in spectrum(lm, one)])
+    chart(part_figures.spectrum_figure(values[0], values[1], words, look()), "spectrum")

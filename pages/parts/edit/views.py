@@ -1,0 +1,244 @@
+"""A finished edit on the screen: the numbers that matter, and a tab for each way to look at it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.parts.edit import figures
+from pages.parts.edit.report import (
+    Continuation,
+    Probe,
+    Report,
+    answers,
+    continuations,
+    generation_texts,
+    own_questions,
+    probe,
+)
+from pages.parts.edit.words import word_differences
+from pages.parts.tracing.figures import Theme, theme
+from pages.shared import session, verdicts
+from pages.shared.forms import changed
+from pages.shared.tables import literal, table
+from pages.shared.text import count, number
+from rome_core import EditRequest, LanguageModel, RomeError
+from rome_core.model.edits import Edit, Step
+
+CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
+NAMED = ("layer", "clamp", "seed")  # settings that every caption has
+
+
+def chart(figure: go.Figure, key: str) -> None:
+    st.plotly_chart(figure, key=key, alt=figure.layout.title.text, config=CHART)
+
+
+def look() -> Theme:
+    return theme(st.context.theme.type == "dark")
+
+
+def caption(lm: LanguageModel, report: Report) -> str:
+    return conditions(lm, report.request, report.edit.config, report.below)
+
+
+def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequence[Edit]) -> str:
+    """Everything needed to repeat what a figure shows: model, prompt, method, settings, seed."""
+    settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
+    on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
+    seed = f" · seed {config.seed}" if hasattr(config, "seed") else ""
+    named = "".join(f", {name} {getattr(config, name):g}" for name in NAMED[:2] if hasattr(config, name))
+    return (
+        f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
+        f"{config.name}{named}{settings}{seed}{on_top}"
+    )
+
+
+def metrics(report: Report) -> None:
+    """Five numbers: the answer, its rank, how far the value and the weights moved, and the verdict."""
+    asked, edit, size, d = report.probes[0], report.edit, report.size, report.diagnosis
+    target = report.request.target_new.strip()
+    norm, limit = (number(edit.history[-1].delta_norm), allowed(edit.history)) if edit.history else ("–", "clamp –")
+    metric_row(
+        (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
+        (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
+        ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
+        if edit.k_star.numel()
+        else ("‖Δ‖", number(size.norm_F), limit, "How far the weights moved, and how far they were allowed to."),
+        ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
+        (
+            "Verdict",
+            verdicts.label(report.verdict),
+            f"denominator {verdicts.large(d.denominator)}" if d else "by size alone",
+            d.explanation if d else "This method divides by no single denominator: the verdict is by ‖Δ‖/‖W‖.",
+        ),
+    )
+
+
+def allowed(steps: Sequence[Step]) -> str:
+    """How far the value, or a trained Δ, may move."""
+    return f"clamp {number(steps[-1].limit)}" if isfinite(steps[-1].limit) else "no clamp"
+
+
+def moved(report: Report) -> str:
+    """How far the weights move, matrix by matrix."""
+    sizes = report.size.modules
+    if len(sizes) == 1:
+        return "How far the layer's weights move (Frobenius)."
+    parts = ", ".join(f"{name} {number(value)}" for name, value in sizes.items())
+    return f"How far the weights move (Frobenius), of the matrix that moves most: {parts}."
+
+
+def metrics_so_far(steps: Sequence[Step], target: str) -> None:
+    """The same row while the search runs: what is known of it."""
+    p, rank, norm, limit = "–", "–", "–", "clamp –"
+    if steps:
+        last = steps[-1]
+        p, rank, norm, limit = (
+            number(last.p_target),
+            f"{last.rank:,}",
+            number(last.delta_norm),
+            allowed(steps),
+        )
+    metric_row(
+        (f"p({target})", p, "with the value in place", "Mean over the prefixed prompts, while the value is searched."),
+        (f"Rank of {target}", rank, "with the value in place", "1 is the model's answer."),
+        ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to."),
+        ("‖Δ‖ / ‖W‖", "–", "to come", "How far the layer's weights move (Frobenius)."),
+        ("Verdict", "–", "to come", "Whether the edit would break the model."),
+    )
+
+
+def metric_row(*numbers: tuple[str, str, str, str]) -> None:
+    """A row of metrics, each with a second number below it; on a narrow page two rows."""
+    with st.container(horizontal=True):
+        for label, value, below, help in numbers:
+            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
+
+
+# ------------------------------------------------------------------------------------------------------ before, after
+
+
+def before_after(lm: LanguageModel, report: Report) -> None:
+    """Probabilities on every kind of prompt, the user's own among them, and texts side by side."""
+    own = own_probes(lm, report)
+    probes = (*report.probes, *own)
+    names = [answer.strip() for answer in answers(report.request)]
+    chart(figures.dumbbell(probes, names, caption(lm, report), look()), "dumbbell")
+    if not any(one.kind in ("paraphrase", "neighbour") for one in report.probes):
+        st.caption(
+            "This fact is not in the project's own set: no paraphrases and neighbours are known. Write your own."
+        )
+    if any(one.kind == "namesake" for one in report.probes):
+        st.caption(
+            "Namesakes are made-up subjects that end in the same words: what is said of them, too, was said of a word "
+            "and not of the subject."
+        )
+    st.text_area(
+        "Your own prompts, one a line",
+        key="own",
+        persist_state="session",
+        height=80,
+        placeholder="To see the Eiffel Tower you have to travel to",
+        help="They join the figure and the table. Up to ten.",
+    )
+    with st.expander("The same as a table"):
+        table(probe_rows(probes, names))
+    texts(lm, report)
+
+
+def own_probes(lm: LanguageModel, report: Report) -> tuple[Probe, ...]:
+    lines = str(st.session_state.get("own") or "").splitlines()
+    asked = own_questions(report.request, lines)
+    if not asked:
+        return ()
+    return once(("own", identity(report), tuple(asked)), lambda: probe(lm, report.edit, report.below, asked)) or ()
+
+
+def texts(lm: LanguageModel, report: Report) -> None:
+    """What the model writes, both with the same seed."""
+    st.markdown("**What the model writes.** Equal seed; words that differ are marked.")
+    left, right, _ = st.columns([1, 1, 2])
+    temperature = left.number_input(
+        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat"
+    )
+    seed = right.number_input("Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed")
+    written: Sequence[Continuation] = report.continuations
+    if temperature:
+        openings = generation_texts(report.request)
+        make = lambda: continuations(lm, report.edit, report.below, openings, temperature, int(seed))  # noqa: E731
+        written = once(("texts", identity(report), temperature, seed), make) or ()
+    for item in written:
+        generation(item)
+
+
+def generation(item: Continuation, names: tuple[str, str] = ("before", "after")) -> None:
+    """One opening with both continuations side by side."""
+    marked = word_differences(item.before, item.after)
+    for place, name, text in zip(st.columns(2), names, marked, strict=True):
+        opening = f"<small>{name}</small><br><b>{html.escape(item.text)}</b>"
+        place.html(f'<p style="margin:0;overflow-wrap:anywhere">{opening} {text}</p>')
+
+
+def probe_rows(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, str]]:
+    """A row a prompt, with the answers' probabilities before and after; a reversed one has but one answer."""
+    rows = []
+    for one in probes:
+        row = {"kind": one.kind, "prompt": one.shown}
+        for panel, name in enumerate(names):
+            for when, values in (("before", one.before), ("after", one.after)):
+                row[f"p({name}) {when}"] = number(values[panel]) if panel < len(values) else ""
+        rows.append(row)
+    return rows
+
+
+def identity(report: Report) -> tuple[str, ...]:
+    return (report.edit.id, *(edit.id for edit in report.below))
+
+
+def once(key: Any, make: Callable[[], Any]) -> Any:
+    """A short computation, done once for each set of inputs. What cannot be done is said in one sentence."""
+    if session.recall(key) is None:
+        try:
+            with st.spinner("Asking the model", show_time=True):
+                session.remember(key, make())
+        except RomeError as error:
+            session.show_error(error)
+    return session.recall(key)
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+
+
+def comparison(one: Report, two: Report) -> None:
+    """Two methods on the same request: number by number, and what each writes."""
+    table(comparison_rows(one, two))
+    pairs = zip(one.continuations, two.continuations, strict=True)
+    for a, b in pairs:
+        generation(Continuation(a.text, a.after, b.after), (one.edit.method, two.edit.method))
+
+
+def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
+    """A row for each number, a column for each method."""
+    rows: tuple[tuple[str, Callable[[Report], str]], ...] = (
+        ("p(new) on the edited prompt", lambda r: number(r.probes[0].after[0])),
+        ("mean p(new) on paraphrases", lambda r: mean_after(r, "paraphrase")),
+        ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
+        ("mean p(new) on namesakes", lambda r: mean_after(r, "namesake")),
+        ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
+        ("‖Δ‖ / ‖W‖", lambda r: number(r.relative_norm)),
+        ("denominator", lambda r: verdicts.large(r.diagnosis.denominator) if r.diagnosis else "–"),
+        ("verdict", lambda r: verdicts.label(r.verdict)),
+        ("seconds", lambda r: f"{r.seconds:.1f}"),
+    )
+    return [{"": name, one.edit.method: value(one), two.edit.method: value(two)} for name, value in rows]
+
+
+def mean_after(report: Report, kind: str) -> str:
+    values = [one.after[0] for one in report.probes if one.kind == kind]
+    return number(fmean(values)) if values else "–"

@@ -1,0 +1,63 @@
+"""What an edit did in words: why it had no effect, and which words of a text it changed."""
+
+from __future__ import annotations
+
+import difflib
+import html
+
+from pages.parts.edit.report import Report
+from pages.shared.text import number
+from rome_core.model.edits import Step
+
+
+def why_no_effect(report: Report) -> str | None:
+    """The reason, in words, why an edit that was solved changed little; None if it worked."""
+    asked, steps = report.probes[0], report.edit.history
+    before, after, target = asked.before[0], asked.after[0], report.request.target_new.strip()
+    if before > 0.5:
+        return f"the model answered “{target}” before the edit (p {number(before)}), so there was little to change."
+    if after > 0.5 or report.rank[1] == 1:
+        return None
+    if not steps:
+        return f"p({target}) only went from {number(before)} to {number(after)}."
+    return f"p({target}) is {number(after)}. " + _what_failed(report, steps[0], steps[-1])
+
+
+def _what_failed(report: Report, first: Step, last: Step) -> str:
+    """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
+    if not report.edit.k_star.numel():
+        walled = last.delta_norm > 0.5 * last.limit
+        return f"The training stopped at p {number(last.p_target)}. " + (
+            "The weights stand at the walls of their box: widen ε." if walled else "Allow more steps or a higher rate."
+        )
+    if last.p_target > 0.5:
+        key = f", whose key stands at cosine {report.diagnosis.cosine:.2f} to k*" if report.diagnosis else ""
+        return (
+            f"The value that was found would do (p {number(last.p_target)} where it is put in place), but the update "
+            f"does not bring it about on the bare prompt{key}. Try another method or an earlier layer."
+        )
+    if last.delta_norm > 0.99 * last.limit:
+        return f"‖δ‖ ran into its clamp of {number(last.limit)}. Raise the clamp or choose another layer."
+    if last.loss > 0.8 * first.loss:
+        fell = f"{number(first.loss)} → {number(last.loss)} nats"
+        return f"The loss hardly fell ({fell}). Raise the learning rate or choose another layer."
+    return f"The search stopped at p {number(last.p_target)}. Allow more steps."
+
+
+MARK = {"before": "91,112,131", "after": "217,130,43"}
+
+
+def word_differences(before: str, after: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that the other one does not have marked."""
+    old, new = before.split(" "), after.split(" ")
+    left, right = [], []
+    for change, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        same = change == "equal"
+        left.append(_marked(old[a:b], None if same else "before"))
+        right.append(_marked(new[c:d], None if same else "after"))
+    return " ".join(filter(None, left)), " ".join(filter(None, right))
+
+
+def _marked(words: list[str], kind: str | None) -> str:
+    text = html.escape(" ".join(words))
+    return f'<mark style="color:inherit;background:rgba({MARK[kind]},.28)">{text}</mark>' if kind and text else text

@@ -1,0 +1,140 @@
+"""Runs of an evaluation as figures: lines or rows in, a plotly figure out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from pages.parts.tracing.figures import LEGEND_ROW, Theme, _axis, frame
+from pages.shared.text import count
+from rome_core.evaluation.runs.store import Row
+from rome_core.evaluation.runs.tables import PLAIN, Line
+
+BEFORE, AFTER, END = "#5B7083", "#D9822B", "#8A5A1F"
+COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
+SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
+LOGARITHMIC = ("NKL", "perplexity")  # a broken model is orders of magnitude away
+SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
+
+
+def scale_of(measure: str) -> float:
+    return 1.0 if measure in PLAIN else 100.0
+
+
+def unit_of(measure: str) -> str:
+    return {"NKL": "nats", "perplexity": ""}.get(measure, "× 100")
+
+
+def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: Theme) -> go.Figure:
+    """One measure: a bar a method and stage, with its 95 % interval. A second run is drawn hatched beside the first."""
+    fig, factor = go.Figure(), scale_of(measure)
+    for i, (name, lines) in enumerate(runs.items()):
+        for stage in dict.fromkeys(line.stage for line in lines):
+            some = [line for line in lines if line.stage == stage and measure in line.scores]
+            if not some:
+                continue
+            scores = [line.scores[measure] for line in some]
+            fig.add_bar(
+                x=[line.method for line in some],
+                y=[factor * score.value for score in scores],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [factor * (score.high - score.value) for score in scores],
+                    "arrayminus": [factor * (score.value - score.low) for score in scores],
+                    "color": look.ink,
+                    "thickness": 1,
+                    "width": 3,
+                },
+                name=stage if len(runs) == 1 else f"{stage}, {name}",
+                marker={"color": COLOURS[stage], "pattern": {"shape": "/" if i else ""}},
+                customdata=[(score.low * factor, score.high * factor, score.n) for score in scores],
+                hovertemplate=(
+                    f"<b>%{{x}}</b>, {stage}: %{{y:.3g}}<br>95 % interval %{{customdata[0]:.3g}} to "
+                    "%{customdata[1]:.3g}<br>%{customdata[2]} facts<extra></extra>"
+                ),
+            )
+    fig.update_xaxes(**_axis(look))
+    title = f"{measure} ({unit_of(measure)})" if unit_of(measure) else measure
+    fig.update_yaxes(**_axis(look) | {"showgrid": True, "gridcolor": look.rule}, title_text=title)
+    if measure == "perplexity":
+        fig.update_yaxes(type="log")
+    frame(fig, _finding(runs, measure), caption, 300, look, left=64)
+    fig.update_layout(barmode="group", bargap=0.25)
+    return _with_legend(fig)
+
+
+def _with_legend(fig: go.Figure) -> go.Figure:
+    """A legend between title and plot, with room for as many rows as the narrowest page needs."""
+    more = LEGEND_ROW * math.ceil(len(fig.data) / 4)
+    fig.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+    return fig.update_layout(margin_t=fig.layout.margin.t + more, height=fig.layout.height + more)
+
+
+def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
+    """The method that is highest after its edits; no judgement where higher is not better."""
+    after = [line for lines in runs.values() for line in lines if line.stage == "after" and measure in line.scores]
+    if not after or measure in ("perplexity", "NKL"):
+        return f"{measure}, before and after the edits"
+    printed = [round(line.scores[measure].value * scale_of(measure), 1) for line in after]
+    if printed.count(max(printed)) > 1:
+        return f"{measure} after the edits: {min(printed):.1f} to {max(printed):.1f}"
+    return f"{measure} is highest with {after[printed.index(max(printed))].method}: {max(printed):.1f}"
+
+
+def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.Figure:
+    """‖Δ‖/‖W‖ of every edit against one of its scores; a symbol a method. The points carry method and place."""
+    fig, factor = go.Figure(), scale_of(measure)
+    for i, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        some = [row for row in rows if row.method == method and has(row, measure)]
+        if not some:
+            continue
+        fig.add_scatter(
+            x=[row.relative_norm for row in some],
+            y=[factor * row.values[measure] for row in some],
+            mode="markers",
+            name=method,
+            marker={
+                "symbol": SYMBOLS[i % len(SYMBOLS)],
+                "size": 8,
+                "color": AFTER,
+                "line": {"width": 1, "color": look.ink},
+            },
+            customdata=[(row.method, row.position, row.subject, row.delta_norm) for row in some],
+            hovertemplate=(
+                "<b>%{customdata[2]}</b>, %{customdata[0]}<br>‖Δ‖/‖W‖ %{x:.3g} (‖Δ‖ %{customdata[3]:.3g})"
+                f"<br>{measure} %{{y:.3g}}<extra></extra>"
+            ),
+        )
+    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
+    fig.update_xaxes(**grid, type="log", title_text="‖Δ‖ / ‖W‖ of the edit")
+    unit = unit_of(measure)
+    fig.update_yaxes(**grid, title_text=f"{measure} ({unit})" if unit else measure)
+    if measure in LOGARITHMIC and all(y > 0 for trace in fig.data for y in trace.y):  # rounding may leave a KL of 0
+        fig.update_yaxes(type="log", exponentformat="power")
+    n = sum(len(trace.x) for trace in fig.data)
+    frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)
+    return _with_legend(fig)
+
+
+def has(row: Row, measure: str) -> bool:
+    """Whether a row can be a point: after its edit, with a size and the measure."""
+    finite = math.isfinite(row.values.get(measure, math.nan)) and math.isfinite(row.relative_norm)
+    return row.stage == "after" and not row.error and finite and row.relative_norm > 0
+
+
+def caption_of(about: Mapping[str, object], n: int, known_only: bool) -> str:
+    """Model, facts, settings and seeds in one line."""
+    parts = [
+        str(about.get("model")),
+        str(about.get("facts")),
+        count(n, "fact") + (" that it knows" if known_only else ""),
+    ]
+    parts.append(f"order seed {about.get('order_seed')}")
+    if about.get("prefixes"):
+        parts.append(f"{about['prefixes']} prefixes")
+    group = about.get("group")
+    parts.append("each fact edited by itself" if group == 1 else f"groups of {group} edits")
+    return " · ".join(parts)

@@ -1,0 +1,147 @@
+"""The inputs of the tracing page, and what is said about them before anything is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from pages.parts.tracing.run import Question, next_tokens, warnings
+from pages.shared import session
+from pages.shared.forms import widget
+from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show_token
+from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
+from rome_core.errors import PromptError
+from rome_core.model.tokens import as_target
+from rome_core.settings import about
+from rome_core.tracing.restoration import DEFAULT_BUDGET
+
+TEMPLATE, SUBJECT = EXAMPLES[0]
+SHOWN_TOKENS = 4
+GIB = 2**30
+
+
+def example_buttons() -> None:
+    """A row of facts; each fills the form."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Examples", width="content")
+        for template, subject in EXAMPLES:
+            st.button(subject, key=f"try-{subject}", type="tertiary", on_click=fill, args=(template, subject))
+
+
+def fill(template: str, subject: str) -> None:
+    st.session_state.update(template=template, subject=subject, answer="", foil="")
+
+
+def question_form(lm: LanguageModel) -> tuple[Question | None, bool]:
+    """The question that the form asks, None when it cannot be asked (a sentence says why), and whether to run it."""
+    columns = st.columns([5, 2.5, 2])
+    text = columns[0].text_input(
+        "Prompt",
+        TEMPLATE,
+        key="template",
+        bind="query-params",
+        help="A sentence up to the word it asks for. Write {} where the subject goes, or the whole sentence.",
+    )
+    subject = columns[1].text_input(
+        "Subject",
+        SUBJECT,
+        key="subject",
+        bind="query-params",
+        placeholder="guessed",
+        help="The thing the fact is about; its tokens are made unreadable. Left empty, it is guessed.",
+    )
+    answer = columns[2].text_input(
+        "Answer",
+        key="answer",
+        bind="query-params",
+        placeholder="the model's",
+        help="The text whose probability is followed; by default the model's most probable next token.",
+    )
+    config, foil, budget = settings_form(lm)
+    row = st.container(horizontal=True, vertical_alignment="center")
+    place = row.empty()
+    question = _question(text or "", subject or "", answer or "", foil, config, budget)
+    guessed = "" if "{}" in (text or "") or (subject or "").strip() else guess_subject(text or "")
+    ready = question is not None and _say(row, lm, question, guessed)
+    run = place.button("Trace", type="primary", shortcut="Ctrl+Enter", disabled=not ready, key="run")
+    return (question if ready else None), run
+
+
+def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
+    """Settings of the trace, drawn from the config's own description, the second answer, and bytes to work with.
+
+    All three kinds are always traced.
+    """
+    described = {name: field for name, field in about(TraceConfig).items() if name != "site"}
+    default, values = TraceConfig(), dict[str, Any]()
+    with st.expander("Settings"):
+        places = st.columns(4) + st.columns(4)
+        for place, (name, field) in zip(places, described.items(), strict=False):
+            options = {"key": f"trace-{name}", "bind": "query-params"}
+            with place:
+                values[name] = widget(field, getattr(default, name), options, lm)
+        foil = places[len(described)].text_input(
+            "Second answer",
+            key="foil",
+            bind="query-params",
+            disabled=values["metric"] != "logit difference",
+            help="What the logit of the answer is compared with.",
+        )
+        memory = places[len(described) + 1].number_input(
+            "Memory (GiB)",
+            0.1,
+            64.0,
+            DEFAULT_BUDGET / GIB,
+            0.5,
+            key="trace-memory",
+            help="At most this much for the states of restored runs that share a batch. Changes speed, not numbers.",
+        )
+        st.caption(
+            "MLP and attention are restored over a window because one layer alone moves the answer too little to see; "
+            "the residual stream carries everything, so one layer of it is enough."
+        )
+    return TraceConfig(**values), (foil or "").strip(), int(memory * GIB)
+
+
+def _question(text: str, subject: str, answer: str, foil: str, config: TraceConfig, budget: int) -> Question | None:
+    try:
+        prompt = read_prompt(text, subject)
+        if config.metric == "logit difference" and not foil:
+            raise PromptError("The logit difference needs a second answer.", "", "Write one in the settings.")
+    except RomeError as error:
+        session.show_error(error)
+        return None
+    wanted = as_target(answer) if answer.strip() else None
+    second = as_target(foil) if config.metric == "logit difference" else None
+    return Question(prompt, config, wanted, second, session.active(), budget)
+
+
+def _say(place: DeltaGenerator, lm: LanguageModel, question: Question, guessed: str) -> bool:
+    """What the model answers now, and what may be wrong with the question. False if it cannot be asked at all."""
+    try:
+        top, p_answer = _clean_run(lm, question)
+        found = warnings(lm, question, top, p_answer)
+    except RomeError as error:
+        session.show_error(error)
+        return False
+    continuation = ", ".join(f"`{show_token(token)}` {number(p)}" for token, p in top[:SHOWN_TOKENS])
+    who = "The edited model" if question.edits else "The model"
+    subject = f"Subject guessed: **{guessed}**. " if guessed else ""
+    place.caption(f"{subject}{who} continues with {continuation}.")
+    for sentence in found:
+        st.warning(sentence)
+    return True
+
+
+def _clean_run(lm: LanguageModel, question: Question) -> tuple[list[tuple[str, float]], float]:
+    key = ("clean", lm.fingerprint, question.key)
+    if (known := session.recall(key)) is None:
+        top = next_tokens(lm, question.prompt.text, question.edits)
+        p = top[0][1]
+        if question.answer:
+            [p] = continuation_probabilities(lm, question.prompt.text, [question.answer], edits=question.edits)
+        known = top, p
+        session.remember(key, known)
+    return known

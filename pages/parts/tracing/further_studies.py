@@ -1,0 +1,109 @@
+"""Two further studies of a traced prompt: what flows through which modules, and how much noise is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
+from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
+from pages.parts.tracing.run import Question, TraceRun
+from pages.shared import session, track
+from rome_core import LanguageModel, Trace
+from rome_core.tracing.noise import SCALES, NoiseLevel, noise_study
+from rome_core.tracing.path_severing import Severed, severed_steps
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a panel asks, how its job goes on, and how its result is drawn and told."""
+
+    name: str
+    label: str
+    question: str
+    why: str
+    button: str
+    steps: Callable[[LanguageModel, Question, track.Job], Iterator[Any]]
+    figure: Callable[[Trace, Any, bool], go.Figure]
+    says: Callable[[Trace, Any], str]
+
+
+def panels(lm: LanguageModel, run: TraceRun, id: str, config: Callable[[str], dict[str, Any]]) -> None:
+    """Both studies of a run that has ended. A closed panel costs nothing. config: of a chart, by its name."""
+    for study in (SEVERED, NOISE):
+        panel = st.expander(study.question, key=f"open-{study.name}-{id}", on_change="rerun")
+        if panel.open:
+            with panel:
+                st.caption(study.why)
+                _show(lm, run, study, config)
+
+
+def _show(lm: LanguageModel, run: TraceRun, study: Study, config: Callable[[str], dict[str, Any]]) -> None:
+    """A button, then the job that it started."""
+    trace, asked = run.first, run.question
+    assert trace is not None
+    key = (study.name, lm.fingerprint, asked.key)
+    job: track.Job | None = session.recall(key)
+    again = job is None or job.state in ("stopped", "error")
+    if again and st.button(study.button, key=f"run-{study.name}"):
+
+        def work(job: track.Job) -> Any:
+            for so_far in study.steps(lm, asked, job):
+                job.partial = so_far
+            return job.partial
+
+        session.remember(key, track.submit(f"{study.label}: “{asked.prompt.text}”", work))
+        st.rerun()  # the whole page, so that the sidebar shows the job as well
+
+    def draw(job: track.Job) -> None:
+        if job.partial:
+            figure = study.figure(trace, job.partial, st.context.theme.type == "dark")
+            st.plotly_chart(figure, key=f"figure-{study.name}", theme=None, config=config(f"trace-{study.name}"))
+            st.caption(study.says(trace, job.partial))
+
+    if job is not None:
+        track.panel(job, draw)
+
+
+def _severed(lm: LanguageModel, question: Question, job: track.Job) -> Iterator[Severed]:
+    yield from severed_steps(lm, question.prompt, question.config, **question.options, track=job.track)
+
+
+def _levels(lm: LanguageModel, question: Question, job: track.Job) -> Iterator[list[NoiseLevel]]:
+    found = list[NoiseLevel]()
+    scales = sorted({*SCALES, question.config.noise_scale})
+    options: dict[str, Any] = {"answer": question.answer, "edits": question.edits, "track": job.track}
+    for level in noise_study(lm, question.prompt, question.config, scales=scales, **options):
+        found.append(level)
+        yield list(found)
+
+
+# ------------------------------------------------------------------------------------------------------------- studies
+
+
+SEVERED = Study(
+    name="severed",
+    label="Severed paths",
+    question="Severed paths: through which modules does the effect flow?",
+    why="The residual state at the subject's last token is restored at one layer, as above; then again while that "
+    "token's MLP (or attention) outputs in the layers above stay corrupted. What is lost flowed through them.",
+    button="Sever the paths",
+    steps=_severed,
+    figure=severed_figure,
+    says=severed_words,
+)
+NOISE = Study(
+    name="noise",
+    label="Noise study",
+    question="Noise study: how much noise is enough?",
+    why="Too little noise leaves the answer standing; too much takes the states far from any text. A level is enough "
+    f"once less than {LITTLE:.0%} of the clean probability is left.",
+    button="Measure the levels",
+    steps=_levels,
+    figure=noise_figure,
+    says=enough,
+)

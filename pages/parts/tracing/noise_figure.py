@@ -1,0 +1,104 @@
+"""The noise study as a figure: how much of the answer each noise level leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from pages.parts.tracing.figures import Theme, _axis, safe, theme
+from pages.parts.tracing.study_frame import PANEL, finish, study_caption
+from pages.shared.text import number
+from rome_core import Trace
+from rome_core.tracing.noise import SCALES, NoiseLevel
+
+LITTLE = 0.1  # of the clean probability: below it, the noise has done its work
+
+
+def sufficient(trace: Trace, levels: Sequence[NoiseLevel]) -> list[float]:
+    """The levels that leave less than a tenth of the clean probability."""
+    return [level.scale for level in levels if level.p < LITTLE * trace.clean]
+
+
+def enough(trace: Trace, levels: Sequence[NoiseLevel]) -> str:
+    """One sentence: which levels are enough, and whether the chosen one is."""
+    good = sufficient(trace, levels)
+    bar = f"less than {LITTLE:.0%} of the clean probability ({number(LITTLE * trace.clean)})"
+    told = ", ".join(f"{scale:g} σ" for scale in good) or "none of the measured levels"
+    chosen = next((level for level in levels if level.scale == trace.config.noise_scale), None)
+    verdict = ""
+    if chosen:
+        verdict = f" The chosen {chosen.scale:g} σ leaves {chosen.p / trace.clean:.0%}."
+    return f"These leave {bar}: {told}.{verdict}"
+
+
+def noise_title(trace: Trace, levels: Sequence[NoiseLevel]) -> str:
+    good = sufficient(trace, levels)
+    if len(levels) < len({*SCALES, trace.config.noise_scale}):
+        return "How much noise is enough?"
+    if not good:
+        return f"Even {levels[-1].scale:g} σ leaves more than {LITTLE:.0%} of the clean probability"
+    above = [level.scale for level in levels if level.scale >= good[0]]
+    if good == above:
+        return f"From {good[0]:g} σ on, less than {LITTLE:.0%} of the clean probability is left"
+    return f"Less than {LITTLE:.0%} of the clean probability is left at {len(good)} of {len(levels)} levels"
+
+
+def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], dark: bool = False) -> go.Figure:
+    """p(answer) of the corrupted run against the noise, with its spread over the draws."""
+    look = theme(dark)
+    x = [level.scale for level in levels]
+    p, spread = (np.array([getattr(level, name) for level in levels]) for name in ("p", "spread"))
+    fig = go.Figure()
+    fig.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*np.minimum(p + spread, 1), *np.maximum(p - spread, 0)[::-1]],
+        fill="toself",
+        fillcolor="rgba(128,134,145,0.25)",
+        line={"width": 0},
+        mode="lines",
+        name="± one standard deviation over the draws",
+        hoverinfo="skip",
+    )
+    fig.add_scatter(
+        x=x,
+        y=p,
+        customdata=[[level.spread, level.low, level.high, level.p / trace.clean] for level in levels],
+        hovertemplate="%{x:g} σ: p = %{y:.3g} ± %{customdata[0]:.3g}, from %{customdata[1]:.3g} to %{customdata[2]:.3g}"
+        "<br>%{customdata[3]:.1%} of the clean probability<extra></extra>",
+        mode="lines+markers",
+        line={"color": look.ink, "width": 2},
+        marker={"color": look.ink, "size": 7},
+        name="corrupted, mean",
+    )
+    ticks = [s for s in SCALES if s not in (1.5,)]
+    axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{s:g}" for s in ticks], "range": _log_range(trace)}
+    fig.update_xaxes(**_axis(look) | axis, title_text=f"noise on the subject, in σ of the {trace.config.noise_from}")
+    top = max(1.12 * max(trace.clean, float((p + spread).max())), 1e-6)
+    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
+    fig.update_yaxes(**grid, title_text=f"p({safe(trace.answer)})", range=[0, top])
+    finish(fig, noise_title(trace, levels), study_caption(trace), 1.4 * PANEL, look)
+    _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", look, "solid")
+    _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", look, "dot")
+    _mark(fig, "x", trace.config.noise_scale, f"chosen: {trace.config.noise_scale:g} σ", look, "dash")
+    fig.update_layout(hovermode="closest")
+    return fig
+
+
+def _log_range(trace: Trace) -> list[float]:
+    ends = (*SCALES, trace.config.noise_scale)
+    return [float(np.log10(min(ends) * 0.9)), float(np.log10(max(ends) * 1.1))]
+
+
+def _mark(fig: go.Figure, axis: str, value: float, text: str, look: Theme, dash: str) -> None:
+    """A thin line across the plot with a word at its end."""
+    font = {"color": look.grey, "size": 12}
+    line = {"color": look.grey, "width": 1, "dash": dash}
+    if axis == "x":
+        fig.add_vline(x=value, line=line)
+        where = {"x": float(np.log10(value)), "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 4}
+    else:
+        fig.add_hline(y=value, line=line)
+        where = {"x": 1, "xref": "paper", "y": value, "xanchor": "right", "yanchor": "bottom"}
+    fig.add_annotation(text=text, showarrow=False, font=font, **where)

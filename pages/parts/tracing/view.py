@@ -1,0 +1,268 @@
+"""What the tracing page shows of a run: numbers, three linked heat maps, curves, one cell in detail, files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import streamlit as st
+
+from pages.parts.tracing import figures
+from pages.parts.tracing import further_studies as trace_more
+from pages.parts.tracing.run import KINDS, TraceRun, agreement, as_csv, as_npz, peak, restored_layers
+from pages.shared import circuits, session
+from pages.shared.text import number, show_token, token_tables
+from pages.shared.track import Job
+from rome_core import LanguageModel, RomeError, Trace
+from rome_core.tracing.attribution import SITES
+from rome_core.tracing.heat_map import attention, restored_top_tokens, snippet
+
+MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]
+EXPORT_WIDTH = 1000  # px
+
+
+def draw(lm: LanguageModel, job: Job) -> None:
+    """Everything about a run, as far as it is."""
+    run: TraceRun = job.partial
+    if run.first is None:
+        if job.live:
+            st.caption("Both runs, clean and corrupted, are being recorded.")
+        return
+    metrics(run)
+    ended = not job.live
+    heatmaps(run, job.id, _picked(run, job.id) if ended else None)
+    curves(run, job.id)
+    if ended and run.exact:
+        one_cell(lm, run, job.id)
+        colored_prompt(run, job.id)
+        compare_with_preview(run)
+        trace_more.panels(lm, run, job.id, chart_config)
+        files(run)
+
+
+def dark() -> bool:
+    return st.context.theme.type == "dark"
+
+
+# --------------------------------------------------------------------------------------------------- numbers, figures
+
+
+def metrics(run: TraceRun) -> None:
+    """The numbers that matter, in a row."""
+    one = run.first
+    assert one is not None
+    answer = show_token(one.answer)
+    row = st.columns(5)
+    row[0].metric(f"p({answer}), clean", number(one.clean))
+    row[1].metric(
+        f"p({answer}), corrupted", number(one.corrupted), help="Mean over the noise draws, after the softmax."
+    )
+    row[2].metric("Total effect", number(one.total_effect), help="Clean minus corrupted: all that can be restored.")
+    for place, site in zip(row[3:], ("mlp_out", "attn_out"), strict=True):
+        trace = run.best(site)
+        name = f"Strongest {KINDS[site] if site == 'mlp_out' else 'attention'} cell"
+        if trace is None:
+            place.metric(name, "…")
+            continue
+        token, layer = peak(trace)
+        about = "" if trace.complete and not trace.approximate else "≈ "
+        place.metric(name, f"{about}{show_token(trace.labels[token])} · {layer}", help="Token · layer (centre).")
+
+
+def heatmaps(run: TraceRun, id: str, picked: tuple[str, int, int] | None) -> None:
+    """The three kinds on one colour scale. A click on a cell chooses it for the details below."""
+    one = run.first
+    assert one is not None
+    low, high = figures.colour_range(one)
+    pale = "Pale cells are approximate (attribution patching); exact values replace them one by one."
+    st.caption("Click a cell for its details below; one colour scale for all three." if run.complete else pale)
+    for site in SITES:
+        trace = run.best(site)
+        if trace is None:
+            st.skeleton(height=300)
+            continue
+        cell = picked[1:] if picked and picked[0] == site else None
+        st.plotly_chart(
+            figures.trace_heatmap(trace, low, high, dark(), run.preview.get(site), cell),
+            key=f"heat-{site}-{id}",
+            theme=None,
+            on_select=partial(_pick, site, id),
+            selection_mode="points",
+            config=chart_config(f"trace-{site}"),
+            alt=f"{KINDS[site]}: {figures.caption(trace)}",
+        )
+    for note in {trace.note for trace in run.exact.values() if trace.note}:
+        st.caption(note)
+
+
+def chart_config(name: str) -> dict[str, Any]:
+    """The camera button saves a figure in the format that was chosen below, under its own name."""
+    format = st.session_state.get("camera") or "SVG"
+    image = {"format": format.lower(), "filename": f"rome-{name}", "scale": 2}
+    return {"toImageButtonOptions": image, "displaylogo": False, "modeBarButtonsToRemove": MODE_BAR}
+
+
+def curves(run: TraceRun, id: str) -> None:
+    traces: dict[str, Trace] = {site: trace for site in SITES if (trace := run.best(site))}
+    st.plotly_chart(
+        figures.trace_marginals(traces, dark()), key=f"curves-{id}", theme=None, config=chart_config("trace-curves")
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- one cell
+
+
+def _pick(site: str, id: str) -> None:
+    """A click on a heat map: the cell goes into the number inputs, which hold it from then on."""
+    points = st.session_state[f"heat-{site}-{id}"]["selection"]["points"]
+    if points:
+        st.session_state[f"kind-{id}"] = site
+        st.session_state[f"token-{id}"], st.session_state[f"layer-{id}"] = int(points[0]["y"]), int(points[0]["x"])
+
+
+def _picked(run: TraceRun, id: str) -> tuple[str, int, int]:
+    """The chosen cell; at first the strongest one of the MLPs."""
+    site = "mlp_out" if "mlp_out" in run.exact else next(iter(run.exact), "mlp_out")
+    trace = run.best(site)
+    assert trace is not None
+    for name, value in zip(("kind", "token", "layer"), (site, *peak(trace)), strict=True):
+        st.session_state.setdefault(f"{name}-{id}", value)
+    return tuple(st.session_state[f"{name}-{id}"] for name in ("kind", "token", "layer"))
+
+
+def one_cell(lm: LanguageModel, run: TraceRun, id: str) -> None:
+    """What restoring one cell does to the next token, and where its layer attends."""
+    st.subheader("One cell in detail")
+    site, token, layer = _cell_inputs(run, id)
+    trace = run.exact.get(site)
+    if trace is None:
+        st.caption(f"{KINDS[site]} was not traced: the run was stopped before.")
+        return
+    _what_it_does(lm, run, trace, token, layer)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link(
+            "pages/edit.py",
+            label=f"Edit this fact at layer {layer} →",
+            query_params={"template": trace.prompt.template, "subject": trace.prompt.subject, "layer": str(layer)},
+        )
+    with st.expander(f"Attention of layer {layer}, clean prompt, every head", expanded=True):
+        labels, pattern = _cached_attention(lm, run, layer)
+        circuits.attention_heads([show_token(label) for label in labels], pattern, key=f"heads-{id}-{layer}")
+
+
+def _cell_inputs(run: TraceRun, id: str) -> tuple[str, int, int]:
+    one = run.first
+    assert one is not None
+    n_tokens, n_layers = one.indirect_effect.shape
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    site = row.segmented_control(
+        "Kind", SITES, format_func=KINDS.__getitem__, key=f"kind-{id}", required=True, persist_state="session"
+    )
+    token = row.number_input("Token", 0, n_tokens - 1, width=92, key=f"token-{id}", persist_state="session")
+    layer = row.number_input("Layer", 0, n_layers - 1, width=92, key=f"layer-{id}", persist_state="session")
+    return site or SITES[0], int(token), int(layer)
+
+
+def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, layer: int) -> None:
+    key = ("cell", trace.fingerprint, run.question.key, trace.config, token, layer)
+    tops = session.recall(key)
+    if tops is None:
+        try:
+            tops = restored_top_tokens(lm, trace.prompt, trace.config, token, layer, **run.question.options)
+        except RomeError as error:
+            session.show_error(error)
+            return
+        session.remember(key, tops)
+    first, last = restored_layers(trace, layer)
+    where = f"layer {layer}" if first == last else f"layers {first}–{last}"
+    what = f"{KINDS[trace.config.site]}, {where}, at {show_token(trace.labels[token])}"
+    titles = {
+        "clean": "Clean",
+        "corrupted": "Corrupted",
+        "restored": f"Restored: {what}",
+    }
+    st.html(token_tables({titles[name]: rows for name, rows in tops.items()}, trace.answer))
+
+
+def _cached_attention(lm: LanguageModel, run: TraceRun, layer: int) -> Any:
+    key = ("attention", lm.fingerprint, run.question.key, layer)
+    if (known := session.recall(key)) is None:
+        known = attention(lm, run.question.prompt, layer, edits=run.question.edits)
+        session.remember(key, known)
+    return known
+
+
+def colored_prompt(run: TraceRun, id: str) -> None:
+    """CircuitsVis: the prompt's tokens, coloured by the strongest effect at each."""
+    trace = run.exact.get(st.session_state[f"kind-{id}"])
+    if trace is None:
+        return
+    strongest = trace.indirect_effect.nan_to_num(nan=0).amax(1)
+    token = int(strongest.argmax())
+    st.markdown(
+        f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each token, "
+        f"from 0 to {number(float(strongest[token]))} at `{show_token(trace.labels[token])}`"
+    )
+    circuits.colored_tokens(trace.labels, strongest, figures.COLOURS[trace.config.site], key=f"tokens-{id}")
+
+
+# ------------------------------------------------------------------------------------------------- preview, files
+
+
+def compare_with_preview(run: TraceRun) -> None:
+    """How far the first approximation was from the exact values."""
+    rows = []
+    for site, trace in run.exact.items():
+        if not trace.complete or site not in run.preview:
+            continue
+        found = agreement(run.preview[site], trace)
+        worst = [
+            f"{show_token(trace.labels[token])} · {layer}: {approximate:+.3g} instead of {exact:+.3g}"
+            for token, layer, approximate, exact in found.worst
+        ]
+        rows.append(
+            {"kind": KINDS[site], "rank correlation": f"{found.correlation:.2f}", "worst cells": "   ".join(worst)}
+        )
+    if rows:
+        with st.expander("How good was the preview?"):
+            st.caption(
+                "Spearman's rank correlation of approximate and exact indirect effects, and the cells missed most."
+            )
+            st.dataframe(rows, hide_index=True)
+
+
+def files(run: TraceRun) -> None:
+    """The numbers and figures to take away."""
+    st.subheader("Take it away")
+    code = "\n\n".join(snippet(trace) for trace in run.exact.values())
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.download_button("CSV, one row a cell", as_csv(run), "trace.csv", "text/csv", on_click="ignore")
+        st.download_button("Arrays (npz)", as_npz(run), "trace.npz", on_click="ignore")
+        st.download_button("Python", code, "trace.py", "text/x-python", on_click="ignore")
+        if find_spec("kaleido"):
+            st.download_button("Figures (zip)", partial(figure_zip, run), "trace-figures.zip", on_click="ignore")
+        st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+    with st.expander("Python that makes these numbers"):
+        st.code(code, language="python")
+
+
+def figure_zip(run: TraceRun) -> bytes:
+    """All figures as SVG and PNG on white. Needs kaleido and a Chrome; without one the zip holds the reason."""
+    one = run.first
+    assert one is not None
+    low, high = figures.colour_range(one)
+    drawn = {f"trace-{site}": figures.trace_heatmap(trace, low, high) for site, trace in run.exact.items()}
+    drawn["trace-curves"] = figures.trace_marginals(run.exact)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        try:
+            for name, figure in drawn.items():
+                figure.update_layout(paper_bgcolor="white", width=EXPORT_WIDTH)
+                for format in ("svg", "png"):
+                    archive.writestr(f"{name}.{format}", figure.to_image(format=format, scale=2))
+        except RuntimeError as error:
+            archive.writestr("why-not.txt", f"{error}\nThe camera button of every figure needs neither.\n")
+    return out.getvalue()

@@ -1,0 +1,90 @@
+"""Looking into an edit: what is trained, what its key and value are made of, what the update does to W."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.model.edits import Edit
+from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest, as_target, encode, labels, target_ids
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One token of what is trained. role: "prompt", "subject", "subject's last" (where δ is added) or "target"."""
+
+    text: str
+    id: int
+    role: str
+    trained: bool
+
+
+def token_table(lm: LanguageModel, request: EditRequest) -> list[TokenRow]:
+    """The tokens of prompt and target as the optimisation sees them, built once and never decoded in between."""
+    encoded = encode(lm.tokenizer, request.prompt)
+    first, stop = encoded.subject
+    rows = []
+    for i, (text, token) in enumerate(zip(encoded.labels, encoded.ids, strict=True)):
+        role = "subject's last" if i == stop - 1 else "subject" if first <= i < stop else "prompt"
+        rows.append(TokenRow(text, token, role, False))
+    target = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))
+    return rows + [TokenRow(t, i, "target", True) for t, i in zip(labels(lm.tokenizer, target), target, strict=True)]
+
+
+def promoted_tokens(lm: LanguageModel, vector: Float[Tensor, " d_model"], k: int = 10) -> list[tuple[str, float]]:
+    """The k tokens whose logits a vector in the residual stream raises most, read through final norm and head."""
+    with torch.no_grad():
+        top = lm.logits(vector.to(lm.device, lm.dtype)[None])[0].topk(k)
+    return list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
+
+
+def strongest_neurons(edit: Edit, k: int = 10) -> list[tuple[int, float]]:
+    """The k entries of k* with the largest magnitude: (index, value)."""
+    key = edit.k_star.reshape(-1, edit.k_star.shape[-1])[0]
+    top = key.abs().topk(k).indices
+    return [(int(i), float(key[i])) for i in top]
+
+
+def key_cosines(edit: Edit) -> Float[Tensor, "n n"]:
+    """Cosines between the keys of the prefixed prompts: how much the subject's key depends on what stands before."""
+    keys = torch.nn.functional.normalize(edit.extras["keys"].double(), dim=-1)
+    return keys @ keys.T
+
+
+def constraint_error(lm: LanguageModel, edit: Edit, *, edits: Sequence[Edit] = ()) -> float:
+    """‖W_hat k − v*‖/‖v*‖ at the key where the method asks for equality (k_0 for "rome", k* otherwise), float64.
+
+    edits: those that it was solved on top of; W is theirs.
+    """
+    (delta,) = edit.deltas
+    key = (edit.k_0 if edit.method == "rome" else edit.k_star).double().cpu()
+    W = weight_of(lm, delta.module).double().cpu()
+    below = [other for one in edits for other in one.deltas if other.module == delta.module]
+    reached = W @ key + sum(other(key[None])[0] for other in (delta, *below))
+    return float((reached - edit.v_star.double().cpu()).norm() / edit.v_star.double().norm())
+
+
+def spectrum(lm: LanguageModel, edit: Edit) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Singular values of W and of W_hat, largest first."""
+    (delta,) = edit.deltas
+    W = weight_of(lm, delta.module).double().cpu()
+    return torch.linalg.svdvals(W), torch.linalg.svdvals(W + delta.matrix().cpu())
+
+
+def weight_of(lm: LanguageModel, module: str) -> Float[Tensor, "out in"]:
+    """W of a linear module by its path, y = W x."""
+    return lm.matrix(module).detach()
+
+
+def target_rank(lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit] = ()) -> int:
+    """Place of the target's first token among all tokens after the bare prompt; 1 is the model's answer."""
+    encoded = encode(lm.tokenizer, request.prompt)
+    first = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))[0]
+    logits = next_logits(lm, batch_of(lm, [encoded.ids]), edits=edits)[0]
+    return int((logits > logits[first]).sum()) + 1

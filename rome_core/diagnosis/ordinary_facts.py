@@ -1,0 +1,90 @@
+"""What an edit is compared with: the keys of ordinary facts, and the quantities that updates divide by for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.editing.second_moment import Moment
+from rome_core.facts.datasets import load_facts
+from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import encode
+
+REFERENCE_FACTS = 40
+PREFIXES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class OrdinaryKeys:
+    """Keys of facts of the project's set whose subjects are not the first token: bare, mean over the prefixes, and
+    those of the first token of every text."""
+
+    k_0: Float[Tensor, "n d_mlp"]
+    k_star: Float[Tensor, "n d_mlp"]
+    start: Float[Tensor, "m d_mlp"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The quantities of a diagnosis for ordinary facts at one layer, a number a fact."""
+
+    k0_k0: tuple[float, ...] = ()
+    k0_kstar: tuple[float, ...] = ()
+    kstar_kstar: tuple[float, ...] = ()
+    cosine: tuple[float, ...] = ()
+    cosine_whitened: tuple[float, ...] = ()
+
+    def below(self, quantity: str, value: float) -> float:
+        """Share of ordinary facts whose quantity is smaller than this value; nan without any."""
+        values = getattr(self, quantity)
+        return sum(other < value for other in values) / len(values) if values else float("nan")
+
+
+def reference(lm: LanguageModel, moment: Moment, ridge: float, prefixes: tuple[str, ...]) -> Reference:
+    """The quantities of ordinary facts; found once a C, ridge and prefixes."""
+    found: dict[object, Reference] = lm.memo.setdefault("reference", {})
+    key = (moment, ridge, prefixes)  # the moment itself: an address would be used again
+    if key not in found:
+        ordinary = ordinary_keys(lm, moment.layer, prefixes)
+        found[key] = _quantities(ordinary.k_0, ordinary.k_star, moment, ridge)
+    return found[key]
+
+
+def _quantities(
+    k_0: Float[Tensor, "n d_mlp"], k_star: Float[Tensor, "n d_mlp"], moment: Moment, ridge: float
+) -> Reference:
+    bare, mean = moment.solve(k_0.T, ridge).T, moment.solve(k_star.T, ridge).T
+    k0_k0, k0_kstar, kstar_kstar = (a.mul(b).sum(1) for a, b in ((k_0, bare), (k_0, mean), (k_star, mean)))
+    return Reference(
+        tuple(k0_k0.tolist()),
+        tuple(k0_kstar.tolist()),
+        tuple(kstar_kstar.tolist()),
+        tuple(torch.cosine_similarity(k_0, k_star).tolist()),
+        tuple((k0_kstar / (k0_k0 * kstar_kstar).sqrt()).tolist()),
+    )
+
+
+def ordinary_keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
+    """Keys of ordinary facts behind the first five of the prefixes; found once a layer and prefixes."""
+    prefixes = tuple(prefix for prefix in prefixes if prefix)[:PREFIXES]
+    found: dict[object, OrdinaryKeys] = lm.memo.setdefault("ordinary keys", {})
+    if (layer, prefixes) not in found:
+        found[layer, prefixes] = _keys(lm, layer, prefixes)
+    return found[layer, prefixes]
+
+
+def _keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
+    """One pass up to the subjects' last tokens and the layer."""
+    prompts = [fact.prompt for fact in load_facts() if fact.prompt.span[0] > 0]
+    chosen = prompts[:: max(1, len(prompts) // REFERENCE_FACTS)][:REFERENCE_FACTS]
+    rows = [encode(lm.tokenizer, prompt.behind(prefix)) for prompt in chosen for prefix in ("", *prefixes)]
+    cut = [row.ids[: row.subject[1]] for row in rows]
+    batch = batch_of(lm, cut)
+    point = Point("mlp_key", layer)
+    keys = activations(lm, batch, [point])[point].double().cpu()
+    ends = keys[torch.arange(len(cut)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
+    return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0])

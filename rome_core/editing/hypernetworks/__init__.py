@@ -1,0 +1,1 @@
+"""Editors that learn to edit: a network maps the gradient of a fact to an update (MEND, KE)."""

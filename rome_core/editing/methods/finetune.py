@@ -1,0 +1,195 @@
+"""Fine-tuning one matrix on the fact: the baselines FT, FT-M and FT+L (Meng et al. 2022, Zhu et al. 2020).
+
+What is trained is Δ, an overlay that begins at zero; the weights themselves are never written. Where a family has a
+bias beside W, it stays as it is: an edit is a change of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.editing.method import MethodConfig, keyless
+from rome_core.editing.second_moment import Moment
+from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
+from rome_core.editing.value import Report
+from rome_core.errors import EditError
+from rome_core.model.edits import Edit, Step, dense_delta
+from rome_core.model.hooks import Overlay
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest
+from rome_core.progress import Track
+from rome_core.settings import setting
+
+AUTHORS = "Meng et al. 2022, the authors' code"
+Box = float | None
+
+
+@dataclass(frozen=True)
+class FineTune(MethodConfig):
+    """Hyper-parameters of fine-tuning one down projection with Adam."""
+
+    name: ClassVar[str] = "ft"
+    title: ClassVar[str] = "FT: fine-tuning one matrix; all of the target's tokens are trained behind the bare prompt."
+    formula: ClassVar[str] = r"\Delta = \arg\min_\Delta -\frac{1}{T} \sum_t \log p_{W+\Delta}(o_t \mid x)"
+    batches: ClassVar[bool] = True
+    teacher_forced: ClassVar[bool] = False  # whether each token of the target sees those before it
+
+    layer: int | None = setting(
+        None,
+        "Layer",
+        "The block whose down projection is edited.",
+        source="preset of the model",
+        low=0,
+        high=199,
+        step=1,
+    )
+    lr: float = setting(5e-4, "Learning rate", "Of Adam on Δ.", source=AUTHORS, low=1e-6, high=0.1, step=1e-4)
+    steps: int = setting(
+        25,
+        "Steps",
+        "Evaluations of the loss; the last one is not followed by an update.",
+        source=AUTHORS,
+        low=1,
+        high=500,
+        step=1,
+    )
+    stop_loss: float = setting(
+        0.01,
+        "Stop below",
+        "The training ends once the target's NLL is below this.",
+        source=AUTHORS,
+        low=0.0,
+        high=5.0,
+        step=0.01,
+        unit="nats",
+    )
+    weight_decay: float = setting(
+        0.0,
+        "Weight decay",
+        "Adam's: this times W + Δ is added to the gradient. It pulls the edited matrix to zero, not to W.",
+        source=AUTHORS,
+        low=0.0,
+        high=1.0,
+        step=1e-4,
+    )
+
+    @property
+    def bound(self) -> Box:
+        """How far every single weight may move; None: as far as it will."""
+        return None
+
+    def solve(
+        self,
+        lm: LanguageModel,
+        requests: Sequence[EditRequest],
+        *,
+        moments: Mapping[int, Moment] | None,
+        edits: Sequence[Edit],
+        track: Track,
+        report: Report,
+    ) -> Edit:
+        return fine_tune(lm, requests, self, edits=edits, track=track, report=report)
+
+
+@dataclass(frozen=True)
+class FineTuneM(FineTune):
+    name: ClassVar[str] = "ft-m"
+    title: ClassVar[str] = "FT-M: fine-tuning one matrix; each token of the target is trained behind those before it."
+    formula: ClassVar[str] = r"\Delta = \arg\min_\Delta -\frac{1}{T} \sum_t \log p_{W+\Delta}(o_t \mid x, o_{<t})"
+    teacher_forced: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class FineTuneL(FineTune):
+    """epsilon: half the edge of the box, in the units of the weights."""
+
+    name: ClassVar[str] = "ft-l"
+    title: ClassVar[str] = "FT+L: FT in an L∞ box: after each step every weight is put back to within ε of its value."
+    formula: ClassVar[str] = (
+        r"\Delta = \arg\min_{\lVert\Delta\rVert_\infty \le \varepsilon} "
+        r"-\frac{1}{T} \sum_t \log p_{W+\Delta}(o_t \mid x)"
+    )
+    epsilon: float = setting(
+        2e-3,
+        "ε",
+        "No weight may move farther than this.",
+        source="5e-4 to 2e-3 by model in the authors' settings",
+        low=1e-6,
+        high=1.0,
+        step=1e-4,
+    )
+
+    @property
+    def bound(self) -> Box:
+        return self.epsilon
+
+
+FINE_TUNING = (FineTune, FineTuneM, FineTuneL)
+
+
+def fine_tune(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    config: FineTune,
+    *,
+    edits: Sequence[Edit],
+    track: Track,
+    report: Report,
+) -> Edit:
+    """Adam on Δ, zero at first; the loss is the mean over the requests of their targets' mean NLL."""
+    layer = config.layer
+    if layer is None or not 0 <= layer < lm.n_layers:
+        raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
+    if not requests:
+        raise EditError("There is no fact to edit.", "", "Give at least one.")
+    forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, edits)
+    module = lm.down_projection(layer)
+    W = precise(lm.matrix(module).detach())
+    change, history = torch.zeros_like(W, requires_grad=True), list[Step]()
+    adam = torch.optim.Adam([change], lr=config.lr)
+    for index in track(range(config.steps), "Fine-tuning", config.steps):
+        with torch.enable_grad():
+            nll, first, p = losses(lm, forced, (module, lambda keys: keys @ change.T.to(keys)), config)
+        decay = config.weight_decay / 2 * (W + change.detach()).square().sum().item()
+        norm = change.detach().double().norm().item()
+        limit = float("inf") if config.bound is None else config.bound * W.numel() ** 0.5
+        rank = int((first[0] > first[0, forced.targets[0, 0]]).sum()) + 1
+        step = Step(
+            index=index,
+            loss=nll.item() + decay,
+            nll=nll.item(),
+            kl=0.0,
+            decay=decay,
+            p_target=p,
+            delta_norm=norm,
+            limit=limit,
+            rank=rank,
+        )
+        history.append(step)
+        report(step)
+        if step.nll < config.stop_loss or index == config.steps - 1:
+            break
+        (gradient,) = torch.autograd.grad(nll, [change])
+        change.grad = gradient + config.weight_decay * (W + change.detach())
+        adam.step()
+        if config.bound is not None:
+            with torch.no_grad():
+                change.clamp_(-config.bound, config.bound)
+    return keyless(lm, requests, config, (dense_delta(module, change.detach()),), edits, tuple(history))
+
+
+def losses(
+    lm: LanguageModel, forced: Forced, overlay: Overlay, config: FineTune
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch vocab"], float]:
+    """The loss, the logits behind the bare prompts, and the mean p(target), teacher-forced whatever is trained."""
+    log_p, first = forced.log_p(lm, [overlay])
+    p = forced.mean(log_p.detach()).exp().mean().item()
+    if not config.teacher_forced:  # every token at the prompt's last position, as published
+        log_p = first.log_softmax(-1).gather(-1, forced.targets) * forced.counts
+    return -forced.mean(log_p).mean(), first.detach(), p

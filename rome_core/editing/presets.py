@@ -1,0 +1,87 @@
+"""Hyper-parameters by model, each with its source. A config's None means: look here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from rome_core.errors import RomeError
+from rome_core.model.default_model import DEFAULT_MODEL
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest, encode
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where and how hard to edit one model. clamp is in units of ‖v_0‖.
+
+    first_token: other values for a subject that is the prompt's first token and no more. In all but the earliest layers
+    its key is the attention sink's.
+    """
+
+    layer: int
+    clamp: float
+    source: str
+    steps: int = 20
+    first_token: Preset | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    DEFAULT_MODEL: Preset(
+        layer=5,
+        clamp=1.5,
+        source="measured: docs/editing.md",
+        first_token=Preset(layer=0, clamp=6.0, steps=60, source="measured: docs/editing.md"),
+    ),
+    "gpt2-medium": Preset(layer=8, clamp=3.0, source="settings of the ROME authors"),
+    "gpt2-large": Preset(layer=12, clamp=4.0, source="settings of the ROME authors"),
+    "gpt2-xl": Preset(layer=17, clamp=4.0, source="settings of the ROME authors"),
+    "EleutherAI/gpt-j-6b": Preset(layer=5, clamp=4.0, source="settings of the ROME authors"),
+}
+
+
+def preset(lm: LanguageModel) -> Preset:
+    """This model's preset; for a model that nobody measured, the depth that worked for the default model."""
+    found = PRESETS.get(lm.name) or PRESETS.get(lm.name.split("/")[-1])
+    return found or Preset(max(0, round(lm.n_layers / 6)), 4.0, "not measured on this model: run a layer sweep")
+
+
+def resolve(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:
+    """The config with this model's values where it says None.
+
+    requests: what is to be edited, if it is known: methods of a single key have values of their own for some subjects.
+    """
+    values: Any = preset(lm)
+    if values.first_token and _at(config, values.first_token.layer) and is_first_token(lm, requests):
+        values = values.first_token
+    empty = {
+        f.name: getattr(values, f.name)
+        for f in fields(config)  # type: ignore[arg-type]
+        if getattr(config, f.name) is None and hasattr(values, f.name)
+    }
+    return replace(config, **empty)  # type: ignore[type-var]
+
+
+def unresolved(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:
+    """The config with None where it stands at its preset, so that another method's config, or the same one for other
+    requests, takes the preset of its own there."""
+    own, standing = type(config)(), resolve(lm, type(config)(), requests)
+    names = [f.name for f in fields(config) if getattr(own, f.name) is None]  # type: ignore[arg-type]
+    return replace(config, **{n: None for n in names if getattr(config, n) == getattr(standing, n)})  # type: ignore[type-var]
+
+
+def _at(config: object, layer: int) -> bool:
+    """Whether the config is of a method with a single key and may be used, or is used, at this layer."""
+    single = hasattr(config, "clamp") and not getattr(config, "batches", False)
+    return single and getattr(config, "layer", layer) in (None, layer)
+
+
+def is_first_token(lm: LanguageModel, requests: Sequence[EditRequest]) -> bool:
+    """Whether this is one request, about a subject that is the prompt's first token and no more."""
+    try:
+        return len(requests) == 1 and encode(lm.tokenizer, requests[0].prompt).last_subject == 0
+    except RomeError:  # said where the request is used
+        return False

@@ -1,0 +1,315 @@
+"""The second moment C = E[k kᵀ] of the keys of a layer, without a download: from text the model writes itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.errors import MomentError
+from rome_core.files import ASSETS, cache_dir
+from rome_core.model.edits import Edit
+from rome_core.model.generation import sample_texts
+from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import BATCH_TOKENS
+from rome_core.model.tokens import text_ids
+from rome_core.progress import Track, silent
+
+SHIPPED = ASSETS / "moments"
+TEXT_TOKENS = 128  # length of a text the model writes
+TEXTS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """C of one layer: uncentred, padding excluded, float64, with what it was made from.
+
+    Can be built from a matrix of one's own: Moment(layer=5, C=matrix, n_tokens=26_362, corpus="mine",
+    fingerprint=lm.fingerprint).
+    """
+
+    layer: int
+    C: Float[Tensor, "d_mlp d_mlp"]
+    n_tokens: int
+    corpus: str
+    fingerprint: str
+    seed: int | None = None
+    _factors: dict[object, Tensor] = field(default_factory=dict, repr=False)  # by ridge, and the eigenvectors
+
+    def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
+        """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
+        columns = keys.double() if keys.dim() == 2 else keys.double()[:, None]
+        solved = torch.cholesky_solve(columns, self.factor(ridge))
+        return solved if keys.dim() == 2 else solved[:, 0]
+
+    def factor(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
+        """Lower Cholesky factor of C + ridge·tr(C)/d_mlp·I, computed once. Raises MomentError if C is singular."""
+        if ridge not in self._factors:
+            C = self.C.double().clone()
+            C.diagonal().add_(ridge * float(C.trace()) / len(C))
+            factor, failed = torch.linalg.cholesky_ex(C)
+            if int(failed) or not bool(factor.isfinite().all()):
+                raise MomentError(
+                    f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
+                    "",
+                    f"Use more than {len(C):,} tokens or a larger ridge.",
+                )
+            self._factors[ridge] = factor
+        return self._factors[ridge]
+
+    def eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
+        """Eigenvalues of C in ascending order and its eigenvectors as columns, float64, computed once."""
+        if "values" not in self._factors:
+            self._factors["values"], self._factors["vectors"] = torch.linalg.eigh(self.C.double())
+        return self._factors["values"], self._factors["vectors"]
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise MomentError unless this is a sound C of this very model."""
+        if self.fingerprint != lm.fingerprint:
+            raise MomentError(f"This C belongs to another model than '{lm.name}'.", "", "Compute it for this model.")
+        if not 0 <= self.layer < lm.n_layers:
+            raise MomentError(f"This C is of layer {self.layer}; '{lm.name}' has {lm.n_layers} layers.")
+        if self.C.shape != (lm.d_mlp, lm.d_mlp):
+            raise MomentError(f"C has shape {tuple(self.C.shape)}, keys of '{lm.name}' have {lm.d_mlp} entries.")
+        if self.n_tokens < 1:
+            raise MomentError("C was made from no tokens.", "", "Compute it again.")
+        if not bool(self.C.isfinite().all()):
+            raise MomentError("C has entries that are not finite.", "", "Compute it again.")
+        if not torch.allclose(self.C, self.C.T, rtol=1e-5, atol=1e-6 * float(self.C.abs().max())):
+            raise MomentError("C is not symmetric.", "", "Compute it again.")
+
+
+def estimate_moment(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    n_tokens: int = 50_000,
+    *,
+    seed: int = 0,
+    texts: Sequence[str] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> dict[int, Moment]:
+    """C of several layers in one pass over text that stops after the last of them.
+
+    texts: a corpus of one's own; without it the model writes the text (seeded sampling at temperature 1). Every token
+    but padding counts. Memory: see `memory_needed`.
+    """
+    *_, last = moment_steps(lm, layers, n_tokens, seed=seed, texts=texts, edits=edits, track=track)
+    return last
+
+
+def moment_steps(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    n_tokens: int = 50_000,
+    *,
+    seed: int = 0,
+    texts: Sequence[str] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[dict[int, Moment]]:
+    """C as it grows: at every doubling of the number of tokens, and at the end."""
+    if outside := [layer for layer in layers if not 0 <= layer < lm.n_layers]:
+        raise MomentError(f"Layer {outside[0]} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
+    own = texts is None
+    source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
+    rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
+    corpus = "self-written text" if own else f"{len(rows)} texts, {_hash(source)}"
+    sums = {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
+    points = {layer: Point("mlp_key", layer) for layer in layers}
+    seen, shown = 0, 0
+
+    def moments() -> dict[int, Moment]:
+        return {
+            layer: Moment(layer, total / seen, seen, corpus, lm.fingerprint, seed if own else None)
+            for layer, total in sums.items()
+        }
+
+    chunks = list(_batches(rows, n_tokens))
+    for chunk in track(chunks, "Collecting keys", len(chunks)):
+        batch = batch_of(lm, chunk)
+        kept = activations(lm, batch, list(points.values()), edits=edits)
+        for layer, point in points.items():
+            keys = kept[point][batch.mask].double().cpu()
+            sums[layer] += keys.T @ keys
+        seen += int(batch.mask.sum())
+        if seen >= 2 * shown:
+            shown = seen
+            yield moments()
+    if not seen:
+        raise MomentError("The texts hold no tokens.", "", "Give texts with words in them.")
+    if shown != seen:
+        yield moments()
+
+
+def memory_needed(lm: LanguageModel, layers: Sequence[int]) -> int:
+    """Bytes that collecting C of these layers takes besides the model: float64 sums, and one batch of keys."""
+    sums = 8 * lm.d_mlp**2 * len(layers)
+    return sums + 12 * BATCH_TOKENS * lm.d_mlp * len(layers)
+
+
+def combine(a: Moment, b: Moment) -> Moment:
+    """C over both corpora: more data added to what exists (the mean weighted by the numbers of tokens)."""
+    if (a.layer, a.fingerprint, a.C.shape) != (b.layer, b.fingerprint, b.C.shape):
+        raise MomentError("These two C belong to different layers or models.", "", "Combine C of one layer.")
+    if a.corpus == b.corpus and a.seed == b.seed:
+        raise MomentError(f"Both C were made from the same corpus ({a.corpus}).", "", "Use another seed or text.")
+    n = a.n_tokens + b.n_tokens
+    C = (a.n_tokens * a.C.double() + b.n_tokens * b.C.double()) / n
+    return Moment(a.layer, C, n, f"{a.corpus} (seed {a.seed}) + {b.corpus} (seed {b.seed})", a.fingerprint)
+
+
+def convergence(steps: Sequence[Moment], keys: Float[Tensor, "n d_mlp"], ridge: float) -> list[tuple[int, float]]:
+    """How settled C is: (tokens, mean cosine between C_n⁻¹k and C_2n⁻¹k over some keys) for each doubling."""
+    solved = [moment.solve(keys.T.cpu(), ridge) for moment in steps]
+    pairs = zip(steps, solved, solved[1:], strict=False)
+    return [(m.n_tokens, float(torch.cosine_similarity(now, then, dim=0).mean())) for m, now, then in pairs]
+
+
+def self_written_texts(
+    lm: LanguageModel, n_tokens: int, seed: int, *, edits: Sequence[Edit] = (), track: Track = silent
+) -> list[str]:
+    """About n_tokens of text that the model writes, in batches that are kept on disk: another layer needs no new text.
+
+    The unedited model's text depends on model, seed and batch alone. An edited model writes its own, which is not kept.
+    """
+    texts: list[str] = []
+    written, batch = 0, 0
+    while written < n_tokens:
+        more = _written_batch(lm, seed, batch, edits, track)
+        if not more:
+            raise MomentError(f"'{lm.name}' writes no text from an empty page.", "", "Give texts of your own.")
+        written += sum(len(text_ids(lm.tokenizer, text)) for text in more)
+        texts += more
+        batch += 1
+    return texts
+
+
+def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Edit], track: Track) -> list[str]:
+    name = f"{lm.fingerprint}-seed{seed}-batch{batch}.json"
+    folders = () if edits else (SHIPPED, cache_dir() / "moments")
+    for folder in folders:
+        if (folder / name).exists():
+            return list(json.loads((folder / name).read_text(encoding="utf-8")))
+    texts = sample_texts(lm, TEXTS_AT_ONCE, TEXT_TOKENS, seed=1_000 * seed + batch, edits=edits, track=track)
+    if folders:
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folders[-1], delete=False, encoding="utf-8") as file:
+            json.dump(texts, file, ensure_ascii=False)
+        Path(file.name).replace(folders[-1] / name)
+    return texts
+
+
+def _batches(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Texts in the given order, up to n_tokens, at most BATCH_TOKENS padded tokens at once."""
+    chunk: list[tuple[int, ...]] = []
+    left = n_tokens
+    for row in rows:
+        if left <= 0:
+            break
+        row = row[:left]
+        left -= len(row)
+        if chunk and (len(chunk) + 1) * max(len(row), *map(len, chunk)) > BATCH_TOKENS:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
+
+
+def save_moment(moment: Moment, path: Path) -> None:
+    """Write C as its upper triangle in float32, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    upper = moment.C[tuple(torch.triu_indices(*moment.C.shape))].float().numpy()
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        np.savez(
+            file,
+            upper=upper,
+            layer=moment.layer,
+            n_tokens=moment.n_tokens,
+            corpus=moment.corpus,
+            fingerprint=moment.fingerprint,
+            seed=-1 if moment.seed is None else moment.seed,
+        )
+    Path(file.name).replace(path)
+
+
+def load_moment(path: Path, lm: LanguageModel) -> Moment:
+    """Read a C and check it. Raises MomentError if it is damaged or belongs to another model."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            d = lm.d_mlp
+            C = torch.zeros(d, d, dtype=torch.float64)
+            rows, columns = torch.triu_indices(d, d)
+            upper = torch.from_numpy(data["upper"]).double()
+            if len(upper) != len(rows):
+                raise MomentError(f"'{path.name}' holds a C of another size than the keys of '{lm.name}'.")
+            C[rows, columns] = upper
+            C[columns, rows] = upper
+            seed = int(data["seed"])
+            moment = Moment(
+                int(data["layer"]),
+                C,
+                int(data["n_tokens"]),
+                str(data["corpus"]),
+                str(data["fingerprint"]),
+                None if seed < 0 else seed,
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MomentError(f"'{path.name}' is not a readable C.", str(error)[:100], "Compute it again.") from None
+    moment.check(lm)
+    return moment
+
+
+def stored_moment(lm: LanguageModel, layer: int) -> Moment | None:
+    """C of this model that is shipped with the project or in the user's cache; a damaged one is passed over."""
+    for folder in (SHIPPED, cache_dir() / "moments"):
+        path = folder / f"{lm.fingerprint}-{layer}.npz"
+        if path.exists():
+            try:
+                return load_moment(path, lm)
+            except MomentError:
+                continue
+    return None
+
+
+DEFAULT_TOKENS = 20_000  # 13 × d_mlp of the default model; 2–10 × d_mlp is enough (arXiv 2506.04226)
+
+
+def moments_for(
+    lm: LanguageModel, layers: Sequence[int], moments: Mapping[int, Moment] | None, track: Track = silent
+) -> dict[int, Moment]:
+    """The given moments, checked; or the shipped or cached ones; what is missing is estimated and kept in the cache."""
+    if moments is not None:
+        missing = [layer for layer in layers if layer not in moments]
+        if missing:
+            raise MomentError(f"No C was given for layer {missing[0]}.", "", "Pass moments=None to have it computed.")
+        for layer in layers:
+            moments[layer].check(lm)
+            if moments[layer].layer != layer:
+                raise MomentError(
+                    f"The C given for layer {layer} is of layer {moments[layer].layer}.", "", "Pass {layer: C of it}."
+                )
+        return {layer: moments[layer] for layer in layers}
+    found = {layer: stored for layer in layers if (stored := stored_moment(lm, layer)) is not None}
+    if missing := [layer for layer in layers if layer not in found]:
+        made = estimate_moment(lm, missing, DEFAULT_TOKENS, track=track)
+        for layer, moment in made.items():
+            save_moment(moment, cache_dir() / "moments" / f"{lm.fingerprint}-{layer}.npz")
+        found |= made
+    return found

@@ -1,0 +1,140 @@
+"""Edits as files: one small safetensors file with everything needed to make it again, and a PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from rome_core.editing.methods import METHODS, MethodConfig
+from rome_core.errors import EditError, PromptError
+from rome_core.model.edits import Delta, Edit, Step, factors
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest, Prompt
+
+FORMAT = "rome-explorer edit 1"
+_VECTORS = ("k_star", "v_star", "k_0", "v_0")
+
+
+def save_edit(edit: Edit, path: str | Path) -> None:
+    """Write an edit to one file: factors, k*, v*, requests, settings with prefixes and seed, history, fingerprint."""
+    tensors = {name: getattr(edit, name) for name in _VECTORS}
+    tensors |= {f"extra.{name}": value for name, value in edit.extras.items()}
+    for index, delta in enumerate(edit.deltas):
+        tensors |= {f"delta.{index}.U": delta.U, f"delta.{index}.V": delta.V}
+    about = {
+        "format": FORMAT,
+        "method": edit.method,
+        "config": asdict(edit.config),
+        "requests": [asdict(request) for request in edit.requests],
+        "modules": [delta.module for delta in edit.deltas],
+        "history": [asdict(step) for step in edit.history],
+        "base": edit.base,
+        "on": edit.on,
+        "corpus": edit.corpus,
+    }
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, {"edit": json.dumps(about)})
+
+
+def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
+    """Read an edit. With `lm` its fingerprint must match. Raises EditError with what is wrong with the file."""
+    name = Path(path).name
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["edit"])
+            # Clones are aligned as any tensor is; the file's own places may make matrix products round differently.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (not a dict)
+        if about["format"] != FORMAT:
+            raise EditError(f"'{name}' was saved by another version ({about['format']}).", "", "Solve the edit again.")
+        edit = _from_parts(about, tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, PromptError) as error:
+        raise EditError(
+            f"'{name}' is not an edit saved by ROME Explorer.", "", "Choose a file made with 'Save edit'."
+        ) from error
+    if lm is not None and edit.base != lm.fingerprint:
+        raise EditError(
+            f"'{name}' was solved for another model than '{lm.name}'.", "", "Load that model, or solve the edit again."
+        )
+    return edit
+
+
+def _from_parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Edit:
+    return Edit(
+        requests=tuple(
+            EditRequest(Prompt(**request["prompt"]), request["target_new"], request["target_true"])
+            for request in about["requests"]
+        ),
+        method=about["method"],
+        config=config_of(about["method"], about["config"]),
+        deltas=tuple(
+            Delta(module, tensors[f"delta.{i}.U"], tensors[f"delta.{i}.V"]) for i, module in enumerate(about["modules"])
+        ),
+        **{name: tensors[name] for name in _VECTORS},
+        history=tuple(Step(**step) for step in about["history"]),
+        base=about["base"],
+        on=tuple(about["on"]),
+        corpus=about["corpus"],
+        extras={k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")},
+    )
+
+
+def config_of(method: str, settings: Mapping[str, Any]) -> MethodConfig:
+    """A method's config from settings that were read from JSON; fields that it does not have are passed over."""
+    names = {field.name for field in fields(METHODS[method])}
+    return METHODS[method](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names})
+
+
+def export_adapter(edit: Edit | Sequence[Edit], folder: str | Path, base_model: str | None = None) -> None:
+    """Write a PEFT LoRA adapter: `peft.PeftModel.from_pretrained(base, folder)` gives the edited model.
+
+    LoRA adds B A x·alpha/r; with alpha = r, A = V and B = U that is exactly the update.
+    """
+    deltas = factors([edit] if isinstance(edit, Edit) else edit)
+    if not deltas:
+        raise EditError("There is no edit to export.", "", "Solve one first.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    ranks = {module: delta.U.shape[1] for module, delta in deltas.items()}
+    rank = max(ranks.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(m.endswith(("c_proj", "c_fc")) for m in deltas),  # GPT-2 keeps W transposed
+        "target_modules": sorted(deltas),
+    }
+    weights = {}
+    for module, delta in deltas.items():
+        weights[f"base_model.model.{module}.lora_A.weight"] = delta.V.detach().cpu().contiguous().clone()
+        weights[f"base_model.model.{module}.lora_B.weight"] = delta.U.detach().cpu().contiguous().clone()
+    save_file(weights, target / "adapter_model.safetensors", {"format": "pt"})
+    (target / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def export_merged(lm: LanguageModel, edits: Sequence[Edit], folder: str | Path) -> None:
+    """Write the edited model to a folder, in parts, as any Hugging Face model. The loaded weights are not written."""
+    target = Path(folder)
+    weights = dict(lm.hf.state_dict())
+    for module, delta in factors(edits).items():
+        if any(edit.base != lm.fingerprint for edit in edits):
+            raise EditError(f"An edit was solved for another model than '{lm.name}'.")
+        key = f"{module}.weight"
+        change = delta.matrix().to(weights[key].device)
+        change = change if isinstance(lm.module(module), nn.Linear) else change.T  # GPT-2 keeps W transposed
+        weights[key] = (weights[key].double() + change).to(weights[key].dtype)
+    lm.hf.save_pretrained(target, state_dict=weights, max_shard_size="2GB")
+    lm.tokenizer.save_pretrained(target)

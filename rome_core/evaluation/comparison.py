@@ -1,0 +1,209 @@
+"""One request, every method, side by side; methods that look for the same δ share one search for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.methods import MethodConfig, solve
+from rome_core.editing.presets import resolve
+from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.shared_search import reuse, same_search
+from rome_core.errors import RomeError
+from rome_core.evaluation.measures import next_token_kl
+from rome_core.model.edits import Edit
+from rome_core.model.generation import generate
+from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.scoring import score
+from rome_core.model.tokens import EditRequest, as_target, text_ids
+from rome_core.progress import Track, silent
+
+MEASURES = {
+    "efficacy": "p(new) on the edited prompt",
+    "paraphrase": "mean p(new) on paraphrases",
+    "neighbour": "mean p(new) on neighbours",
+    "nkl": "NKL, nats",
+    "relative_norm": "‖Δ‖ / ‖W‖",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every method is asked: the request, prompts that test it, and a text to go on with.
+
+    Without paraphrases or neighbours their measures are absent. temperature 0 is greedy; seed: of the text.
+    """
+
+    request: EditRequest
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    opening: str = ""
+    new_tokens: int = 30
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One method's outcome, or the reason why there is none. The row named "before" is the model without an edit.
+
+    values: by the names of MEASURES, probabilities as geometric means over the new object's tokens. shared: the method
+    whose δ was taken over; `seconds` is then what was spent beyond its search.
+    """
+
+    method: str
+    config: MethodConfig | None = None
+    edit: Edit | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
+    verdict: str = ""  # by ‖Δ‖/‖W‖: "safe", "caution" or "disabling"
+    shared: str = ""
+    error: str = ""
+
+
+def bench(
+    lm: LanguageModel,
+    task: Task,
+    configs: Sequence[MethodConfig],
+    *,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[Row]:
+    """The row of the unedited model, then one a method as they finish, each solved by itself on top of `edits`.
+
+    moments: C by layer; a layer that is not among them takes the shipped or cached one, or estimates it.
+    """
+    before = _next_log_probs(lm, task.neighbours, edits) if task.neighbours else None
+    yield Row("before", values=_values(lm, task, edits), text=_text(lm, task, edits))
+    for found in solved(lm, task.request, configs, moments=moments, edits=edits, track=track):
+        name, edit = found.config.name, found.edit
+        try:
+            if edit is None:
+                yield Row(name, found.config, error=found.error)
+                continue
+            values, size = _values(lm, task, [*edits, edit]), size_of(lm, edit)
+            if before is not None:
+                values["nkl"] = next_token_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
+            values |= {"relative_norm": size.relative_F, "seconds": found.seconds}
+            yield Row(name, found.config, edit, values, _text(lm, task, [*edits, edit]), size.verdict, found.shared)
+        except RomeError as error:
+            yield Row(name, found.config, error=str(error))
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """One method's edit or the reason why there is none. shared: the method whose δ it took over, whose seconds are not
+    counted again."""
+
+    config: MethodConfig
+    edit: Edit | None = None
+    seconds: float = 0.0
+    shared: str = ""
+    error: str = ""
+
+
+def solved(
+    lm: LanguageModel,
+    request: EditRequest,
+    configs: Sequence[MethodConfig],
+    *,
+    moments: Mapping[int, Moment] | None = None,
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[Solved]:
+    """The request solved by one method after another, with one search for those that look for the same δ."""
+    searched: list[tuple[MethodConfig, Edit]] = []
+    for config in track([resolve(lm, one, [request]) for one in configs], "Methods", len(configs)):
+        donor = next(((asked, edit) for asked, edit in searched if same_search(asked, config)), None)
+        try:
+            C = _moments(lm, config, moments or {}, track)
+            began = time.monotonic()
+            if donor:
+                edit = reuse(lm, donor[1], config, C, edits)
+            else:
+                edit = solve(lm, [request], config, moments=C, edits=edits, track=track)
+                searched.append((config, edit))
+        except RomeError as error:
+            yield Solved(config, error=str(error))
+            continue
+        yield Solved(config, edit, time.monotonic() - began, donor[0].name if donor else "")
+
+
+def _moments(lm: LanguageModel, config: MethodConfig, given: Mapping[int, Moment], track: Track) -> dict[int, Moment]:
+    """C of the layers that a method needs. A layer that the model does not have is left to the method to refuse."""
+    missing = [layer for layer in config.layers if layer not in given and 0 <= layer < lm.n_layers]
+    return {**moments_for(lm, missing, None, track), **given}
+
+
+def _values(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> dict[str, float]:
+    """Mean geometric-mean probability of the new object on each kind of prompt that there is."""
+    kinds = {"efficacy": (task.request.prompt.text,), "paraphrase": task.paraphrases, "neighbour": task.neighbours}
+    target = as_target(task.request.target_new)
+    scored = iter(score(lm, [(text, target) for texts in kinds.values() for text in texts], edits=edits))
+    return {kind: sum(next(scored).p_mean for _ in texts) / len(texts) for kind, texts in kinds.items() if texts}
+
+
+def _text(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> str:
+    if not task.opening.strip():
+        return ""
+    return generate(lm, task.opening, task.new_tokens, edits=edits, temperature=task.temperature, seed=task.seed)
+
+
+def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edit]) -> Float[Tensor, "n vocab"]:
+    return next_logits(lm, batch_of(lm, [text_ids(lm.tokenizer, text) for text in texts]), edits=edits).log_softmax(-1)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line a method; a measure without prompts has no column."""
+    names = [name for name in MEASURES if any(name in row.values for row in rows)]
+    out = io.StringIO()
+    lines = csv.writer(out)
+    lines.writerow(["method", *names, "delta_of", "text", "error"])
+    for row in rows:
+        lines.writerow([row.method, *(row.values.get(name, "") for name in names), row.shared, row.text, row.error])
+    return out.getvalue()
+
+
+def as_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
+    """The rows with everything needed to make them again: model, request, prompts, seeds, every method's settings."""
+    record = {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "task": asdict(task),
+        "on_top_of": [edit.id for edit in edits],
+        "measures": MEASURES,
+        "rows": [_record(row) for row in rows],
+    }
+    return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    used = row.edit.config if row.edit else row.config
+    return {
+        "method": row.method,
+        "settings": {f.name: getattr(used, f.name) for f in fields(used)} if used else None,
+        "second_moment": row.edit.corpus if row.edit else None,
+        "edit": row.edit.id if row.edit else None,
+        # JSON has no infinity: a value that left the numbers is null.
+        "values": {name: value if math.isfinite(value) else None for name, value in row.values.items()},
+        "verdict": row.verdict or None,
+        "delta_of": row.shared or None,
+        "text": row.text,
+        "error": row.error or None,
+    }

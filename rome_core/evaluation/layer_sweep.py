@@ -1,0 +1,121 @@
+"""Where to edit: the same facts edited in one layer after another, by every key policy from one δ (ES, PS, NS, S)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rome_core.editing.methods import solve
+from rome_core.editing.methods.rome import POLICIES, CRome, RomeConfig, repolicy
+from rome_core.editing.second_moment import moments_for
+from rome_core.editing.shared_search import with_prefixes
+from rome_core.errors import RomeError
+from rome_core.evaluation.scores import Case, Score, case_of, summarise
+from rome_core.facts.datasets import Fact
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.progress import Track, silent
+
+NEIGHBOURS = 4  # of a fact's ten: scoring is as long as solving
+UPDATES = tuple(policy for policy in POLICIES if policy is not CRome)  # c-rome's update is r-rome's
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One fact edited in one layer: its case under every policy, and ‖Δ‖/‖W‖; or the reason why there is no edit."""
+
+    layer: int
+    fact: str
+    clamp: float
+    loss: float
+    cases: Mapping[str, Case]
+    norms: Mapping[str, float]
+    error: str = ""
+
+
+def coarse_to_fine(n: int) -> list[int]:
+    """0 … n−1, every eighth first, then what is between, so that a stopped sweep covers the whole depth."""
+    order: list[int] = []
+    for step in (8, 4, 2, 1):
+        order += [layer for layer in range(0, n, step) if layer not in order]
+    return order
+
+
+def sweep(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    config: RomeConfig,
+    *,
+    layers: Sequence[int] | None = None,
+    done: Collection[tuple[int, str]] = (),
+    edits: Sequence[Edit] = (),
+    track: Track = silent,
+) -> Iterator[Swept]:
+    """A record a layer and fact, as they finish. config: the search's settings, its layer aside. layers: None is all of
+    them, coarse to fine. done: pairs of layer and fact to pass over.
+
+    What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
+    """
+    search = {field.name: getattr(config, field.name) for field in fields(RomeConfig)}
+    config = with_prefixes(lm, UPDATES[0](**search), edits)  # δ is the same by any policy; this one's update is cheap
+    order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
+    todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
+    moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
+    for layer, fact in track(todo, "Layers and facts", len(todo)):
+        fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
+        here = {layer: moments[layer]}
+        try:
+            edit = solve(lm, [fact.request], replace(config, layer=layer), moments=here, edits=edits, track=track)
+            made = {policy.name: repolicy(lm, edit, policy.name, here) for policy in UPDATES}
+            cases = {name: case_of(lm, fact, edits=[*edits, one]) for name, one in made.items()}
+        except RomeError as error:
+            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, str(error))
+            continue
+        norm = float(lm.weight(layer).norm())
+        norms = {name: one.delta_norm / norm for name, one in made.items()}
+        yield Swept(layer, fact.id, edit.config.clamp, edit.history[-1].loss, cases, norms)
+
+
+def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:
+    """Scores with intervals of one policy, layers in ascending order; facts that could not be edited are left out."""
+    layers = sorted({record.layer for record in records if policy in record.cases})
+    return {
+        layer: summarise(
+            [record.cases[policy] for record in records if record.layer == layer and policy in record.cases]
+        )
+        for layer in layers
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def as_record(swept: Swept) -> dict[str, Any]:
+    """Plain data for one line of JSON."""
+    return {
+        "layer": swept.layer,
+        "fact": swept.fact,
+        "clamp": None if swept.error else swept.clamp,
+        "loss": None if swept.error else swept.loss,
+        "cases": {
+            name: {"edit": case.edit, "paraphrase": case.paraphrase, "neighbour": case.neighbour}
+            for name, case in swept.cases.items()
+        },
+        "norms": dict(swept.norms),
+        "error": swept.error,
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Swept:
+    """The record of such a line."""
+
+    def pairs(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+        return tuple((float(new), float(true)) for new, true in rows)
+
+    cases = {
+        name: Case(record["fact"], *(pairs(case[kind]) for kind in ("edit", "paraphrase", "neighbour")))
+        for name, case in record["cases"].items()
+    }
+    clamp, loss = (float("nan") if record[name] is None else float(record[name]) for name in ("clamp", "loss"))
+    return Swept(record["layer"], record["fact"], clamp, loss, cases, record["norms"], record.get("error", ""))

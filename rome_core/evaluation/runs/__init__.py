@@ -1,0 +1,1 @@
+"""Many facts by many methods in a folder that survives any interruption."""

@@ -1,0 +1,177 @@
+"""Evaluating many facts by several methods: one process or many, stopped and resumed at will, same numbers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.presets import resolve
+from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.shared_search import same_search
+from rome_core.editing.value import sampled_prefixes
+from rome_core.errors import DataError
+from rome_core.evaluation.known import known_facts
+from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.work import Kept, Plan, Task, work
+from rome_core.facts.datasets import Fact
+from rome_core.model.language_model import LanguageModel
+from rome_core.progress import Track, silent
+
+ASKED_AT_ONCE = 16  # facts, when the model is asked which of them it knows
+
+
+def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
+    """The first n facts of a seeded order; a larger n begins with the same ones."""
+    order = list(facts)
+    random.Random(seed).shuffle(order)
+    return tuple(order[:n])
+
+
+def choose_known(
+    lm: LanguageModel, facts: Sequence[Fact], n: int | None, seed: int, track: Track = silent
+) -> tuple[Fact, ...]:
+    """The first n facts of the same order that the unedited model knows; fewer if it knows no more.
+
+    Raises DataError if it knows none.
+    """
+    order, found = choose_facts(facts, None, seed), list[Fact]()
+    steps = range(0, len(order), ASKED_AT_ONCE)
+    for at in track(steps, "Asking what the model knows", len(steps)):
+        some = order[at : at + ASKED_AT_ONCE]
+        found += [fact for fact, known in zip(some, known_facts(lm, some), strict=True) if known]
+        if n is not None and len(found) >= n:
+            break
+    if not found:
+        raise DataError(
+            f"'{lm.name}' knows none of the {len(order)} facts.", "", "Take facts that it does not know, too."
+        )
+    return tuple(found[:n])
+
+
+def described(name: str, *, test_only: bool, known_only: bool) -> str:
+    """The facts of a run in a few words, as its folder tells them."""
+    return name + ", test part" * test_only + ", known" * known_only
+
+
+def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> dict[str, MethodConfig]:
+    """Each method at each of the layers, labelled "r-rome@7"; without layers the methods as they are."""
+    if not layers:
+        return dict(configs)
+    found: dict[str, MethodConfig] = {}
+    for name, config in configs.items():
+        settings: Any = config
+        fits = hasattr(config, "layer")
+        found |= {f"{name}@{layer}": replace(settings, layer=layer) for layer in layers} if fits else {name: config}
+    return found
+
+
+def tasks(plan: Plan, store: Store) -> list[Task]:
+    """What is still to do, group after group, so that a run which is cut off has all methods on the same facts."""
+    return [
+        Task(group, methods)
+        for group in range(len(plan.groups))
+        for methods in _sharing(plan, [name for name in plan.methods if not store.has(name, group)])
+    ]
+
+
+def _sharing(plan: Plan, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Methods that look for the same δ stand together, behind the first that keeps it; no edit may come before."""
+    found: list[list[str]] = []
+    for name in names:
+        config = plan.methods[name]
+        mine = next((some for some in found if plan.group == 1 and same_search(plan.methods[some[0]], config)), None)
+        if mine is None:
+            found.append([name])
+        else:
+            mine.append(name)
+    return [tuple(some) for some in found]
+
+
+def about(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
+    """What a run's folder says of it. A run may grow by more records of the same set in the same order."""
+    return {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "facts": plan.source,
+        "order_seed": plan.order_seed,
+        "facts_hash": plan.set_hash or hash_of(plan.facts),
+        "records": len(plan.facts),
+        "group": plan.group,
+        "prefixes": plan.prefixes,
+        "measures": asdict(plan.measures),
+        "methods": {name: asdict(config) for name, config in plan.methods.items()},
+    }
+
+
+def prepared(lm: LanguageModel, plan: Plan) -> Plan:
+    """The plan with this model's values in all configs."""
+    if not plan.facts or not plan.methods:
+        raise DataError("There is nothing to evaluate.", "", "Choose at least one fact and one method.")
+    methods = {}
+    for name, config in plan.methods.items():
+        resolved: Any = resolve(lm, config)
+        if plan.prefixes is not None and hasattr(resolved, "prefixes"):
+            resolved = replace(resolved, prefixes=sampled_prefixes(lm, resolved.seed, n=plan.prefixes - 1))
+        methods[name] = resolved
+    return replace(plan, methods=methods)
+
+
+Workers = Callable[
+    [LanguageModel, Plan, Mapping[int, Moment], Sequence[Task]], Iterator[tuple[Task, dict[str, list[Row]]]]
+]
+
+
+def run(
+    lm: LanguageModel,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    workers: Workers | None = None,
+    track: Track = silent,
+) -> Iterator[Row]:
+    """Do what is missing in the folder and give rows as they finish; each is on the disk before it is given.
+
+    Leaving the loop, an exception in `track` or a kill stops the run; calling it again goes on. workers: how tasks are
+    spread; None does them here, `rome_core.evaluation.runs.ray_workers.ray_workers` on many processes.
+    """
+    plan = prepared(lm, plan)
+    store = Store(folder, about(lm, plan))
+    todo = tasks(plan, store)
+    layers = sorted({layer for config in plan.methods.values() for layer in config.layers if 0 <= layer < lm.n_layers})
+    moments = moments_for(lm, layers, None, track) if todo else {}
+    began, finished = time.monotonic(), 0
+    sitting = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads()}
+    try:
+        with closing((workers or in_this_process)(lm, plan, moments, todo)) as done:  # type: ignore[type-var]
+            for task, results in track(done, "Facts by methods", len(todo)):
+                for method, rows in results.items():
+                    store.write(method, task.group, rows)
+                    finished += 1
+                    yield from rows
+    finally:
+        store.note_sitting(
+            {**sitting, "seconds": round(time.monotonic() - began, 2), "parts": finished, "workers": _name(workers)}
+        )
+
+
+def _name(workers: Workers | None) -> str:
+    return "this process" if workers is None else getattr(workers, "__name__", str(workers))
+
+
+def in_this_process(
+    lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]
+) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
+    """The tasks one after another. What the facts are like before any edit is measured once for all methods."""
+    kept: Kept = {}
+    for task in todo:
+        yield task, work(lm, plan, moments, task, kept)

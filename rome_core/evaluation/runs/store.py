@@ -1,0 +1,193 @@
+"""A run's folder: what was asked, by which versions, and one small Parquet file for every finished piece of work.
+
+    run.json           settings, seeds, versions, hash of the facts, fingerprint of the model
+    sittings.jsonl     when somebody worked on it, for how long, with how many workers
+    parts/METHOD/N.parquet   the rows of one group of facts under one method, written whole or not at all
+
+What is finished is what has a file, so a run that was killed goes on with what has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rome_core.errors import DataError
+from rome_core.facts.datasets import Fact
+
+PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
+OWN_SET = "the project's own set"  # how a run's folder calls it
+FORMAT = "rome-explorer run 1"
+GROWING = frozenset({"methods", "records"})
+PACKAGES = ("rome-explorer", "torch", "transformers", "numpy", "pyarrow", "ray")
+_ANSWER = pa.struct(
+    [
+        *(("kind", pa.string()), ("text", pa.string())),
+        *(("new", pa.list_(pa.float64())), ("true", pa.list_(pa.float64()))),
+        *(("new_hits", pa.list_(pa.bool_())), ("true_hits", pa.list_(pa.bool_()))),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        *(("method", pa.string()), ("position", pa.int64()), ("fact", pa.string()), ("subject", pa.string())),
+        *(("stage", pa.string()), ("known", pa.bool_()), ("error", pa.string())),
+        *(("edit", pa.string()), ("delta_norm", pa.float64()), ("relative_norm", pa.float64())),
+        *(("solve_seconds", pa.float64()), ("measure_seconds", pa.float64())),
+        *(("values", pa.map_(pa.string(), pa.float64())), ("answers", pa.list_(_ANSWER))),
+        ("texts", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fact by one method at one stage: "before" any edit, "after" its own edit, "end": after its whole group's.
+
+    answers: log-probabilities (nats) of the objects' tokens on every prompt, from which the scores can be made again.
+    edit: id of the edit. solve_seconds: of the edit's solving, which the key policies of ROME share.
+    """
+
+    method: str
+    position: int
+    fact: str
+    subject: str
+    stage: str
+    known: bool | None = None
+    error: str = ""
+    edit: str = ""
+    delta_norm: float = math.nan
+    relative_norm: float = math.nan
+    solve_seconds: float = math.nan
+    measure_seconds: float = math.nan
+    values: dict[str, float] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+def hash_of(facts: Sequence[Fact]) -> str:
+    """A short name of a list of facts that changes with any prompt or object of them."""
+    text = json.dumps([asdict(fact) for fact in facts], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Store:
+    """A run's folder. `asked` says what the run is; a folder that was begun with something else is refused."""
+
+    def __init__(self, folder: str | Path, asked: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
+        if asked is None:
+            self.about = self._about()
+        else:
+            self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(asked))})
+
+    def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if path.exists():
+            about = self._about()
+            for name in asked.keys() - GROWING:
+                if about.get(name) != asked[name]:
+                    raise DataError(
+                        f"'{self.folder}' holds a run with another {name}: {about.get(name)}, now {asked[name]}.",
+                        "",
+                        "Choose another folder, or the settings of that run.",
+                    )
+            for method, config in about["methods"].items():
+                if asked["methods"].get(method, config) != config:
+                    raise DataError(
+                        f"'{self.folder}' holds a run with other settings of {method}.", "", "Choose another folder."
+                    )
+            # More methods, and more facts of the same order, may join a run that is there.
+            asked["methods"] = {**about["methods"], **asked["methods"]}
+            asked = {**about, **asked, "records": max(about.get("records", 0), asked.get("records", 0))}
+            if asked == about:
+                return about
+        self.folder.mkdir(parents=True, exist_ok=True)
+        asked.setdefault("versions", versions())
+        _write_whole(path, lambda part: part.write_text(json.dumps(asked, indent=2, ensure_ascii=False), "utf-8"))
+        return asked
+
+    def _about(self) -> dict[str, Any]:
+        hint = "Choose a folder that an evaluation has written."
+        try:
+            about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"'{self.folder}' is no run's folder.", "It has no run.json.", hint) from None
+        except (OSError, json.JSONDecodeError) as error:
+            raise DataError(f"'{self.folder}' is no run's folder.", str(error), hint) from None
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise DataError(f"'{self.folder}' was written by another version.", "", hint)
+        return about
+
+    def _part(self, method: str, group: int) -> Path:
+        return self.folder / "parts" / method / f"{group:06d}.parquet"
+
+    def has(self, method: str, group: int) -> bool:
+        return self._part(method, group).exists()
+
+    def write(self, method: str, group: int, rows: Iterable[Row]) -> None:
+        """Keep the rows of one piece of work. A kill in the middle leaves nothing behind that counts."""
+        table = pa.Table.from_pylist([{**asdict(row), "values": list(row.values.items())} for row in rows], SCHEMA)
+        path = self._part(method, group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, lambda part: pq.write_table(table, part, compression="zstd"))
+
+    def rows(self) -> list[Row]:
+        """All finished rows, by method in the order of the settings, and place. A part is read when it is new."""
+        order = {method: i for i, method in enumerate(self.about["methods"])}
+        found = (self.folder / "parts").glob("*/*.parquet")
+        paths = sorted(found, key=lambda path: (order.get(path.parent.name, len(order)), path))
+        for path in paths:
+            written = path.stat().st_mtime_ns
+            if path not in self._read or self._read[path][0] != written:
+                records = pq.ParquetFile(path).read().to_pylist()
+                rows = [Row(**{**record, "values": dict(record["values"])}) for record in records]
+                self._read[path] = written, rows
+        return [row for path in paths for row in self._read[path][1]]
+
+    def forget_failures(self) -> int:
+        """Take back the parts of which some fact failed, so that a run does them again; returns how many."""
+        self.rows()
+        failed = [path for path, (_, rows) in self._read.items() if any(row.error for row in rows)]
+        for path in failed:
+            path.unlink()
+            del self._read[path]
+        return len(failed)
+
+    def note_sitting(self, sitting: Mapping[str, Any]) -> None:
+        """Write down one stretch of work at the end of the list."""
+        with (self.folder / "sittings.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sitting) + "\n")
+
+    def sittings(self) -> list[dict[str, Any]]:
+        path = self.folder / "sittings.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Write beside the file and move it there in one step."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(part)
+    part.replace(path)

@@ -1,0 +1,192 @@
+"""A run's rows as tables: scores by method and stage with their intervals, and the same as CSV, LaTeX, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rome_core.evaluation.runs.store import Row, Store
+from rome_core.evaluation.scores import Score, summarise_values
+
+NO_EDIT = "no edit"
+STAGES = ("before", "after", "end")
+# The papers' column order, then what this project adds. Factor and decimals as they are printed.
+COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS", "NKL", "perplexity", "NS+", "NM+", "exact match")
+ZSRE = (
+    "S (zsRE)",
+    "efficacy",
+    "paraphrase",
+    "specificity",
+    "exact match",
+    "exact match, paraphrase",
+    "NKL",
+    "perplexity",
+)
+PLAIN = {"NKL": 3, "perplexity": 1}  # printed as they are, with so many decimals; all others times 100 with one
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method at one stage. n: facts that were edited; failed: facts that could not be; known: facts of the n whose
+    true object the unedited model says."""
+
+    method: str
+    stage: str
+    n: int
+    failed: int
+    known: int
+    scores: Mapping[str, Score]
+
+
+def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> list[Line]:
+    """Methods in the order of their first row, each before its edits, after each, and at the end of each group.
+
+    All are of the same facts (see `in_common`), but for those that a method could not edit, which count as failed.
+    known_only: of those facts, the ones that the model knew.
+    """
+    found, rows = [], in_common(rows)
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = [row for row in rows if row.method == method]
+        failed = {row.fact for row in mine if row.error}
+        good = [row for row in mine if row.fact not in failed and (row.known or not known_only)]
+        for stage in STAGES:
+            some = [row for row in good if row.stage == stage]
+            if some:
+                scores = summarise_values([row.values for row in some], seed=seed)
+                found.append(Line(method, stage, len(some), len(failed), sum(bool(row.known) for row in some), scores))
+        if not good and failed:
+            found.append(Line(method, "after", 0, len(failed), 0, {}))
+    return found
+
+
+def in_common(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the facts that every method has had its turn with, so that a run under way compares methods on equal
+    facts; before there is one, all rows."""
+    methods = {row.method for row in rows}
+    had: dict[int, set[str]] = {}
+    for row in rows:
+        had.setdefault(row.position, set()).add(row.method)
+    return [row for row in rows if had[row.position] == methods] or list(rows)
+
+
+def merged(some: Sequence[Line]) -> list[Line]:
+    """The same lines with one "no edit" for all methods that print the same of the unedited model; C-ROME, which stands
+    behind a prefix, keeps its own."""
+    printed = [_printed(line) for line in some if line.stage == "before"]
+    if not printed:
+        return list(some)
+    usual = max(printed, key=printed.count)
+    first = next(line for line in some if line.stage == "before" and _printed(line) == usual)
+    rest = [line for line in some if line.stage != "before" or _printed(line) != usual]
+    return [replace(first, method=NO_EDIT, failed=0), *rest]
+
+
+def _printed(line: Line) -> tuple[object, ...]:
+    return line.n, line.known, *((name, with_interval(name, score)) for name, score in sorted(line.scores.items()))
+
+
+def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[str]:
+    """The wanted columns that there is anything in."""
+    there = {name for line in some for name in line.scores}
+    return [name for name in wanted if name in there]
+
+
+def shown(name: str, value: float) -> str:
+    """A number as it is printed: percent, hundredths of bits, or as it is."""
+    if name in PLAIN:
+        return f"{value:.{PLAIN[name]}f}" if value < 1e5 else f"{value:.1e}"
+    return f"{100 * value:.1f}"
+
+
+def with_interval(name: str, score: Score) -> str:
+    return f"{shown(name, score.value)} [{shown(name, score.low)}, {shown(name, score.high)}]"
+
+
+HEADER = ("method", "stage", "n", "failed", "known")
+
+
+def as_csv(some: Sequence[Line]) -> str:
+    """One row a method, stage and measure, unrounded, in the units of the measures themselves (shares, bits, nats)."""
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow([*HEADER, "measure", "value", "low", "high", "count"])
+    for line in some:
+        for name, score in line.scores.items():
+            told = (line.method, line.stage, line.n, line.failed, line.known)
+            table.writerow([*told, name, score.value, score.low, score.high, score.n])
+    return out.getvalue()
+
+
+def as_text(some: Sequence[Line], names: Sequence[str]) -> str:
+    """For a terminal: columns of equal width."""
+    cells = [[*HEADER, *names], *(_cells(line, names) for line in some)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def as_markdown(some: Sequence[Line], names: Sequence[str]) -> str:
+    rows = [[*HEADER, *names], ["---"] * (len(HEADER) + len(names)), *(_cells(line, names, True) for line in some)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def as_latex(some: Sequence[Line], names: Sequence[str]) -> str:
+    """A booktabs table with half-widths of the intervals in small print, as the papers set them."""
+    body = []
+    for line in some:
+        cells = [line.method, line.stage, str(line.n)]
+        for name in names:
+            score = line.scores.get(name)
+            half = 0.0 if score is None else (score.high - score.low) / 2
+            cells.append("--" if score is None else f"{shown(name, score.value)} \\tiny{{({shown(name, half)})}}")
+        body.append(" & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in cells) + r" \\")
+    head = " & ".join(["Method", "Stage", "$n$", *names]) + r" \\"
+    spec = "ll" + "r" * (1 + len(names))
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+def _cells(line: Line, names: Sequence[str], intervals: bool = False) -> list[str]:
+    cells = [line.method, line.stage, str(line.n), str(line.failed), str(line.known)]
+    for name in names:
+        score = line.scores.get(name)
+        cells.append("" if score is None else with_interval(name, score) if intervals else shown(name, score.value))
+    return cells
+
+
+def wanted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """CounterFact's columns, or zsRE's for questions: where no prompt states a fact but all ask for one."""
+    prompts = [answer["text"] for row in rows for answer in row.answers if answer["kind"] == "edit"]
+    return ZSRE if prompts and all(prompt.rstrip().endswith("?") for prompt in prompts) else COUNTERFACT
+
+
+def as_parquet(some: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
+    """The rows of the CSV as Parquet, with what the run says of itself in the file's metadata."""
+    table = [
+        {**{name: getattr(line, name) for name in HEADER}, "measure": name, **asdict(score)}
+        for line in some
+        for name, score in line.scores.items()
+    ]
+    described = pa.Table.from_pylist(table).replace_schema_metadata({"run": json.dumps(about)})
+    pq.write_table(described, path)
+
+
+def export(store: Store, *, known_only: bool = False) -> list[Path]:
+    """Write the run's tables into its folder: scores as CSV, Parquet, LaTeX and Markdown."""
+    rows = store.rows()
+    found = lines(rows, known_only=known_only)
+    names = columns(found, wanted_columns(rows))
+    stem = store.folder / ("scores-known" if known_only else "scores")
+    short = merged(found)
+    texts = {".csv": as_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
+    for suffix, text in texts.items():
+        stem.with_suffix(suffix).write_text(text, encoding="utf-8")
+    as_parquet(found, store.about, stem.with_suffix(".parquet"))
+    return [stem.with_suffix(suffix) for suffix in (*texts, ".parquet")]

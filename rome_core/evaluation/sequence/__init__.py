@@ -1,0 +1,1 @@
+"""Edits on edits, and what is left of the earlier ones."""

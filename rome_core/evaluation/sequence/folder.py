@@ -1,0 +1,324 @@
+"""A sequential run as a folder: its plan, a record a step, the edits. Whatever ends it, it goes on from there.
+
+run.json        model, method, settings, seeds, versions, the hash of the facts, the run it branched off
+facts.json      the facts in the order in which they are edited
+records.jsonl   one record a step; a line is written once its edit is in its file
+edits/          one safetensors file a step
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.storage import config_of, load_edit, save_edit
+from rome_core.errors import DataError
+from rome_core.facts.datasets import Fact
+from rome_core.model.edits import Edit
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import Prompt
+from rome_core.settings import setting
+
+FORMAT = "rome-explorer sequence 1"
+PACKAGES = ("rome-explorer", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many facts make one edit, and what is measured how often."""
+
+    batch: int = setting(
+        1,
+        "Facts an edit",
+        "Facts that are solved into one edit. More than one only with a method that takes several.",
+        low=1,
+        high=10_000,
+        step=1,
+    )
+    check_every: int = setting(
+        10,
+        "Check all every",
+        "After so many facts, and at the end, every earlier edit is checked again and the probe texts are written. "
+        "A new edit is always checked.",
+        low=1,
+        high=10_000,
+        step=1,
+        unit="facts",
+    )
+    prefixes: int = setting(
+        6,
+        "Prefixes",
+        "Texts in front of the prompt while a value is searched: all 21 that are sampled once from the unedited model, "
+        "or the bare prompt and every fourth of the others, which takes a third of the time.",
+        source="21: Meng et al. 2022, the authors' code; sampled once a process there, too",
+        choices=(6, 21),
+    )
+    passages: int = setting(
+        3, "Passages", "Of the project's general texts, for the perplexity after every edit.", low=1, high=71, step=1
+    )
+    new_tokens: int = setting(20, "Probe tokens", "Length of the probe texts.", low=1, high=200, step=1)
+    openings: tuple[str, ...] = ("My favourite place in the world is", "The recipe for a good soup begins with")
+
+
+@dataclass(frozen=True)
+class SequencePlan:
+    """Everything that a run depends on, besides the model. config: resolved for it, with its prefixes."""
+
+    config: MethodConfig
+    facts: tuple[Fact, ...]
+    pace: Pace = Pace()
+    order_seed: int | None = None  # of the order of the facts, if they were shuffled
+
+
+class Check(NamedTuple):
+    """One fact under one model: geometric-mean token probabilities of the new and the true object on the edit prompt,
+    and whether greedy decoding says the new one. fact: its place in the plan."""
+
+    fact: int
+    p_new: float
+    p_true: float
+    said: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.p_new > self.p_true
+
+
+@dataclass(frozen=True)
+class Record:
+    """The model after one step; step 0 is the unedited model, whose checks are of all facts.
+
+    facts: those of this step. edited: how many have had their turn so far. error: why there is no edit.
+    norms: ‖ΔW‖_F/‖W‖_F of all edits so far, by module. own: the same of this edit alone, of the module that moved most.
+    before: this step's facts just before it. checks: this step's facts just after, and at every check all earlier ones
+    whose edit was made. texts: continuations of the plan's openings, at every check.
+    """
+
+    step: int
+    facts: tuple[int, ...]
+    edited: int
+    method: str
+    edit: str
+    error: str
+    perplexity: float
+    norms: Mapping[str, float]
+    own: float
+    before: tuple[Check, ...]
+    checks: tuple[Check, ...]
+    texts: tuple[str, ...]
+    solve_seconds: float = field(default=0.0, compare=False)
+    measure_seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖_F/‖W‖_F of the module that moved most."""
+        return max(self.norms.values(), default=0.0)
+
+
+def facts_hash(facts: Sequence[Fact]) -> str:
+    """A short name of some facts in their order; it changes with anything in them."""
+    text = json.dumps([asdict(fact) for fact in facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SequenceRun:
+    """A run's folder with its plan. model, fingerprint: what it was begun on. parent: run and step it branched off."""
+
+    folder: Path
+    plan: SequencePlan
+    model: str
+    fingerprint: str
+    versions: Mapping[str, str]
+    parent: tuple[str, int] | None = None
+
+    @property
+    def records(self) -> list[Record]:
+        """What is finished. A line that a kill cut off is passed over."""
+        return [_record(data) for data in _lines(self.folder / "records.jsonl")]
+
+    def edits(self, steps: int | None = None) -> list[Edit]:
+        """The edits of the records, or of the first so many steps, in order."""
+        made = [record for record in self.records if record.edit and (steps is None or record.step <= steps)]
+        return [load_edit(self.path(record.step)) for record in made]
+
+    def path(self, step: int) -> Path:
+        """The file of a step's edit."""
+        return self.folder / "edits" / f"{step:05}.safetensors"
+
+    def append(self, record: Record, edit: Edit | None) -> None:
+        """Keep a step: first its edit, in one piece, then its line."""
+        if edit is not None:
+            part = self.path(record.step).with_suffix(".part")
+            save_edit(edit, part)
+            part.replace(self.path(record.step))
+        _append(self.folder / "records.jsonl", record)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from going on with the run. Raises DataError if one does."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"The run '{self.folder.name}' is under way in another process.", "", "Stop it there, or wait."
+            ) from None
+        try:
+            _cut_off(self.folder / "records.jsonl")
+            yield
+        finally:
+            lock.release()
+
+
+def create_run(folder: str | Path, lm: LanguageModel, plan: SequencePlan) -> SequenceRun:
+    """An empty run in a new folder. Raises DataError if there is one already."""
+    return _create(SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, _versions()), [])
+
+
+def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> SequenceRun:
+    """Write a run with its first records. run.json comes last: without it a folder is no run."""
+    target, plan = run.folder, run.plan
+    if (target / "run.json").exists():
+        raise DataError(f"There is a run in '{target}' already.", "", "Go on with it, or choose another folder.")
+    (target / "edits").mkdir(parents=True, exist_ok=True)
+    (target / "records.jsonl").unlink(missing_ok=True)
+    for record, edit in kept:
+        run.append(record, edit)
+    _write(target / "facts.json", [asdict(fact) for fact in plan.facts])
+    _write(
+        target / "run.json",
+        {
+            "format": FORMAT,
+            "model": run.model,
+            "fingerprint": run.fingerprint,
+            "method": plan.config.name,
+            "config": asdict(plan.config),
+            "pace": asdict(plan.pace),
+            "order_seed": plan.order_seed,
+            "facts_hash": facts_hash(plan.facts),
+            "parent": run.parent,
+            "versions": run.versions,
+        },
+    )
+    return run
+
+
+def open_run(folder: str | Path) -> SequenceRun:
+    """A run that was begun before. Raises DataError if the folder holds none that can be read."""
+    source = Path(folder)
+    try:
+        about = json.loads((source / "run.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is '{about['format']}'")
+        facts = tuple(_fact(one) for one in json.loads((source / "facts.json").read_text(encoding="utf-8")))
+        if facts_hash(facts) != about["facts_hash"]:
+            raise ValueError("its facts were changed")
+        pace = Pace(**about["pace"] | {"openings": tuple(about["pace"]["openings"])})
+        plan = SequencePlan(config_of(about["method"], about["config"]), facts, pace, about["order_seed"])
+        parent = about["parent"] and (about["parent"][0], int(about["parent"][1]))
+        run = SequenceRun(source, plan, about["model"], about["fingerprint"], about["versions"], parent)
+        _ = run.records
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"'{source}' holds no sequential run that can be read.",
+            f"{type(error).__name__}: {error}.",
+            "Choose a folder that was written by this program.",
+        ) from error
+    return run
+
+
+def runs_in(folder: str | Path) -> list[SequenceRun]:
+    """The readable runs in a folder's subfolders, by name."""
+    found = []
+    for path in sorted(Path(folder).glob("*/run.json")):
+        try:
+            found.append(open_run(path.parent))
+        except DataError:
+            continue
+    return found
+
+
+def branch_run(
+    run: SequenceRun, step: int, folder: str | Path, lm: LanguageModel, plan: SequencePlan | None = None
+) -> SequenceRun:
+    """A new run that begins with the first steps of another one and goes on by its own plan (None: by the same).
+
+    The plan's method and pace may be others; the facts that had their turn already must be the same.
+    """
+    plan, kept = plan or run.plan, [record for record in run.records if record.step <= step]
+    if not kept or kept[-1].step != step:
+        raise DataError(f"The run '{run.folder.name}' has no step {step}.", "", f"It has {len(run.records)} records.")
+    edited = kept[-1].edited
+    if plan.facts[:edited] != run.plan.facts[:edited]:
+        raise DataError(f"The first {edited} facts are not those of the run '{run.folder.name}'.", "", "Leave them.")
+    if lm.fingerprint != run.fingerprint:
+        raise DataError(f"The run '{run.folder.name}' is of another model than '{lm.name}'.", "", "Load that model.")
+    copied = [(record, load_edit(run.path(record.step)) if record.edit else None) for record in kept]
+    new = SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, _versions(), (run.folder.name, step))
+    return _create(new, copied)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a clone that is not installed
+            found[name] = "not installed"
+    return found
+
+
+def _write(path: Path, data: Any) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def _append(path: Path, record: Record) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield json.loads(line)
+
+
+def _cut_off(path: Path) -> None:
+    """Remove a last line that was not finished, so that the next one does not begin in it."""
+    if path.exists():
+        whole = path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if kept != whole:
+            with path.open("r+b") as file:
+                file.truncate(len(kept))
+
+
+def _record(data: dict[str, Any]) -> Record:
+    checks = {name: tuple(Check(*check) for check in data[name]) for name in ("before", "checks")}
+    return Record(**data | checks | {"facts": tuple(data["facts"]), "texts": tuple(data["texts"])})
+
+
+def _fact(data: dict[str, Any]) -> Fact:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return Fact(**values | {"prompt": Prompt(**data["prompt"])})

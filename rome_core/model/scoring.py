@@ -1,0 +1,91 @@
+"""How probable given continuations are: the one measurement that every score is built on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rome_core.errors import PromptError
+from rome_core.model.edits import Edit
+from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import target_ids, text_ids
+
+BATCH_TOKENS = 4_096  # tokens of one forward pass
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A continuation's tokens, teacher-forced: log-probability (nats) of each, and whether it was the argmax."""
+
+    log_p: tuple[float, ...]
+    hits: tuple[bool, ...]
+
+    @property
+    def nll(self) -> float:
+        """Mean over the tokens, nats."""
+        return -sum(self.log_p) / len(self.log_p)
+
+    @property
+    def p_joint(self) -> float:
+        """Probability of the whole continuation."""
+        return math.exp(sum(self.log_p))
+
+    @property
+    def p_mean(self) -> float:
+        """Geometric mean of the tokens' probabilities, exp(−NLL)."""
+        return math.exp(-self.nll)
+
+
+def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Edit] = ()) -> list[Scored]:
+    """Score (text, continuation) pairs; a continuation is taken as it is, with its leading space."""
+    if not all(text.strip() for text, _ in pairs):
+        raise PromptError("The text before the answer is empty.", "", "Write the beginning of a sentence.")
+    rows = [(text_ids(lm.tokenizer, text), target_ids(lm.tokenizer, text, more)) for text, more in pairs]
+    order = sorted(range(len(rows)), key=lambda r: len(rows[r][0]) + len(rows[r][1]))
+    scored: dict[int, Scored] = {}
+    for chunk in _chunks(order, [len(front) + len(more) for front, more in rows]):
+        scored.update(zip(chunk, _score_chunk(lm, [rows[r] for r in chunk], edits), strict=True))
+    return [scored[r] for r in range(len(rows))]
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of similar length together, at most BATCH_TOKENS padded tokens a chunk."""
+    chunk: list[int] = []
+    for row in order:
+        if chunk and (len(chunk) + 1) * lengths[row] > BATCH_TOKENS:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+def _score_chunk(
+    lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], edits: Sequence[Edit]
+) -> list[Scored]:
+    # The last token of an answer is asked for and not read, so answers of one token behind one text share a row.
+    row_of = {ids: r for r, ids in enumerate(dict.fromkeys(front + more[:-1] for front, more in rows))}
+    hidden = hidden_states(lm, batch_of(lm, list(row_of)), edits=edits)
+    places = [(row_of[front + more[:-1]], len(front) - 1 + t) for front, more in rows for t in range(len(more))]
+    index = torch.tensor(places, device=hidden.device)
+    wanted = torch.tensor([token for _, more in rows for token in more], device=hidden.device)
+    log_probs = lm.unembed(hidden[index[:, 0], index[:, 1]]).float().log_softmax(-1)
+    log_p = log_probs.gather(1, wanted[:, None])[:, 0].tolist()
+    hits = (log_probs.argmax(-1) == wanted).tolist()
+    ends = torch.tensor([len(more) for _, more in rows]).cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return [Scored(tuple(log_p[a:b]), tuple(hits[a:b])) for a, b in zip(starts, ends, strict=True)]
+
+
+def continuation_probabilities(
+    lm: LanguageModel, text: str, continuations: Sequence[str], *, edits: Sequence[Edit] = ()
+) -> list[float]:
+    """Joint probability of each continuation of `text`, over all of its tokens.
+
+    continuation_probabilities(lm, "The Eiffel Tower is located in the city of", [" Rome", " Paris"], edits=[edit])
+    """
+    return [scored.p_joint for scored in score(lm, [(text, more) for more in continuations], edits=edits)]

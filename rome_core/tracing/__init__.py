@@ -1,0 +1,6 @@
+"""Causal tracing: which hidden states carry a fact (Meng et al. 2022, arXiv 2202.05262, section 2)."""
+
+from rome_core.tracing.heat_map import Trace, attention, restored_top_tokens, snippet, trace, trace_steps
+from rome_core.tracing.runs import TraceConfig
+
+__all__ = ["Trace", "TraceConfig", "attention", "restored_top_tokens", "snippet", "trace", "trace_steps"]

@@ -1,0 +1,226 @@
+"""Causal tracing: which states carry a fact (Meng et al. 2022, section 2; arXiv 2202.05262)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.model.edits import Edit
+from rome_core.model.hooks import attention_pattern, batch_of
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.replay import Cell, Window
+from rome_core.model.tokens import Prompt, encode, labels
+from rome_core.progress import Track, silent
+from rome_core.tracing.restoration import DEFAULT_BUDGET, n_steps, replay_note, restored_states, window_of
+from rome_core.tracing.runs import Runs, TraceConfig, prepare
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A heat map. Cells are NaN until they are computed; rows before the subject are the corrupted run (causality).
+
+    clean, corrupted, probabilities: p(answer), averaged over the draws after the softmax. spread: its standard
+    deviation over the draws. indirect_effect: restored minus corrupted in the config's metric; clean_score and
+    corrupted_score are the two ends of that scale. asked: the answer as it was given, None where it is the clean run's
+    most probable next token.
+    """
+
+    prompt: Prompt
+    config: TraceConfig
+    model: str
+    fingerprint: str
+    labels: tuple[str, ...]
+    subject: tuple[int, int]
+    answer: str
+    asked: str | None
+    foil: str | None
+    clean: float
+    corrupted: float
+    clean_score: float
+    corrupted_score: float
+    probabilities: Float[Tensor, "pos layer"]
+    spread: Float[Tensor, "pos layer"]
+    indirect_effect: Float[Tensor, "pos layer"]
+    sigma: float
+    edits: tuple[str, ...] = ()
+    engine: Literal["replay", "plain", "attribution"] = "replay"
+    note: str = ""
+
+    @property
+    def total_effect(self) -> float:
+        """p(clean) − p(corrupted)."""
+        return self.clean - self.corrupted
+
+    @property
+    def complete(self) -> bool:
+        return not bool(self.indirect_effect.isnan().any())
+
+    @property
+    def approximate(self) -> bool:
+        return self.engine == "attribution"
+
+
+def cells_of(lm: LanguageModel, runs: Runs, config: TraceConfig) -> list[Cell]:
+    """All cells that can differ from the corrupted run: every layer at every token from the subject's first on."""
+    cells = []
+    for token in range(runs.subject[0], len(runs.labels)):
+        for layer in range(lm.n_layers):
+            if config.site == "resid_post":
+                cells.append(Cell(token, layer, resid=layer))
+            else:
+                start, stop = window_of(layer, config.window, lm.n_layers)
+                cells.append(Cell(token, layer, windows=(Window(config.site, start, stop, runs.clean),)))
+    return cells
+
+
+def trace_steps(
+    lm: LanguageModel,
+    prompt: Prompt,
+    config: TraceConfig = TraceConfig(),
+    *,
+    noise: Float[Tensor, "samples n d_model"] | None = None,
+    answer: str | None = None,
+    foil: str | None = None,
+    edits: Sequence[Edit] = (),
+    budget: int = DEFAULT_BUDGET,
+    track: Track = silent,
+) -> Iterator[Trace]:
+    """The heat map as it fills, at least once a second on a laptop. The last one is complete."""
+    runs = prepare(lm, prompt, config, noise=noise, answer=answer, foil=foil, edits=edits)
+    cells = cells_of(lm, runs, config)
+    result = empty_trace(lm, prompt, config, runs, foil)
+    yield result
+    steps = restored_states(lm, runs, cells, budget)
+    for finished in track(steps, _KIND[config.site], n_steps(lm, runs, cells, budget)):
+        if finished:
+            result = _filled(result, runs, finished)
+        yield result
+
+
+_KIND = {"resid_post": "Residual stream", "mlp_out": "MLP", "attn_out": "Attention"}
+
+
+@torch.no_grad()
+def empty_trace(lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Runs, foil: str | None) -> Trace:
+    """The frame of a heat map: both ends of its scale, the rows before the subject, and NaN elsewhere."""
+    tail = len(runs.answer)
+    clean, corrupted = (lm.logits(run.states[-1][:, -tail:]) for run in (runs.clean, runs.corrupted))
+    shape = len(runs.labels), lm.n_layers
+    before = torch.full(shape, torch.nan)
+    p = runs.log_p_of_logits(corrupted).exp()
+    grid = {"probabilities": before.clone(), "spread": before.clone(), "indirect_effect": before.clone()}
+    for name, value in (("probabilities", p.mean()), ("spread", p.std(correction=0)), ("indirect_effect", 0.0)):
+        grid[name][: runs.subject[0]] = float(value)
+    return Trace(
+        prompt=prompt,
+        config=config,
+        model=lm.name,
+        fingerprint=lm.fingerprint,
+        labels=runs.labels,
+        subject=runs.subject,
+        answer="".join(labels(lm.tokenizer, runs.answer)),
+        asked=runs.asked,
+        foil=foil,
+        clean=float(runs.log_p_of_logits(clean).exp()[0]),
+        corrupted=float(p.mean()),
+        clean_score=float(runs.scores(config.metric, clean)[0]),
+        corrupted_score=float(runs.scores(config.metric, corrupted).mean()),
+        sigma=runs.sigma,
+        edits=tuple(edit.id for edit in runs.clean.edits),
+        engine="plain" if replay_note(lm) else "replay",
+        note=replay_note(lm),
+        **grid,
+    )
+
+
+def _filled(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
+    grids = {n: getattr(trace, n).clone() for n in ("probabilities", "spread", "indirect_effect")}
+    for cell, logits in finished:
+        p = runs.log_p_of_logits(logits).exp()
+        at = cell.token, cell.layer
+        grids["probabilities"][at], grids["spread"][at] = p.mean(), p.std(correction=0)
+        grids["indirect_effect"][at] = runs.scores(trace.config.metric, logits).mean() - trace.corrupted_score
+    return replace(trace, **grids)
+
+
+def trace(
+    lm: LanguageModel,
+    prompt: Prompt,
+    config: TraceConfig = TraceConfig(),
+    *,
+    noise: Float[Tensor, "samples n d_model"] | None = None,
+    answer: str | None = None,
+    foil: str | None = None,
+    edits: Sequence[Edit] = (),
+    budget: int = DEFAULT_BUDGET,
+    track: Track = silent,
+) -> Trace:
+    """The indirect effect of every state on the answer (Meng et al. 2022, equation 4 and section 2.1).
+
+    noise: a ready-made draw, already scaled. answer: text whose joint probability is followed, e.g. " Rome"; by
+    default the clean run's most probable next token. budget: bytes of activations that one batch may take.
+
+        t = trace(lm, Prompt("The {} is located in the city of", "Colosseum"), TraceConfig(site="mlp_out"))
+        t.indirect_effect      # [pos, layer]
+    """
+    *_, last = trace_steps(
+        lm, prompt, config, noise=noise, answer=answer, foil=foil, edits=edits, budget=budget, track=track
+    )
+    return last
+
+
+@torch.no_grad()
+def restored_top_tokens(
+    lm: LanguageModel,
+    prompt: Prompt,
+    config: TraceConfig,
+    token: int,
+    layer: int,
+    *,
+    answer: str | None = None,
+    foil: str | None = None,
+    edits: Sequence[Edit] = (),
+    k: int = 5,
+) -> dict[str, list[tuple[str, float]]]:
+    """The k most probable next tokens of the clean, the corrupted and one cell's restored run."""
+    runs = prepare(lm, prompt, config, answer=answer, foil=foil, edits=edits)
+    found = {
+        "clean": lm.logits(runs.clean.states[-1][:, -len(runs.answer)]),
+        "corrupted": lm.logits(runs.corrupted.states[-1][:, -len(runs.answer)]),
+    }
+    wanted = [cell for cell in cells_of(lm, runs, config) if (cell.token, cell.layer) == (token, layer)]
+    found["restored"] = found["corrupted"]  # before the subject nothing can differ
+    for finished in restored_states(lm, runs, wanted, DEFAULT_BUDGET):
+        for _, logits in finished:
+            found["restored"] = logits[:, 0]
+    tops = {name: logits.softmax(-1).mean(0).topk(k) for name, logits in found.items()}
+    return {
+        name: list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
+        for name, top in tops.items()
+    }
+
+
+def attention(
+    lm: LanguageModel, prompt: Prompt, layer: int, *, edits: Sequence[Edit] = ()
+) -> tuple[tuple[str, ...], Float[Tensor, "heads pos pos"]]:
+    """Token labels and the attention pattern of one layer on the clean prompt."""
+    encoded = encode(lm.tokenizer, prompt)
+    return encoded.labels, attention_pattern(lm, batch_of(lm, [encoded.ids]), layer, edits=edits)[0]
+
+
+def snippet(result: Trace) -> str:
+    """Python that makes the same numbers again."""
+    answer = "" if result.asked is None else f", answer={result.asked!r}"
+    foil = f", foil={result.foil!r}" if result.foil else ""
+    edited = "  # made with edits active: pass edits=[load_edit(path), ...]" if result.edits else ""
+    return (
+        "from rome_core import Prompt, TraceConfig, load_model, trace\n\n"
+        f"lm = load_model({result.model!r})  # fingerprint {result.fingerprint}\n"
+        f"t = trace(lm, {result.prompt!r},\n          {result.config!r}{answer}{foil}){edited}\n"
+        "print(t.clean, t.corrupted)\nprint(t.indirect_effect)  # [pos, layer]\n"
+    )

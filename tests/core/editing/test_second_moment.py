@@ -1,0 +1,391 @@
+"""The second moment C, against a loop over single tokens, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rome_core.editing import second_moment as module
+from rome_core.editing.second_moment import (
+    Moment,
+    combine,
+    convergence,
+    estimate_moment,
+    load_moment,
+    memory_needed,
+    moment_steps,
+    moments_for,
+    save_moment,
+    self_written_texts,
+    stored_moment,
+)
+from rome_core.errors import MomentError
+from rome_core.files import cache_dir
+from rome_core.model.language_model import LanguageModel
+from tests.tiny import TEXTS, plain_states, random_edit, random_moment, tiny_model, tokenizer_with_start
+
+
+def by_hand(lm: LanguageModel, texts: list[str], layer: int, n_tokens: int = 10**9) -> tuple[np.ndarray, int]:
+    """E[k kᵀ], one token after the other, each text by itself."""
+    total, count = np.zeros((lm.d_mlp, lm.d_mlp)), 0
+    for text in texts:
+        keys, _ = plain_states(lm, lm.tokenizer(text)["input_ids"], lm.layout.module("mlp_out", layer))
+        for key in keys.double().numpy():
+            if count < n_tokens:
+                total += np.outer(key, key)
+                count += 1
+    return total / count, count
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model writes little at once, so that the tests stay fast."""
+    monkeypatch.setattr(module, "TEXT_TOKENS", 12)
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
+def test_c_is_the_mean_outer_product_without_padding(family: str) -> None:
+    lm = tiny_model(family)
+    texts = [*TEXTS, "Paris"]  # of different lengths, so that there is padding
+
+    found = estimate_moment(lm, [2], texts=texts)[2]
+
+    expected, count = by_hand(lm, texts, 2)
+    assert (found.layer, found.n_tokens, found.fingerprint, found.seed) == (2, count, lm.fingerprint, None)
+    assert found.C.dtype == torch.float64
+    np.testing.assert_allclose(found.C, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    found.check(lm)
+
+
+def test_it_is_not_centred() -> None:
+    lm = tiny_model("gpt2")
+    C = estimate_moment(lm, [1], texts=TEXTS)[1].C
+    keys = torch.cat([plain_states(lm, lm.tokenizer(t)["input_ids"], lm.layout.module("mlp_out", 1))[0] for t in TEXTS])
+
+    assert (keys.mean(0) ** 2).sum() > 0.01 * C.trace()  # there is a mean that centring would take away
+    assert float(C.trace()) == pytest.approx(float((keys**2).sum(1).mean()), rel=1e-5)
+
+
+def test_several_layers_in_one_pass_are_the_same_as_one_by_one_and_it_stops_at_the_last() -> None:
+    lm = tiny_model()
+    deepest: list[int] = []
+    for layer, block in enumerate(lm.blocks):
+        block.register_forward_pre_hook(lambda *_, layer=layer: deepest.append(layer))
+
+    together = estimate_moment(lm, [2, 0], texts=TEXTS)
+
+    assert max(deepest) == 2
+    for layer in (0, 2):
+        torch.testing.assert_close(together[layer].C, estimate_moment(lm, [layer], texts=TEXTS)[layer].C)
+
+
+def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    whole = estimate_moment(lm, [1], texts=TEXTS)[1]
+
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+
+    single = estimate_moment(lm, [1], texts=TEXTS)[1]
+    torch.testing.assert_close(single.C, whole.C, rtol=1e-4, atol=1e-5)
+    assert single.n_tokens == whole.n_tokens
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 40])
+def test_the_budget_of_tokens_is_kept_exactly(n_tokens: int) -> None:
+    lm = tiny_model()
+
+    found = estimate_moment(lm, [1], n_tokens, texts=TEXTS)[1]
+
+    expected, count = by_hand(lm, list(TEXTS), 1, n_tokens)
+    assert found.n_tokens == count == n_tokens
+    np.testing.assert_allclose(found.C, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_stay_below_their_bound_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", 20)
+    rows = [tuple(range(n)) for n in (3, 9, 1, 30, 4, 4, 8)]
+
+    chunks = list(module._batches(rows, 50))
+
+    flat = [row for chunk in chunks for row in chunk]
+    assert flat == [*rows[:4], rows[4], rows[5][:3]]  # 3 + 9 + 1 + 30 + 4 + 3 = 50
+    assert all(len(chunk) == 1 or len(chunk) * max(map(len, chunk)) <= 20 for chunk in chunks)
+
+
+def test_an_edited_model_has_another_c() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm, 1)
+    free, edited = estimate_moment(lm, [2], texts=TEXTS)[2], estimate_moment(lm, [2], texts=TEXTS, edits=[edit])[2]
+    weight = lm.module(edit.deltas[0].module).weight
+    weight.data = weight.data + edit.deltas[0].U @ edit.deltas[0].V
+
+    np.testing.assert_allclose(edited.C, by_hand(lm, list(TEXTS), 2)[0], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(edited.C, free.C, rtol=1e-2)
+
+
+def test_c_grows_at_every_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+    lm = tiny_model()
+    texts = list(TEXTS) * 4
+
+    steps = [step[1] for step in moment_steps(lm, [1], texts=texts)]
+
+    counts = [step.n_tokens for step in steps]
+    assert all(b >= 2 * a for a, b in itertools.pairwise(counts[:-1])) and counts[-1] == by_hand(lm, texts, 1)[1]
+    for step in steps:
+        np.testing.assert_allclose(step.C, by_hand(lm, texts, 1, step.n_tokens)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_self_written_text_is_seeded_kept_and_the_edited_models_own(little: None) -> None:
+    lm = tiny_model()
+    texts = self_written_texts(lm, 200, seed=3)
+    files = sorted((cache_dir() / "moments").glob("*.json"))
+
+    assert sum(len(lm.tokenizer(text)["input_ids"]) for text in texts) >= 200
+    assert len(files) >= 2 and all(file.name.startswith(f"{lm.fingerprint}-seed3-batch") for file in files)
+    assert self_written_texts(lm, 200, seed=3) == texts
+    edited = self_written_texts(lm, 200, seed=3, edits=[random_edit(lm, size=1.0)])
+    assert edited != texts
+    assert sorted((cache_dir() / "moments").glob("*.json")) == files  # an edited model's text is not kept
+    for file in files:
+        file.unlink()
+    assert self_written_texts(lm, 200, seed=3) == texts != self_written_texts(lm, 200, seed=4)
+
+
+def test_c_from_self_written_text_is_c_of_that_text(little: None) -> None:
+    lm = tiny_model()
+
+    found = estimate_moment(lm, [1], 60, seed=2)[1]
+
+    expected, count = by_hand(lm, self_written_texts(lm, 60, seed=2), 1, 60)
+    assert (found.n_tokens, found.seed, found.corpus) == (count, 2, "self-written text")
+    np.testing.assert_allclose(found.C, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_texts_without_tokens_have_a_sentence(texts: list[str]) -> None:
+    with pytest.raises(MomentError, match="The texts hold no tokens"):
+        estimate_moment(tiny_model(), [1], texts=texts)
+
+
+def test_a_layer_that_is_not_there_has_a_sentence() -> None:
+    with pytest.raises(MomentError, match="4"):
+        estimate_moment(tiny_model(), [4], texts=TEXTS)
+
+
+def test_texts_are_cut_where_the_models_positions_end() -> None:
+    lm = tiny_model("gpt2", n_positions=8)
+
+    assert estimate_moment(lm, [1], texts=[TEXTS[0]])[1].n_tokens == 8
+
+
+def test_a_start_token_of_the_tokenizer_counts_as_a_token() -> None:
+    lm = tiny_model(tokenizer=tokenizer_with_start())
+
+    assert estimate_moment(lm, [1], texts=["Paris", "Paris"])[1].n_tokens == 4
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, 0.5])
+@pytest.mark.parametrize("columns", [None, 3])
+def test_solve_is_the_solution_in_float64(ridge: float, columns: int | None) -> None:
+    moment = random_moment(tiny_model())
+    shape = (24,) if columns is None else (24, columns)
+    keys = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    C = moment.C.numpy()
+    expected = np.linalg.solve(C + ridge * np.trace(C) / 24 * np.eye(24), keys.double().numpy())
+
+    found = moment.solve(keys, ridge)
+
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(moment.solve(keys, ridge), expected, rtol=1e-9)  # from the kept factor
+
+
+def test_scaling_c_changes_no_direction() -> None:
+    moment = random_moment(tiny_model())
+    other = replace(moment, C=1e4 * moment.C, _factors={})
+    key = torch.randn(24, generator=torch.Generator().manual_seed(1))
+
+    for ridge in (1e-6, 0.1):
+        torch.testing.assert_close(other.solve(key, ridge) * 1e4, moment.solve(key, ridge))
+
+
+def test_more_data_is_the_weighted_mean() -> None:
+    lm = tiny_model()
+    first, second = estimate_moment(lm, [1], texts=TEXTS[:1])[1], estimate_moment(lm, [1], texts=TEXTS[1:])[1]
+
+    both = combine(first, second)
+
+    expected, count = by_hand(lm, list(TEXTS), 1)
+    assert both.n_tokens == count
+    np.testing.assert_allclose(both.C, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(MomentError, match="same corpus"):
+        combine(first, first)
+    with pytest.raises(MomentError, match="different layers or models"):
+        combine(first, estimate_moment(lm, [2], texts=TEXTS[1:])[2])
+
+
+def test_convergence_is_the_cosine_between_solutions() -> None:
+    lm = tiny_model()
+    steps = [random_moment(lm, seed=seed) for seed in range(3)]
+    keys = torch.randn(5, 24, generator=torch.Generator().manual_seed(1)).double().numpy()
+    solved = [np.linalg.solve(step.C.numpy(), keys.T) for step in steps]
+    cosines = [
+        ((a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)).mean()
+        for a, b in itertools.pairwise(solved)
+    ]
+
+    found = convergence(steps, torch.from_numpy(keys).float(), 0.0)
+
+    assert [n for n, _ in found] == [96, 96]
+    assert [c for _, c in found] == pytest.approx(cosines, rel=1e-5)
+
+
+def test_the_memory_that_is_announced_holds_the_sums() -> None:
+    lm = tiny_model()
+
+    assert memory_needed(lm, [0, 1, 2]) == 3 * memory_needed(lm, [0])
+    assert memory_needed(lm, [0]) > 8 * 24 * 24
+
+
+def test_a_stored_c_comes_back_within_float32(tmp_path: Path) -> None:
+    lm = tiny_model()
+    for moment in (random_moment(lm, 2), replace(random_moment(lm, 2), seed=7, corpus="日本語 text")):
+        save_moment(moment, tmp_path / "new" / "c.npz")
+
+        found = load_moment(tmp_path / "new" / "c.npz", lm)
+
+        torch.testing.assert_close(found.C, moment.C, rtol=1e-6, atol=1e-6)
+        assert torch.equal(found.C, found.C.T) and found.C.dtype == torch.float64
+        assert [found.layer, found.n_tokens, found.corpus, found.fingerprint, found.seed] == [
+            2, moment.n_tokens, moment.corpus, lm.fingerprint, moment.seed,
+        ]  # fmt: skip
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.npz"]  # nothing half written beside it
+
+
+def spoiled(lm: LanguageModel, C: torch.Tensor | None = None, **changes: object) -> Moment:
+    moment = random_moment(lm)
+    return replace(moment, **({} if C is None else {"C": C}), **changes)
+
+
+def bad_moments() -> Iterator[tuple[str, Moment, str]]:
+    lm = tiny_model()
+    C = random_moment(lm).C
+    yield "another model", spoiled(lm, fingerprint="0" * 32), "This C belongs to another model than 'tiny-llama'"
+    yield "another layer", spoiled(lm, layer=4), "This C is of layer 4; 'tiny-llama' has 4 layers"
+    yield "another size", spoiled(lm, C[:5, :5]), r"C has shape \(5, 5\), keys of 'tiny-llama' have 24 entries"
+    yield "no tokens", spoiled(lm, n_tokens=0), "C was made from no tokens"
+    yield "NaN", spoiled(lm, C.index_fill(0, torch.tensor(3), torch.nan)), "not finite"
+    yield "infinite", spoiled(lm, C.index_fill(0, torch.tensor(3), torch.inf)), "not finite"
+    yield "asymmetric", spoiled(lm, C + torch.eye(24).roll(1, 0)), "C is not symmetric"
+
+
+@pytest.mark.parametrize(("moment", "sentence"), [pytest.param(m, s, id=name) for name, m, s in bad_moments()])
+def test_a_c_that_cannot_be_used_has_a_sentence(moment: Moment, sentence: str) -> None:
+    with pytest.raises(MomentError, match=sentence):
+        moment.check(tiny_model())
+    with pytest.raises(MomentError, match=sentence):
+        moments_for(tiny_model(), [moment.layer], {moment.layer: moment})
+
+
+@pytest.mark.parametrize(
+    "C", [torch.zeros(24, 24), torch.ones(24, 24), -torch.eye(24)], ids=["zero", "rank 1", "negative"]
+)
+def test_a_singular_c_has_a_sentence(C: torch.Tensor) -> None:
+    moment = spoiled(tiny_model(), C.double(), n_tokens=1234)
+
+    with pytest.raises(
+        MomentError, match=r"C of layer 1 is singular \(made from 1,234 tokens, ridge 0\).*larger ridge"
+    ):
+        moment.solve(torch.ones(24), 0.0)
+
+
+def test_a_ridge_makes_a_deficient_c_solvable() -> None:
+    moment = spoiled(tiny_model(), torch.ones(24, 24).double())
+
+    found = moment.solve(torch.ones(24), 0.5)
+
+    np.testing.assert_allclose(found, np.full(24, 1 / 24.5), rtol=1e-9)  # (1 1ᵀ + 0.5 I) x = 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "another file", "another size", "NaN", "missing"])
+def test_a_damaged_file_has_a_sentence(tmp_path: Path, damage: str) -> None:
+    lm, path = tiny_model(), tmp_path / "c.npz"
+    save_moment(random_moment(lm), path)
+    whole = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("this is not a C")
+    elif damage == "another file":
+        np.savez(path, a=np.zeros(3))
+    elif damage == "another size":
+        save_moment(spoiled(lm, torch.eye(5).double()), path)
+    elif damage == "NaN":
+        save_moment(spoiled(lm, torch.full((24, 24), torch.nan).double()), path)
+    else:
+        path.unlink()
+
+    with pytest.raises(MomentError):
+        load_moment(path, lm)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    lm, path = tiny_model(), tmp_path / "c.npz"
+    save_moment(random_moment(lm), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x40
+    path.write_bytes(content)
+
+    with pytest.raises(MomentError):
+        load_moment(path, lm)
+
+
+def test_a_c_of_another_model_is_never_read(tmp_path: Path) -> None:
+    save_moment(random_moment(tiny_model(seed=1)), tmp_path / "c.npz")
+
+    with pytest.raises(MomentError, match="This C belongs to another model"):
+        load_moment(tmp_path / "c.npz", tiny_model())
+
+
+def test_a_stored_c_is_found_by_model_and_layer_and_a_damaged_one_passed_over() -> None:
+    lm = tiny_model()
+    path = cache_dir() / "moments" / f"{lm.fingerprint}-1.npz"
+    save_moment(random_moment(lm), path)
+
+    assert stored_moment(lm, 1) is not None
+    assert stored_moment(lm, 2) is None and stored_moment(tiny_model(seed=1), 1) is None
+    for damaged in (b"damaged", path.read_bytes()[:-40], b""):
+        path.write_bytes(damaged)
+        assert stored_moment(lm, 1) is None
+
+
+def test_given_moments_are_used_as_they_are_and_a_missing_one_has_a_sentence() -> None:
+    lm = tiny_model()
+    moment = random_moment(lm)
+
+    assert moments_for(lm, [1], {1: moment, 2: moment})[1] is moment
+    with pytest.raises(MomentError, match="No C was given for layer 2"):
+        moments_for(lm, [1, 2], {1: moment})
+
+
+def test_without_moments_what_is_missing_is_made_once_and_kept(little: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEFAULT_TOKENS", 40)
+    lm = tiny_model()
+    save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
+
+    found = moments_for(lm, [1, 2], None)
+
+    assert found[1].corpus == "random numbers" and found[2].corpus == "self-written text"
+    assert found[2].n_tokens == 40
+    monkeypatch.setattr(module, "estimate_moment", None)  # not called again
+    torch.testing.assert_close(moments_for(lm, [2], None)[2].C, found[2].C, rtol=1e-6, atol=1e-6)

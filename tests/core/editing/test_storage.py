@@ -1,0 +1,264 @@
+"""Edits as files: what comes back is what was saved, and other programs read it to equal logits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rome_core.editing.methods import METHODS, solve
+from rome_core.editing.storage import export_adapter, export_merged, factors, load_edit, save_edit
+from rome_core.errors import EditError
+from rome_core.model.edits import Edit, Step
+from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.language_model import LanguageModel
+from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
+
+IDS = [5, 60, 300, 17, 260, 399, 8]
+
+
+def logits(lm: LanguageModel, *edits: Edit) -> Tensor:
+    with torch.no_grad():
+        return lm.unembed(hidden_states(lm, batch_of(lm, [IDS]), edits=edits))
+
+
+def history() -> tuple[Step, ...]:
+    return (Step(0, 5.0, 4.0, 0.5, 0.5, 0.02, 1.5, 3.0, 17), Step(1, 1.0, 0.5, 0.25, 0.25, 0.6, 2.5, 3.0, 1))
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome", "p-rome", "c-rome", "h-rome"])
+def test_a_saved_edit_comes_back_whole(tmp_path: Path, method: str) -> None:
+    lm = tiny_model()
+    config = METHODS[method](layer=1, clamp=2.0, steps=2, prefixes=("", "x. ", "Köln 東京. "))
+    edit = solve(lm, [REQUEST], config, moments={1: random_moment(lm)}, edits=[random_edit(lm, 2)])
+
+    save_edit(edit, tmp_path / "one.safetensors")
+    found = load_edit(tmp_path / "one.safetensors", lm)
+
+    torch.testing.assert_close(logits(lm, found), logits(lm, edit), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(lm, found), logits(lm))
+    for mine, own in zip(found.deltas, edit.deltas, strict=True):
+        assert mine.module == own.module and torch.equal(mine.U, own.U) and torch.equal(mine.V, own.V)
+    for name in ("requests", "method", "config", "history", "base", "on", "corpus", "id"):
+        assert getattr(found, name) == getattr(edit, name), name
+    assert type(found.config) is type(edit.config)
+    for name in ("k_star", "v_star", "k_0", "v_0"):
+        assert torch.equal(getattr(found, name), getattr(edit, name))
+    assert found.extras.keys() == edit.extras.keys()
+    assert all(torch.equal(found.extras[name], edit.extras[name]) for name in edit.extras)
+    assert (tmp_path / "one.safetensors").stat().st_size < 50_000
+
+
+def test_an_edit_of_several_modules_and_ranks_comes_back(tmp_path: Path) -> None:
+    lm = tiny_model()
+    one, other = random_edit(lm, 1, rank=3), random_edit(lm, 3)
+    edit = replace(one, deltas=(*one.deltas, *other.deltas), history=history())
+
+    save_edit(edit, str(tmp_path / "two.safetensors"))
+
+    found = load_edit(str(tmp_path / "two.safetensors"))
+    assert found.id == edit.id and found.history == history()
+    assert torch.equal(logits(lm, found), logits(lm, edit))
+
+
+def test_saving_needs_no_contiguous_tensors(tmp_path: Path) -> None:
+    lm = tiny_model()
+    (delta,) = random_edit(lm).deltas
+    shared = torch.randn(24, 1)
+    edit = replace(random_edit(lm), deltas=(replace(delta, V=shared.T),), k_star=shared[:, 0], k_0=shared[:, 0])
+
+    save_edit(edit, tmp_path / "one.safetensors")
+
+    assert load_edit(tmp_path / "one.safetensors").id == edit.id
+
+
+def test_an_edit_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_edit(random_edit(tiny_model(seed=1)), tmp_path / "one.safetensors")
+
+    with pytest.raises(EditError, match=r"'one.safetensors' was solved for another model than 'tiny-llama'"):
+        load_edit(tmp_path / "one.safetensors", tiny_model())
+    load_edit(tmp_path / "one.safetensors")  # looked at without a model it can be
+
+
+def about(path: Path) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["edit"])
+
+
+def rewritten(path: Path, **changes: object) -> None:
+    from safetensors.torch import load_file
+
+    save_file(load_file(path), path, {"edit": json.dumps({**about(path), **changes})})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_text(path: Path) -> None:
+    path.write_text("k* = 3")
+
+
+def replace_by_weights(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def spoil_the_settings(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path, {"edit": "{"})
+
+
+def name_an_unknown_method(path: Path) -> None:
+    rewritten(path, method="magic")
+
+
+def name_a_module_too_many(path: Path) -> None:
+    rewritten(path, modules=[*about(path)["modules"], "model.layers.9.mlp.down_proj"])
+
+
+def spoil_the_request(path: Path) -> None:
+    rewritten(
+        path, requests=[{"prompt": {"template": "no braces", "subject": "x"}, "target_new": "", "target_true": None}]
+    )
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate, empty, replace_by_text, replace_by_weights, spoil_the_settings, name_an_unknown_method,
+        name_a_module_too_many, spoil_the_request, delete,
+    ],
+)  # fmt: skip
+def test_what_is_not_an_edit_has_a_sentence(tmp_path: Path, damage) -> None:
+    path = tmp_path / "one.safetensors"
+    save_edit(random_edit(tiny_model()), path)
+    damage(path)
+
+    with pytest.raises(EditError, match=r"'one.safetensors' is not an edit saved by ROME Explorer"):
+        load_edit(path)
+
+
+def test_an_edit_of_another_version_has_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_edit(random_edit(tiny_model()), path)
+    rewritten(path, format="rome-explorer edit 99")
+
+    with pytest.raises(EditError, match=r"was saved by another version \(rome-explorer edit 99\)"):
+        load_edit(path)
+
+
+def test_settings_of_a_later_version_that_are_not_known_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    edit = random_edit(tiny_model())
+    save_edit(edit, path)
+    rewritten(path, config={**asdict(edit.config), "temperature_of_the_room": 21})
+
+    assert load_edit(path).config == edit.config
+
+
+def test_factors_of_one_module_are_stacked() -> None:
+    lm = tiny_model()
+    edits = [random_edit(lm, 1), random_edit(lm, 2, rank=2), random_edit(lm, 1, seed=3)]
+
+    stacked = factors(edits)
+
+    assert list(stacked) == [lm.down_projection(1), lm.down_projection(2)]
+    assert stacked[lm.down_projection(1)].U.shape == (16, 2)
+    sums = edits[0].deltas[0].matrix() + edits[2].deltas[0].matrix()
+    torch.testing.assert_close(stacked[lm.down_projection(1)].matrix(), sums)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_the_adapter_loads_with_peft_to_equal_logits(tmp_path: Path, family: str) -> None:
+    from peft import PeftModel
+
+    lm = tiny_model(family, layers=12)
+    edits = [random_edit(lm, 1), random_edit(lm, 11, rank=3), random_edit(lm, 1, seed=1)]
+
+    export_adapter(edits, tmp_path / "adapter")
+
+    adapted = PeftModel.from_pretrained(copy.deepcopy(lm.hf), str(tmp_path / "adapter"))
+    with torch.no_grad():
+        found = adapted(torch.tensor([IDS])).logits
+    expected = logits(lm, *edits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert not torch.allclose(expected, logits(lm), atol=0.1)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_the_adapter_of_one_edit_names_its_base(tmp_path: Path) -> None:
+    lm = tiny_model()
+
+    export_adapter(random_edit(lm), tmp_path, "someone/model")
+
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "someone/model" and config["r"] == config["lora_alpha"] == 1
+
+
+def test_nothing_to_export_has_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="There is no edit to export"):
+        export_adapter([], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
+def test_the_merged_model_loads_with_transformers_to_equal_logits(tmp_path: Path, family: str) -> None:
+    lm = tiny_model(family)
+    weights = copy.deepcopy(lm.hf.state_dict())
+    edits = [random_edit(lm, 1, rank=2), random_edit(lm, 3), random_edit(lm, 1, seed=1)]
+
+    export_merged(lm, edits, tmp_path / "merged")
+
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        found = hf(torch.tensor([IDS])).logits
+    expected = logits(lm, *edits)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert tokenizer("The Eiffel Tower")["input_ids"] == lm.tokenizer("The Eiffel Tower")["input_ids"]
+    assert all(torch.equal(weights[name], value) for name, value in lm.hf.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_square_down_projection_is_merged_the_right_way_round(tmp_path: Path, family: str) -> None:
+    lm = tiny_model(family, **{"n_inner" if family == "gpt2" else "intermediate_size": 16})
+    edit = random_edit(lm)
+
+    export_merged(lm, [edit], tmp_path)
+
+    found = AutoModelForCausalLM.from_pretrained(tmp_path).get_submodule(edit.deltas[0].module)
+    written = found.weight if isinstance(found, nn.Linear) else found.weight.T
+    torch.testing.assert_close(written, lm.weight(1) + edit.deltas[0].U @ edit.deltas[0].V)
+
+
+def test_only_edits_of_this_model_are_merged(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="another model"):
+        export_merged(tiny_model(), [random_edit(tiny_model(seed=1))], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_edits_the_merged_model_is_the_model(tmp_path: Path) -> None:
+    lm = tiny_model()
+
+    export_merged(lm, [], tmp_path)
+
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert torch.equal(hf(torch.tensor([IDS])).logits, plain_run(lm, [IDS]))

@@ -1,0 +1,85 @@
+"""Questions beyond the prompt: what is written holds together, and the answers' probabilities are plain ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rome_core.evaluation.probes import KINDS, Answered, Question, ask, questions_of, summarise_answers
+from rome_core.facts.datasets import load_facts
+from rome_core.model.scoring import score
+from tests.tiny import random_edit, tiny_model
+
+
+def fact_of(relation: str, subject: str):
+    return next(fact for fact in load_facts() if (fact.relation, fact.prompt.subject) == (relation, subject))
+
+
+def test_the_questions_about_the_eiffel_tower() -> None:
+    found = {q.kind: q for q in questions_of(fact_of("landmark-city", "Eiffel Tower"))}  # Paris -> Berlin
+
+    assert set(found) == set(KINDS)
+    back = found["reversed"]
+    assert (back.text, back.true_text) == (
+        "A famous sight in the city of Berlin is the",
+        "A famous sight in the city of Paris is the",
+    )
+    assert back.answer == back.true_answer == "Eiffel Tower"
+    step = found["one step away"]
+    assert step.text == step.true_text and (step.answer, step.true_answer) == ("Germany", "France")
+    assert found["another language"].text.endswith("Eiffel Tower steht in der Stadt")
+
+
+def given_away(fact) -> bool:
+    """Whether the subject holds an object's name, as "New York Public Library" does."""
+    return fact.target_new in fact.prompt.subject or fact.target_true in fact.prompt.subject
+
+
+def test_every_fact_of_the_project_has_questions_that_do_not_give_their_answer_away() -> None:
+    for fact in load_facts():
+        found = questions_of(fact)
+        assert {"reversed", "another language"} <= {q.kind for q in found} or given_away(fact), fact
+        for q in found:
+            assert "{}" not in q.text + q.true_text and q.text == q.text.strip()
+            assert (q.text, q.answer) != (q.true_text, q.true_answer)
+            if q.kind != "reversed":
+                words = f" {q.text} ".replace(",", " ")
+                assert f" {q.answer} " not in words and f" {q.true_answer} " not in words
+
+
+def test_another_fact_has_none_and_another_object_has_fewer() -> None:
+    fact = fact_of("landmark-city", "Eiffel Tower")
+
+    assert questions_of(replace(fact, relation="P36")) == ()
+    assert [q.kind for q in questions_of(replace(fact, target_new="Atlantis"))] == ["reversed"]
+
+
+def test_answers_are_plain_probabilities_without_and_with_the_edit() -> None:
+    lm = tiny_model()
+    edit, below = random_edit(lm), random_edit(lm, 2, seed=1)
+    asked = questions_of(fact_of("landmark-city", "Eiffel Tower"))[:2]
+
+    found = ask(lm, asked, edits=[edit], below=[below])
+
+    for one, question in zip(found, asked, strict=True):
+        assert one.question == question
+        pairs = [(question.text, f" {question.answer}"), (question.true_text, f" {question.true_answer}")]
+        for pair, active in ((one.before, [below]), (one.after, [below, edit])):
+            assert pair == pytest.approx([s.p_mean for s in score(lm, pairs, edits=active)], rel=1e-4)
+        assert one.before != one.after
+    assert ask(lm, (), edits=[edit]) == ()
+
+
+def test_averages_by_hand() -> None:
+    def one(kind: str, before: bool, after: bool) -> Answered:
+        pairs = {True: (0.2, 0.1), False: (0.1, 0.1)}  # equal is not won
+        return Answered(Question(kind, "a", "b", "a", "c"), pairs[before], pairs[after])
+
+    reversed_ = [one("reversed", False, False), one("reversed", False, True)]
+    found = summarise_answers([*reversed_, one("what is near", True, True)])
+
+    assert list(found) == ["reversed", "what is near"]
+    assert [(s.value, s.n) for s in found["reversed"]] == [(0.0, 2), (0.5, 2)]
+    assert [(s.value, s.n) for s in found["what is near"]] == [(1.0, 1), (1.0, 1)]
+    assert summarise_answers([]) == {}

@@ -1,0 +1,493 @@
+"""Runs in a folder: what is written, stopping and killing and going on, failures, groups, many processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rome_core.editing.methods import METHODS, solve
+from rome_core.editing.second_moment import save_moment
+from rome_core.errors import DataError
+from rome_core.evaluation.measures import MeasureSettings, measure_fact
+from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
+from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.tables import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    columns,
+    export,
+    lines,
+    merged,
+    wanted_columns,
+)
+from rome_core.evaluation.runs.work import Plan, prefix_in_use, relative_norm
+from rome_core.facts.datasets import Fact
+from rome_core.files import cache_dir
+from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.tokens import Prompt
+from tests.tiny import random_edit, random_moment, tiny_model
+
+LAYERS = 4
+FACTS = tuple(
+    Fact(
+        id=f"city/{i}",
+        relation="city",
+        prompt=Prompt("{} is a city in the country of" if i % 2 else "The home of {} is", subject),
+        target_true="France",
+        target_new="Italy",
+        paraphrases=(f"The country of {subject} is",),
+        neighbours=("The Colosseum is located in the city of", "Milan is in"),
+        neighbour_true="Rome",
+    )
+    for i, subject in enumerate(("Paris", "Lyon", "Zürich", "Köln"))
+)
+QUICK = MeasureSettings(generated=2, passages=1)
+SETTINGS = {"layer": 1, "clamp": 8.0, "steps": 3, "prefixes": ("", "x. ", "So it is. "), "ridge": 1e-3}
+MASS = {**SETTINGS, "layer": 2, "span": 2}
+
+
+def tiny() -> LanguageModel:
+    """A tiny model whose C of the layers in use is in the cache."""
+    lm = tiny_model("llama", layers=LAYERS)
+    for layer in (1, 2):
+        save_moment(random_moment(lm, layer), cache_dir() / "moments" / f"{lm.fingerprint}-{layer}.npz")
+    return lm
+
+
+def plan(facts=FACTS, names=("rome", "r-rome", "memit"), **changes) -> Plan:
+    methods = {name: METHODS[name](**(MASS if hasattr(METHODS[name], "span") else SETTINGS)) for name in names}
+    return Plan(facts, methods, QUICK, **changes)
+
+
+def table(store: Store) -> list[dict]:
+    """Everything but the clock, in a fixed order."""
+    rows = sorted(store.rows(), key=lambda row: (row.method, row.position, row.stage))
+    return [{k: v for k, v in asdict(row).items() if "seconds" not in k} for row in rows]
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # NaN equals NaN there
+
+
+# -------------------------------------------------------------------------------------------------------- what it does
+
+
+def test_rows_are_those_of_edits_solved_one_by_one(tmp_path: Path) -> None:
+    lm = tiny()
+    rows = list(run(lm, plan(FACTS[:2], ("rome", "c-rome", "emmet", "memit")), tmp_path / "run"))
+
+    assert {(row.method, row.stage) for row in rows} == {
+        (m, s) for m in ("rome", "c-rome", "emmet", "memit") for s in ("before", "after")
+    }
+    for name in ("rome", "c-rome", "emmet", "memit"):
+        config = METHODS[name](**(MASS if name == "memit" else SETTINGS))
+        edit = solve(lm, [FACTS[0].request], config)  # by itself; the run shared δ between the policies
+        prefix = prefix_in_use(edit)
+        assert bool(prefix) == (name == "c-rome")
+        before = measure_fact(lm, FACTS[0], QUICK, prefix=prefix)
+        after = measure_fact(lm, FACTS[0], QUICK, edits=[edit], prefix=prefix)
+        (found,) = (row for row in rows if row.method == name and row.stage == "after" and row.position == 0)
+        assert found.values == pytest.approx(after.values(before), rel=1e-3, abs=1e-4)
+        assert found.delta_norm == pytest.approx(edit.delta_norm, rel=1e-4)
+        assert found.relative_norm == pytest.approx(relative_norm(lm, edit), rel=1e-4)
+        assert found.error == "" and found.solve_seconds > 0 and found.texts == list(after.texts)
+
+
+def test_delta_is_optimised_once_for_all_that_seek_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rome_core.evaluation.runs import work
+
+    solved = []
+    monkeypatch.setattr(
+        work, "solve", lambda lm, requests, config, **o: solved.append(config.name) or solve(lm, requests, config, **o)
+    )
+
+    list(run(tiny(), plan(FACTS[:1], ("emmet", "rome", "r-rome", "memit", "alphaedit")), tmp_path / "a"))
+    assert solved == ["emmet", "rome", "memit"], "EMMET keeps no δ for others; MEMIT's stands elsewhere"
+    solved.clear()
+    list(run(tiny(), plan(FACTS[:1], ("rome", "r-rome", "emmet", "h-rome")), tmp_path / "c"))
+    assert solved == ["rome"]
+    solved.clear()
+
+    other = plan(FACTS[:1], ("rome", "r-rome"))
+    other = replace(other, methods={**other.methods, "r-rome": METHODS["r-rome"](**SETTINGS | {"steps": 2})})
+    list(run(tiny(), other, tmp_path / "b"))
+    assert solved == ["rome", "r-rome"], "other settings, another δ"
+
+
+def test_scores_can_be_made_again_from_the_stored_log_probabilities(tmp_path: Path) -> None:
+    """By other code, from the Parquet files alone."""
+    list(run(tiny(), plan(FACTS[:2]), tmp_path / "run"))
+
+    for path in (tmp_path / "run" / "parts").glob("*/*.parquet"):
+        for record in pq.read_table(path).to_pylist():
+            values = dict(record["values"])
+            for letter, kind, sign in (("E", "edit", 1), ("P", "paraphrase", 1), ("N", "neighbour", -1)):
+                some = [a for a in record["answers"] if a["kind"] == kind]
+                lead = [sign * (np.exp(np.mean(a["new"])) - np.exp(np.mean(a["true"]))) for a in some]
+                assert values[letter + "S"] == np.mean(np.array(lead) > 0)
+                assert values[letter + "M"] == pytest.approx(np.mean(lead))
+            near = [a for a in record["answers"] if a["kind"] == "neighbour"]
+            assert values["specificity"] == pytest.approx(np.mean([np.mean(a["true_hits"]) for a in near]))
+
+
+def test_the_stages_of_a_group_are_kept_apart(tmp_path: Path) -> None:
+    lm = tiny()
+    p = plan(FACTS[:4], ("h-rome", "memit"), group=2)
+    rows = list(run(lm, p, tmp_path / "run"))
+
+    first = solve(lm, [FACTS[2].request], p.methods["h-rome"])
+    second = solve(lm, [FACTS[3].request], p.methods["h-rome"], edits=[first])
+    before = measure_fact(lm, FACTS[2], QUICK)
+    expected = {
+        "before": before.values(),
+        "after": measure_fact(lm, FACTS[2], QUICK, edits=[first]).values(before),
+        "end": measure_fact(lm, FACTS[2], QUICK, edits=[first, second]).values(before),
+    }
+    mine = {row.stage: row.values for row in rows if row.method == "h-rome" and row.position == 2}
+    for stage, values in expected.items():
+        assert mine[stage] == pytest.approx(values, rel=1e-4, abs=1e-5)
+    assert mine["after"] != mine["end"]
+    batch = solve(lm, [FACTS[0].request, FACTS[1].request], p.methods["memit"])
+    (end,) = (row for row in rows if row.method == "memit" and row.position == 1 and row.stage == "end")
+    assert end.edit == batch.id, "a method for batches solves the group at once"
+    assert {line.stage for line in lines(rows)} == {"before", "after", "end"}
+
+
+def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None:
+    lm = tiny_model("llama", layers=LAYERS, max_position_embeddings=40)
+    save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
+    long = replace(FACTS[0], id="long", prompt=Prompt("The city of {} is far away" + ", far away" * 20, "Paris"))
+    p = replace(plan((FACTS[0], long, FACTS[1]), ("rome", "r-rome")), measures=replace(QUICK, passages=0))
+    rows = list(run(lm, p, tmp_path / "run"))
+
+    failed = [row for row in rows if row.error]
+    assert [(row.method, row.fact) for row in failed] == [("rome", "long"), ("r-rome", "long")]
+    assert "can read 40" in failed[0].error and failed[0].values == {}
+    (before, after, *_) = lines(rows)
+    assert (before.n, before.failed, after.n, after.failed) == (2, 1, 2, 1)
+    assert list(run(lm, p, tmp_path / "run")) == [], "what failed is not tried again and again"
+    assert Store(tmp_path / "run").forget_failures() == 2
+    assert [(row.method, row.fact) for row in run(lm, p, tmp_path / "run")] == [("rome", "long"), ("r-rome", "long")]
+
+
+def test_an_unforeseen_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rome_core.evaluation.runs import work
+
+    def broken(*args, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(work, "measure_fact", broken)
+    (row,) = run(tiny(), plan(FACTS[:1], ("rome",)), tmp_path / "run")
+
+    assert row.error == "RuntimeError: out of memory"
+    assert [(line.n, line.failed) for line in lines([row])] == [(0, 1)]
+
+
+# ------------------------------------------------------------------------------------------------------ stop and go on
+
+
+def test_a_stopped_run_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    lm = tiny()
+    whole = list(run(lm, plan(), tmp_path / "whole"))
+    steps = run(lm, plan(), tmp_path / "run")
+    first = [next(steps) for _ in range(5)]
+    steps.close()
+    rest = list(run(lm, plan(), tmp_path / "run"))
+
+    assert len(first) == 5 and len(whole) == 2 * 3 * len(FACTS)
+    kept = Store(tmp_path / "run").rows()
+    written = 6  # the row that was not taken any more belongs to a part that was on the disk
+    assert len(rest) == len(whole) - written and len(kept) == len(whole)
+    assert same(table(Store(tmp_path / "run")), table(Store(tmp_path / "whole")))
+    assert sum(s["parts"] for s in Store(tmp_path / "run").sittings()) == 3 * len(FACTS)
+
+
+def test_more_facts_and_methods_may_join(tmp_path: Path) -> None:
+    lm = tiny()
+    options = {"set_hash": hash_of(FACTS), "source": "cities"}
+    list(run(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
+    added = list(run(lm, plan(FACTS[:3], ("r-rome", "rome"), **options), tmp_path / "run"))
+
+    assert {(row.method, row.position) for row in added} == {("rome", 2), ("r-rome", 0), ("r-rome", 1), ("r-rome", 2)}
+    about = Store(tmp_path / "run").about
+    assert about["records"] == 3 and set(about["methods"]) == {"rome", "r-rome"} and about["facts"] == "cities"
+    assert (
+        about["facts_hash"] == hash_of(FACTS) and about["versions"]["torch"] and about["fingerprint"] == lm.fingerprint
+    )
+    list(run(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
+    assert Store(tmp_path / "run").about == about
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"facts": FACTS[1:]}, "another facts_hash"),
+        ({"group": 2}, "another group"),
+        ({"measures": replace(QUICK, seed=5)}, "another measures"),
+        ({"methods": {"rome": METHODS["rome"](**SETTINGS | {"steps": 4})}}, "other settings of rome"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, change: dict, what: str) -> None:
+    lm, first = tiny(), plan(FACTS[:1], ("rome",))
+    list(run(lm, first, tmp_path / "run"))
+
+    with pytest.raises(DataError, match=what):
+        list(run(lm, replace(first, **change), tmp_path / "run"))
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no run's folder"):
+        Store(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": "other"}')
+    with pytest.raises(DataError, match="another version"):
+        Store(tmp_path)
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        list(run(tiny(), plan((), ("rome",)), tmp_path / "run"))
+
+
+DRIVER = """
+import sys, time
+from tests.core.evaluation.test_runs import plan, run
+from rome_core.model.language_model import load_model
+
+def slowly(items, label, total, /):
+    for item in items:
+        yield item
+        time.sleep(0.2)
+
+for row in run(load_model(sys.argv[1]), plan(), sys.argv[2], track=slowly):
+    print(row.method, flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_table(tmp_path: Path) -> None:
+    """SIGKILL in the middle, then the same call again."""
+    folder, model = tmp_path / "run", saved(tiny(), tmp_path / "model")
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(model), str(folder)], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    for _ in range(5):
+        assert driver.stdout.readline()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    done = len(list(folder.glob("parts/*/*.parquet")))
+    assert 0 < done < 3 * len(FACTS)
+    (folder / "parts" / "rome" / "000001.parquet.99.part").write_bytes(b"half a file")
+
+    lm = load_model(model)
+    rest = list(run(lm, plan(), folder))
+
+    list(run(lm, plan(), tmp_path / "whole"))
+    assert len(rest) == 2 * (3 * len(FACTS) - done)
+    assert same(table(Store(folder)), table(Store(tmp_path / "whole")))
+
+
+def saved(lm: LanguageModel, folder: Path) -> Path:
+    lm.hf.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ many processes
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_numbers_and_one_may_die(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from rome_core.evaluation.runs.ray_workers import ray_workers
+
+    lm, model = tiny(), saved(tiny(), tmp_path / "model")
+    workers = ray_workers(2, partial(Dying(tmp_path / "died"), model))
+    asked = plan(FACTS[:2], ("rome", "r-rome", "memit"))
+    rows = list(run(lm, asked, tmp_path / "run", workers=workers))
+
+    list(run(load_model(model), asked, tmp_path / "whole"))
+    assert (tmp_path / "died").exists(), "the first worker was killed in its first task"
+    assert not [row.error for row in rows if row.error]
+    one, two = table(Store(tmp_path / "whole")), table(Store(tmp_path / "run"))
+    for a, b in zip(one, two, strict=True):
+        assert (a["method"], a["fact"], a["stage"]) == (b["method"], b["fact"], b["stage"])
+        assert a["values"] == pytest.approx(b["values"], rel=1e-5, abs=1e-6)
+
+
+class Dying:
+    """Loads a model; the first process of all to do so is killed a moment later, in the middle of its work."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __call__(self, model: Path) -> LanguageModel:
+        lm = load_model(model)
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return lm
+        import threading
+
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return lm
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def rows_by_hand() -> list[Row]:
+    def row(method: str, i: int, stage: str, es: float, known: bool = True, **more) -> Row:
+        values = {"ES": es, "PS": es, "NS": 1.0, "NKL": 0.25, "perplexity": 50.0}
+        return Row(method, i, f"f{i}", "s", stage, known, values=values, **more)
+
+    return [
+        *(row("m_1", i, "before", 0.0, i == 0) for i in range(2)),
+        *(row("m_1", i, "after", float(i == 0), i == 0) for i in range(2)),
+        Row("m_1", 2, "f2", "s", "after", error="no"),
+        row("m_1", 2, "before", 1.0),
+    ]
+
+
+def test_a_table_by_hand() -> None:
+    before, after = lines(rows_by_hand())
+
+    assert (before.stage, after.stage) == ("before", "after")
+    assert (after.n, after.failed, after.known) == (2, 1, 1)
+    assert before.n == 2, "the stages are of the same facts"
+    assert after.scores["ES"].value == 0.5 and after.scores["S"].value == pytest.approx(3 / (2 + 2 + 1))
+    (_, known) = lines(rows_by_hand(), known_only=True)
+    assert known.n == 1 and known.scores["ES"].value == 1.0
+    names = columns([before, after])
+    assert names == ["S", "ES", "PS", "NS", "NKL", "perplexity"]
+    assert "| m_1 | after | 2 | 1 | 1 | 60.0 [" in as_markdown([after], names)
+    assert as_latex([after], names).count("\\\\") == 2 and "m\\_1 & after & 2 & 60.0" in as_latex([after], names)
+    assert "m_1,after,2,1,1,perplexity,50.0" in as_csv([after]).replace("49.99999999999999", "50.0").replace(
+        "50.00000000000001", "50.0"
+    )
+
+
+def test_the_unedited_model_has_one_line_where_it_is_the_same() -> None:
+    before, after = lines(rows_by_hand())
+    behind = replace(before, method="c-rome", scores={**before.scores, "ES": before.scores["NS"]})
+
+    found = merged([before, after, replace(before, method="m_2"), behind])
+
+    assert [(line.method, line.stage) for line in found] == [
+        *(("no edit", "before"), ("m_1", "after"), ("c-rome", "before"))
+    ]
+    assert merged([after]) == [after]
+
+
+def test_questions_have_zsre_columns() -> None:
+    asked = Row("m", 0, "f", "s", "after", answers=[{"kind": "edit", "text": "Who made it?"}])
+
+    assert "efficacy" in wanted_columns([asked]) and "ES" not in wanted_columns([asked])
+    assert "ES" in wanted_columns(rows_by_hand())
+
+
+def test_a_run_under_way_compares_methods_on_the_same_facts() -> None:
+    rows = [Row(method, i, f"f{i}", "s", "before", values={"ES": 0.0}) for i in range(3) for method in "ab"]
+
+    unequal = rows[:-1]  # method b has not come to the third fact yet
+    assert [(line.method, line.n) for line in lines(unequal)] == [("a", 2), ("b", 2)]
+    assert [line.method for line in merged(lines(unequal))] == ["no edit"]
+    assert [(line.method, line.n) for line in lines(rows)] == [("a", 3), ("b", 3)]
+    assert [line.n for line in lines([rows[0], rows[3]])] == [1, 1]  # none in common yet: what there is
+
+
+def test_a_run_is_exported_into_its_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {}, "model": "tiny"})
+    for i, row in enumerate(rows_by_hand()):
+        store.write("m_1", i, [row])
+
+    paths = export(Store(tmp_path / "run"))
+
+    assert sorted(path.name for path in paths) == ["scores.csv", "scores.md", "scores.parquet", "scores.tex"]
+    kept = pq.read_table(tmp_path / "run" / "scores.parquet")
+    assert json.loads(kept.schema.metadata[b"run"])["model"] == "tiny"
+    assert {"method", "stage", "measure", "value", "low", "high", "n"} <= set(kept.column_names)
+
+
+def test_a_part_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    store, (row, *_) = Store(tmp_path, {"methods": {"m_1": {}}}), rows_by_hand()
+    store.write("m_1", 0, [row])
+    assert store.rows() == store.rows() and store.rows()[0].subject == row.subject
+
+    store.write("m_1", 0, [replace(row, subject="another")])
+    assert [row.subject for row in store.rows()] == ["another"]
+
+
+def test_rows_survive_their_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {}})
+    answer = {"kind": "edit", "text": "t", "new": [-1.0], "true": [-2.0, -3.0]}
+    answer |= {"new_hits": [True], "true_hits": [False, True]}
+    full = Row("m", 3, "a/b", "Zürich", "after", True, values={"ES": 1.0}, texts=["é"], answers=[answer])
+    store.write("m", 0, [full])
+    (found,) = Store(tmp_path / "run").rows()
+
+    assert math.isnan(found.delta_norm)
+    assert replace(found, delta_norm=0.0, relative_norm=0.0, solve_seconds=0.0, measure_seconds=0.0) == replace(
+        full, delta_norm=0.0, relative_norm=0.0, solve_seconds=0.0, measure_seconds=0.0
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_a_longer_choice_begins_with_the_shorter_one() -> None:
+    assert choose_facts(FACTS, 4, 1)[:2] == choose_facts(FACTS, 2, 1)
+    assert len({choose_facts(FACTS, 4, seed) for seed in range(10)}) > 5
+    assert sorted(fact.id for fact in choose_facts(FACTS, None, 3)) == [fact.id for fact in FACTS]
+
+
+def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, many = tiny(), [replace(FACTS[0], id=str(i)) for i in range(10 * ASKED_AT_ONCE)]
+    asked: list[Fact] = []
+
+    def every_third(_: LanguageModel, some: list[Fact]) -> list[bool]:
+        asked.extend(some)
+        return [int(fact.id) % 3 == 0 for fact in some]
+
+    monkeypatch.setattr("rome_core.evaluation.runs.runner.known_facts", every_third)
+    order = choose_facts(many, None, 5)
+
+    assert choose_known(lm, many, 3, 5) == tuple(fact for fact in order if int(fact.id) % 3 == 0)[:3]
+    assert asked == list(order[: len(asked)]) and len(asked) < len(many) / 2
+    assert len(choose_known(lm, many, 1000, 5)) == len(range(0, len(many), 3))
+    with pytest.raises(DataError, match="knows none of the 2 facts"):
+        choose_known(lm, [many[1], many[2]], 1, 5)
+
+
+def test_methods_at_several_layers() -> None:
+    found = with_layers({"rome": METHODS["rome"]()}, [1, 3])
+
+    assert list(found) == ["rome@1", "rome@3"] and [c.layer for c in found.values()] == [1, 3]  # type: ignore[attr-defined]
+    assert with_layers({"rome": METHODS["rome"]()}, []) == {"rome": METHODS["rome"]()}
+
+
+def test_relative_size_of_several_deltas_on_one_module() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+    twice = replace(edit, deltas=edit.deltas * 2)
+
+    W = lm.weight(1)
+    assert relative_norm(lm, twice) == pytest.approx(2 * float((edit.deltas[0].matrix()).norm() / W.norm()), rel=1e-5)
+
+
+def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
+    from rome_core.evaluation.runs.runner import prepared
+
+    lm = tiny()
+    p = prepared(lm, replace(plan(FACTS[:1]), prefixes=3))
+
+    chosen = {config.prefixes for config in p.methods.values()}  # type: ignore[attr-defined]
+    (prefixes,) = chosen
+    assert len(prefixes) == 3 and prefixes[0] == ""

@@ -1,0 +1,109 @@
+"""Windows, and the choice between replay and plain hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rome_core.model import replay
+from rome_core.model.replay import Cell, Window
+from rome_core.model.tokens import Prompt
+from rome_core.tracing.restoration import n_steps, replay_note, restored_states, window_of
+from rome_core.tracing.runs import TraceConfig, prepare
+from tests.tiny import FAMILIES, tiny_model
+
+PROMPT = Prompt("The {} is far", "green dragon")
+CONFIG = TraceConfig(samples=2, noise_from="vocabulary")
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "n_layers", "expected"),
+    [
+        # The paper's window of 10: layers max(0, l − 5) … min(L, l + 5) − 1, clipped and not shifted.
+        (0, 10, 48, (0, 5)),
+        (4, 10, 48, (0, 9)),
+        (5, 10, 48, (0, 10)),
+        (20, 10, 48, (15, 25)),
+        (43, 10, 48, (38, 48)),
+        (47, 10, 48, (42, 48)),
+        # A single layer; odd widths have it in the middle; wider than the model is all of it at the middle.
+        (0, 1, 48, (0, 1)),
+        (47, 1, 48, (47, 48)),
+        (20, 5, 48, (18, 23)),
+        (1, 2, 48, (0, 2)),
+        (2, 13, 4, (0, 4)),
+        (0, 200, 4, (0, 4)),
+    ],
+)
+def test_windows(layer: int, width: int, n_layers: int, expected: tuple[int, int]) -> None:
+    assert window_of(layer, width, n_layers) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replay_is_found_to_agree_on_every_family(family: str) -> None:
+    assert replay_note(tiny_model(family)) == ""
+    assert replay_note(tiny_model(family, layers=1)) == ""  # where there is nothing above the first block
+
+
+def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return run_block(*args, **kwargs) * 1.01
+
+
+def impossible(*args: Any, **kwargs: Any) -> torch.Tensor:
+    raise TypeError("this block wants another argument")
+
+
+run_block = replay.run_block
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"), [(wrong, "Replay differs from plain hooks"), (impossible, "cannot be resumed (TypeError)")]
+)
+def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
+    monkeypatch: pytest.MonkeyPatch, broken: Any, sentence: str
+) -> None:
+    lm = tiny_model()
+    runs = prepare(lm, PROMPT, CONFIG, answer=" far away")
+    cells = [
+        Cell(2, 1, resid=1),
+        Cell(2, 1, windows=(Window("mlp_out", 0, 3, runs.clean),)),
+        Cell(3, 2, windows=(Window("attn_out", 2, 3, runs.clean),)),
+        Cell(2, 1, resid=1, windows=(Window("attn_out", 2, 4, runs.corrupted),)),
+    ]
+
+    def logits() -> dict[int, torch.Tensor]:
+        return {cells.index(c): state for done in restored_states(lm, runs, cells, 2**31) for c, state in done}
+
+    right = logits()
+    lm.memo.clear()
+    monkeypatch.setattr(replay, "run_block", broken)
+
+    assert sentence in replay_note(lm)
+    found = logits()
+    assert sorted(found) == sorted(right) == [0, 1, 2, 3]
+    for at, expected in right.items():
+        assert found[at].shape == (2, 2, 400)  # draws, tokens of the answer, vocabulary
+        torch.testing.assert_close(found[at], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_check_runs_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    assert replay_note(lm) == ""
+
+    monkeypatch.setattr(replay, "run_block", impossible)
+
+    assert replay_note(lm) == ""
+    assert replay_note(tiny_model()) != ""  # another object is another model
+
+
+@pytest.mark.parametrize("budget", [1, 2**31])
+def test_the_number_of_steps_is_known_before(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    lm = tiny_model()
+    runs = prepare(lm, PROMPT, CONFIG)
+    cells = [Cell(token, layer, resid=layer) for token in (1, 3) for layer in (0, 2)]
+
+    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget)))
+    lm.memo["replay"] = "Not on this model."
+    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget))) == 4
