@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,11 @@ from torch import Tensor
 
 from rome_core.errors import EditError
 from rome_core.model.tokens import EditRequest
+
+if TYPE_CHECKING:
+    from rome_core.model.language_model import LanguageModel
+
+RANK_BELOW = 1e-6  # of the largest singular value
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,23 @@ class Delta:
         """‖Δ‖_F, computed from the factors."""
         gram_u, gram_v = self.U.double().T @ self.U.double(), self.V.double() @ self.V.double().T
         return float(torch.sum(gram_u * gram_v).clamp(min=0).sqrt())
+
+    def norm_under(self, C: Float[Tensor, "d_mlp d_mlp"]) -> float:
+        """‖ΔC^½‖_F, the root of E‖Δk‖² over keys with second moment C."""
+        U, V = self.U.double().cpu(), self.V.double().cpu()
+        return float(((U.T @ U) * (V @ C.double() @ V.T)).sum().clamp(min=0).sqrt())
+
+    def singular_values(self) -> Float[Tensor, " rank"]:
+        """Of Δ, largest first, float64: those of the small matrix between the orthonormal factors of U and V."""
+        small = torch.linalg.qr(self.U.double().cpu()).R @ torch.linalg.qr(self.V.double().cpu().T).R.T
+        if not bool(small.isfinite().all()):
+            return torch.full((len(small),), torch.nan, dtype=small.dtype)
+        return torch.linalg.svdvals(small)
+
+    def rank(self) -> int:
+        """Numerical rank: singular values above a millionth of the largest, as factors keep the model's precision."""
+        values = self.singular_values()
+        return int((values > RANK_BELOW * values.max().clamp(min=1e-300)).sum())
 
 
 def dense_delta(module: str, matrix: Float[Tensor, "out in"]) -> Delta:
@@ -123,6 +145,14 @@ def factors(edits: Sequence[Edit]) -> dict[str, Delta]:
     for delta in (delta for edit in edits for delta in edit.deltas):
         parts.setdefault(delta.module, []).append(delta)
     return {module: _stacked(module, deltas) for module, deltas in parts.items()}
+
+
+def relative_norms(lm: LanguageModel, edits: Sequence[Edit]) -> dict[str, float]:
+    """‖ΔW‖_F/‖W‖_F of all edits together, by module."""
+    return {
+        module: delta.norm() / float(lm.matrix(module).detach().double().norm())
+        for module, delta in factors(edits).items()
+    }
 
 
 def _stacked(module: str, deltas: Sequence[Delta]) -> Delta:

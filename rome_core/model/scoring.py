@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rome_core.errors import PromptError
 from rome_core.model.edits import Edit
@@ -89,3 +91,9 @@ def continuation_probabilities(
     continuation_probabilities(lm, "The Eiffel Tower is located in the city of", [" Rome", " Paris"], edits=[edit])
     """
     return [scored.p_joint for scored in score(lm, [(text, more) for more in continuations], edits=edits)]
+
+
+def kl_divergence(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
+    """KL(before ‖ after) of each row in nats, float64, from log-probabilities."""
+    p, q = before.double(), after.double()
+    return (p.exp() * (p - q)).sum(-1)
