@@ -28,7 +28,7 @@ from rome_core.editing.value import (
     prompts_of,
     sampled_prefixes,
 )
-from rome_core.tracing.restoration import replay_note
+from rome_core.tracing.restoration import REPLAY, replay_note
 
 REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
 OTHER = EditRequest(Prompt("The {} is located in the city of", "Colosseum"), "Berlin", "Rome")
@@ -104,7 +104,8 @@ def main() -> None:
     rows = [whole(lm, "first", REQUEST, default), whole(lm, "next", OTHER, default)]
     about = {**machine(lm), "engine": replay_note(lm) or "replay"}
     compared = optimisation(lm, resolve(lm, RRome(steps=options.steps, stop_loss=0.0)), options.repeats)
-    lm.memo["replay"] = "switched off by the benchmark"  # where solve looks whether it may use replay
+    lm.forget(REPLAY)
+    lm.remember(REPLAY, (), lambda: "switched off by the benchmark")  # where solve looks whether it may use replay
     rows.append(whole(lm, "next, without replay", OTHER, default))
     print(heading(about), table(OPTIMISATION, [compared]), table(SOLVES, rows), sep="\n\n")
     write(options.out, machine=about, optimisation=compared, solves=rows)

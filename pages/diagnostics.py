@@ -15,8 +15,8 @@ from pages.parts.edit.report import same_fact
 from pages.shared import frame, request, session, track
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
-from rome_core.editing.methods.rome import POLICIES, repolicy
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
+from rome_core.editing.shared_search import policies, repolicy
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"
@@ -78,7 +78,7 @@ def of_form(lm: LanguageModel) -> Work | None:
     """The work of diagnosing what the form describes: the edit is solved, and not applied."""
     request.example_buttons()
     wanted = request.request_form()
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES}, wanted)
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", policies(), wanted)
     if wanted is None:
         return None
     below = tuple(edit for edit in session.active() if not same_fact(edit, wanted))

@@ -18,8 +18,8 @@ from pages.parts.edit.words import why_no_effect
 from pages.shared import frame, moment_panel, probe_panel, request, session, track, verdicts
 from pages.shared.tables import literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
+from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
-from rome_core.model.edits import Edit, Step
 
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 

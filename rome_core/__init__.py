@@ -1,6 +1,7 @@
 """Locating and editing facts in Hugging Face decoders, exactly, on a laptop, without touching the weights."""
 
 from rome_core.diagnosis.verdict import diagnose
+from rome_core.editing.edit import Edit, Step
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.editing.second_moment import Moment, estimate_moment
 from rome_core.editing.storage import export_adapter, load_edit, save_edit
@@ -8,7 +9,7 @@ from rome_core.errors import DataError, EditError, ModelError, MomentError, Prom
 from rome_core.evaluation import evaluate
 from rome_core.facts.datasets import Fact, load_facts
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.edits import Delta, Edit, Step
+from rome_core.model.edits import Delta
 from rome_core.model.generation import generate
 from rome_core.model.hooks import Point
 from rome_core.model.language_model import LanguageModel, load_model

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from rome_core import METHODS, EditRequest, LanguageModel, Prompt, load_facts, load_model, solve
 from rome_core.diagnosis.verdict import Diagnosis, diagnose
-from rome_core.editing.methods.rome import POLICIES, repolicy
 from rome_core.editing.presets import preset
 from rome_core.editing.second_moment import moments_for
+from rome_core.editing.shared_search import policies, repolicy
 from rome_core.editing.value import sampled_prefixes
 from rome_core.errors import RomeError
 from rome_core.evaluation import general_texts, perplexity
@@ -133,7 +133,7 @@ def main() -> None:
         }
         try:
             edit = solve(lm, [request], config, moments=moments)
-            variants = [repolicy(lm, edit, p.name, moments) for p in POLICIES if p.name != "c-rome"]  # as r-rome
+            variants = [repolicy(lm, edit, name, moments) for name, p in policies().items() if not p.same_update_as]
             record["loss"] = edit.history[-1].loss
             record["edits"] = [
                 {

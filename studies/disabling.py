@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rome_core import METHODS, EditRequest, Prompt, load_model, solve
 from rome_core.diagnosis.verdict import diagnose
-from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.editing.shared_search import policies, repolicy
 from rome_core.evaluation import perplexity
 from studies.calibration import finite, known_before
 from studies.common import RESULTS, append, read
@@ -67,7 +67,7 @@ def main() -> None:
     for request, layer in tqdm([one for one in EDITS if (one[0].prompt.text, one[1]) not in done]):
         edit = solve(lm, [request], METHODS["rome"](layer=layer, clamp=CLAMP, seed=args.seed))  # type: ignore[call-arg]
         results = []
-        for policy in POLICIES:
+        for policy in policies().values():
             if policy.name == "c-rome":  # the same update as r-rome
                 continue
             variant = repolicy(lm, edit, policy.name)

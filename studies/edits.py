@@ -30,9 +30,10 @@ from rome_core import (
     load_model,
     solve,
 )
-from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.editing.methods.n_rome import NRome
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import moments_for
+from rome_core.editing.shared_search import policies, repolicy, reuse
 from rome_core.evaluation import case_of, general_texts, perplexity
 from rome_core.facts.namesakes import namesakes
 from rome_core.model.scoring import score
@@ -52,17 +53,17 @@ def second_moments(lm: LanguageModel, layers: list[int], texts: Path | None) -> 
         passages = [record["Text"] for record in json.loads(texts.read_text(encoding="utf-8"))]
         moments["texts"] = estimate_moment(lm, layers, 10**9, texts=passages)
     identity = torch.eye(lm.d_mlp, dtype=torch.float64)
-    moments["identity"] = {layer: replace(one, C=identity, _factors={}) for layer, one in moments["self"].items()}
+    moments["identity"] = {layer: replace(one, C=identity) for layer, one in moments["self"].items()}
     return moments
 
 
 def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moments]) -> Iterator[tuple[str, str, Edit]]:
     """Every policy with the model's own C, and the default one without namesakes and with other Cs."""
-    for policy in POLICIES:
-        if policy.name != "c-rome":  # the same update as r-rome
+    for policy in policies().values():
+        if not policy.same_update_as:
             yield policy.name, "self", repolicy(lm, edit, policy.name, moments["self"])
-    plain = replace(edit, config=replace(edit.config, namesakes=0))
-    yield f"{DEFAULT_METHOD} without namesakes", "self", repolicy(lm, plain, DEFAULT_METHOD, moments["self"])
+    plain = replace(edit.config.like(NRome), namesakes=0)
+    yield f"{DEFAULT_METHOD} without namesakes", "self", reuse(lm, edit, plain, moments["self"])
     for name in [name for name in moments if name != "self"]:
         yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, moments[name])
 
@@ -103,14 +104,14 @@ def main() -> None:
     for fact in tqdm(todo):
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
         edit = solve(lm, [fact.request], replace(base, prefixes=prefixes), moments=moments["self"])  # type: ignore[call-arg]
-        prefixes = edit.config.prefixes
+        prefixes = edit.config.prefixes_used
         results = [
             {
                 "policy": policy,
                 "C": C,
                 "case": case_of(lm, fact, edits=[variant]).values(),
                 "namesakes": on_namesakes(lm, fact, [variant]),
-                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
+                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layers[-1]).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]),
             }
             for policy, C, variant in variants(lm, edit, moments)
@@ -120,7 +121,7 @@ def main() -> None:
             {
                 "fact": fact.id,
                 "first": fact.prompt.span[0] == 0,
-                "layer": edit.config.layer,
+                "layer": edit.config.layers[-1],
                 "before": case_of(lm, fact).values(),
                 "namesakes_before": on_namesakes(lm, fact),
                 "perplexity_before": before,

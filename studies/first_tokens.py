@@ -27,7 +27,7 @@ from rome_core import (
     load_model,
     solve,
 )
-from rome_core.editing.methods.rome import POLICIES, repolicy
+from rome_core.editing.shared_search import policies, repolicy
 from rome_core.evaluation import general_texts, perplexity
 from rome_core.evaluation.scores import mean_score
 from rome_core.model.tokens import as_target
@@ -91,14 +91,14 @@ def main() -> None:
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
         edit = solve(lm, [request], config)
         found = {"before": {**said(lm, request), "relative_norm": 0.0, "perplexity": 1.0}}
-        for policy in [policy.name for policy in POLICIES if policy.name != "c-rome"]:  # the same update as r-rome
+        for policy in [name for name, policy in policies().items() if not policy.same_update_as]:
             variant = repolicy(lm, edit, policy)
             found[policy] = {
                 **said(lm, request, variant),
-                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layer).norm()),
+                "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layers[-1]).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]) / before,
             }
-        about = {"prompt": request.prompt.text, "target": request.target_new, "layer": edit.config.layer}
+        about = {"prompt": request.prompt.text, "target": request.target_new, "layer": edit.config.layers[-1]}
         append(args.out, {**about, "policies": found})
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     records = [from_record(record) for record in read(args.out)]
     if args.table:
-        print("\n".join(line for policy in UPDATES for line in table(records, policy.name)))
+        print("\n".join(line for policy in UPDATES for line in table(records, policy)))
         return
     began = time.monotonic()
     lm = load_model(args.model)

@@ -22,9 +22,8 @@ from tqdm import tqdm
 from rome_core import METHODS, Fact, LanguageModel, load_model
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
-from rome_core.editing.methods.rome import CRome, RomeConfig
+from rome_core.editing.methods.rome import CRome
 from rome_core.editing.presets import resolve
-from rome_core.editing.shared_search import with_prefixes
 from rome_core.evaluation import Case, case_of, general_texts, perplexity, summarise
 from rome_core.evaluation.comparison import solved
 from rome_core.facts.datasets import facts_of
@@ -39,7 +38,7 @@ SCORES = ("ES", "PS", "NS", "S")
 def configs(lm: LanguageModel, methods: Sequence[str]) -> list[MethodConfig]:
     """Defaults of every method, with the prefixes that it samples, which are the same for equal seeds."""
     found = [resolve(lm, METHODS[name]()) for name in methods]
-    return [with_prefixes(lm, one) if isinstance(one, RomeConfig) else one for one in found]
+    return [config.with_prefixes(lm) for config in found]
 
 
 def drawn(n: int, seed: int) -> list[Fact]:

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from rome_core import METHODS, EditRequest, Prompt, TraceConfig, diagnose, load_facts, load_model, preview, solve, trace
+from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.hypernetworks.training import KINDS
 from rome_core.editing.second_moment import Moment, stored_moment
 from rome_core.evaluation import MeasureSettings, Pace, create_run, edit_in_sequence, measure_fact, plan_sequence
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.tracing.averages import FactEffect, average, fact_effects, grouped
 from tests.tiny import FAMILIES, random_moment, tiny_model
@@ -33,7 +33,7 @@ SITES = ("resid_post", "mlp_out", "attn_out")
 FACT = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
 OTHER = EditRequest(Prompt("The {} is located in the city of", "Colosseum"), "Paris", "Rome")
 SECONDS = ("solve_seconds", "measure_seconds", "seconds")
-UNNUMBERED = ("config", "extras", "moment_key")  # how an edit is kept, not what it is
+UNNUMBERED = ("config", "moment_key", "moment_keys", "other_moment")  # what a result is called, not what it is
 Entry = dict[str, Any]
 
 
@@ -43,6 +43,10 @@ def numbers(value: Any, name: str) -> Iterator[tuple[str, Entry]]:
         whole = value.detach().cpu().contiguous()
         digest = hashlib.blake2b(whole.numpy().tobytes(), digest_size=8).hexdigest()
         yield name, {"hash": digest, "norm": float(whole.double().nan_to_num().norm()), "shape": list(whole.shape)}
+    elif isinstance(value, Edit):
+        keys = {} if value.keys is None else {key: getattr(value, key) for key in ("k_star", "v_star", "k_0", "v_0")}
+        names = ("requests", "method", "deltas", "history", "base", "on", "corpus")
+        yield from numbers({**{key: getattr(value, key) for key in names}, **keys}, name)
     elif is_dataclass(value):
         for field in fields(value):
             if field.name not in (*SECONDS, *UNNUMBERED) and not field.name.startswith("_"):
@@ -85,7 +89,7 @@ def of_model(lm: LanguageModel, small: bool, folder: Path) -> Iterator[tuple[str
     yield "edit.on", solve(lm, [OTHER], edits["r-rome"].config, moments=moments, edits=[edits["memit"]])
     for name in ("rome", "r-rome", "n-rome"):
         found = diagnose(lm, edits[name], moments)
-        yield f"diagnosis.{name}", {f.name: getattr(found, f.name) for f in fields(found)}
+        yield f"diagnosis.{name}", {f.name: getattr(found, f.name) for f in fields(found) if f.name not in UNNUMBERED}
     for name in ("memit", "emmet", "alphaedit", "ft"):
         yield f"batch.{name}", solve(lm, [FACT, OTHER], edits[name].config, moments=moments)
 
@@ -125,7 +129,8 @@ def _configs(lm: LanguageModel, small: bool, folder: Path) -> dict[str, Any]:
 
 def compare(now: Mapping[str, Entry], then: Mapping[str, Entry]) -> int:
     """Print what differs; the number of differences."""
-    different = [name for name in now.keys() | then.keys() if now.get(name) != then.get(name)]
+    names = now.keys() | {name for name, entry in then.items() if 0 not in entry.get("shape", ())}
+    different = [name for name in names if now.get(name) != then.get(name)]
     for name in sorted(different)[:200]:
         print(f"{name}: {_short(then.get(name))} -> {_short(now.get(name))}")
     print(f"{len(now)} values, {len(different)} differ")

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS
 from rome_core.editing.second_moment import Moment
-from rome_core.model.edits import Delta, Edit
+from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.layout import LAYOUTS
 from rome_core.model.tokens import EditRequest, Prompt

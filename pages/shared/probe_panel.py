@@ -13,10 +13,10 @@ from pages.shared import session, track
 from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel
+from rome_core.editing.edit import Edit
 from rome_core.evaluation.probes import Answered, Question, ask, questions_of, summarise_answers
 from rome_core.evaluation.scores import Score
 from rome_core.evaluation.sequence.folder import SequenceRun
-from rome_core.model.edits import Edit
 
 WHY = (
     "**Probes**, not scores: does what follows from the new fact change with it, or only the sentence that was edited? "

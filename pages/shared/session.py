@@ -13,7 +13,7 @@ import streamlit as st
 
 from pages.shared.track import Job, describe, show_error
 from rome_core import DEFAULT_MODEL, LanguageModel, load_model
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 
 RESULTS_KEPT = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rome_core.diagnosis.inspection import promoted_tokens
-from rome_core.editing.methods.rome import RRome
+from rome_core.editing.edit import Edit, make_edit
+from rome_core.editing.method import Foreign
 from rome_core.errors import EditError, ModelError
 from rome_core.facts.datasets import load_facts
-from rome_core.model.edits import Delta, Edit
-from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.tokens import EditRequest, Prompt, encode
+from rome_core.model.subjects import subject_keys
+from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Track, silent
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -207,16 +208,11 @@ def suspects(
     if change.layer is None or change.delta is None:
         raise EditError(f"'{change.weight}' is no down projection: it has no keys.", "", "Choose another change.")
     asked = list(prompts if prompts is not None else (fact.prompt for fact in load_facts()))
-    v = change.delta.V[0]
-    point, found = Point("mlp_key", change.layer), []
+    v, found = change.delta.V[0], list[float]()
     starts = range(0, len(asked), BATCH)
     for at in track(starts, "Asking known subjects", len(starts)):
-        some = asked[at : at + BATCH]
-        rows = [encode(lm.tokenizer, prompt) for prompt in some]
-        batch = batch_of(lm, [row.ids[: row.subject[1]] for row in rows])
-        keys = activations(lm, batch, [point])[point]
-        own = keys[torch.arange(len(rows)), batch.last].double().cpu()
-        found += (own @ v / own.norm(dim=1).clamp(min=1e-300) / v.norm()).tolist()
+        keys = subject_keys(lm, asked[at : at + BATCH], change.layer).double().cpu()
+        found += (keys @ v / keys.norm(dim=1).clamp(min=1e-300) / v.norm()).tolist()
     order = sorted(range(len(asked)), key=lambda i: -abs(found[i]))[:k]
     return tuple(Suspect(asked[i].text, asked[i].subject, found[i]) for i in order)
 
@@ -248,21 +244,4 @@ def as_edit(lm: LanguageModel, changes: Sequence[Change], request: EditRequest) 
         deltas.append(Delta(change.module, change.delta.U.to(lm.dtype), change.delta.V.to(lm.dtype)))
     if not deltas:
         raise EditError("Nothing was changed: there is nothing to take back.", "", "Choose another folder.")
-    layer = next((change.layer for change in changes if change.layer is not None), None)
-    return Edit(
-        requests=(request,),
-        method="found",
-        config=RRome(layer=layer),
-        deltas=tuple(deltas),
-        k_star=deltas[0].V[0],
-        v_star=deltas[0].U[:, 0],
-        k_0=torch.zeros_like(deltas[0].V[0]),
-        v_0=torch.zeros_like(deltas[0].U[:, 0]),
-        history=(),
-        base=lm.fingerprint,
-    )
-
-
-def reverting(edited: LanguageModel, edit: Edit) -> Edit:
-    """The overlay that makes the edited model the base again."""
-    return replace(edit.scaled(-1.0), base=edited.fingerprint)
+    return make_edit(lm, [request], Foreign(), tuple(deltas), [])

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
+from rome_core.errors import EditError
+from rome_core.model.edits import outputs_of
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, as_target, encode, labels, target_ids
@@ -52,34 +54,35 @@ def strongest_neurons(edit: Edit, k: int = 10) -> list[tuple[int, float]]:
 
 
 def key_cosines(edit: Edit) -> Float[Tensor, "n n"]:
-    """Cosines between the keys of the prefixed prompts: how much the subject's key depends on what stands before."""
-    keys = torch.nn.functional.normalize(edit.extras["keys"].double(), dim=-1)
+    """Cosines between the keys of the prefixed prompts: how much the subject's key depends on what stands before.
+
+    Raises EditError where an edit does not keep them.
+    """
+    if edit.known_keys.prompts is None:
+        raise EditError(f"Edits by '{edit.method}' keep no keys of single prompts.")
+    keys = torch.nn.functional.normalize(edit.known_keys.prompts.keys.double(), dim=-1)
     return keys @ keys.T
 
 
 def constraint_error(lm: LanguageModel, edit: Edit, *, edits: Sequence[Edit] = ()) -> float:
-    """‖W_hat k − v*‖/‖v*‖ at the key where the method asks for equality (k_0 for "rome", k* otherwise), float64.
+    """‖W_hat K − V‖/‖V‖ at the keys where the method asks for equality, float64.
 
     edits: those that it was solved on top of; W is theirs.
     """
-    (delta,) = edit.deltas
-    key = (edit.k_0 if edit.method == "rome" else edit.k_star).double().cpu()
-    W = weight_of(lm, delta.module).double().cpu()
-    below = [other for one in edits for other in one.deltas if other.module == delta.module]
-    reached = W @ key + sum(other(key[None])[0] for other in (delta, *below))
-    return float((reached - edit.v_star.double().cpu()).norm() / edit.v_star.double().norm())
+    (delta,), (layer,) = edit.deltas, edit.config.layers
+    keys = edit.config.keys_asked(edit, layer)
+    if keys is None:
+        raise EditError(f"Edits by '{edit.method}' ask for no value at a key.")
+    values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
+    reached = outputs_of(lm, delta.module, [*edits, edit], keys)
+    return float((reached - values).norm() / values.norm())
 
 
 def spectrum(lm: LanguageModel, edit: Edit) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Singular values of W and of W_hat, largest first."""
     (delta,) = edit.deltas
-    W = weight_of(lm, delta.module).double().cpu()
+    W = lm.matrix(delta.module).detach().double().cpu()
     return torch.linalg.svdvals(W), torch.linalg.svdvals(W + delta.matrix().cpu())
-
-
-def weight_of(lm: LanguageModel, module: str) -> Float[Tensor, "out in"]:
-    """W of a linear module by its path, y = W x."""
-    return lm.matrix(module).detach()
 
 
 def target_rank(lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit] = ()) -> int:

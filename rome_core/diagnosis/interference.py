@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.errors import EditError
-from rome_core.model.edits import Delta, Edit
-from rome_core.model.hooks import Point, activations, batch_of
+from rome_core.model.edits import Delta
+from rome_core.model.hooks import Point
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
-from rome_core.model.tokens import EditRequest, as_target, encode
+from rome_core.model.subjects import subject_keys, subject_states
+from rome_core.model.tokens import EditRequest, as_target
 from rome_core.progress import Track, silent
 
 
@@ -92,16 +93,7 @@ def keys_at(
     lm: LanguageModel, requests: Sequence[EditRequest], layer: int, edits: Sequence[Edit] = ()
 ) -> Float[Tensor, "n d_mlp"]:
     """Keys of the bare prompts at the subjects' last tokens, float64."""
-    return _states(lm, requests, Point("mlp_key", layer), edits)
-
-
-def _states(
-    lm: LanguageModel, requests: Sequence[EditRequest], point: Point, edits: Sequence[Edit]
-) -> Float[Tensor, "n d"]:
-    rows = [encode(lm.tokenizer, request.prompt) for request in requests]
-    batch = batch_of(lm, [row.ids for row in rows])
-    states = activations(lm, batch, [point], edits=edits)[point]
-    return states[torch.arange(len(rows)), torch.tensor([row.last_subject for row in rows])].double().cpu()
+    return subject_keys(lm, [request.prompt for request in requests], layer, edits=edits).double().cpu()
 
 
 def predict(lm: LanguageModel, new: Edit, earlier: Sequence[Edit]) -> tuple[Moved, ...]:
@@ -129,8 +121,11 @@ def moved(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: Track = 
         pairs = [(request.prompt.text, as_target(request.target_new)) for request in edit.requests]
         before, after = (score(lm, pairs, edits=edits) for edits in (earlier, [*earlier, new]))
         for layer in layers:
-            point = Point("mlp_out", layer)
-            without, with_it = (_states(lm, edit.requests, point, edits) for edits in (earlier, [*earlier, new]))
+            point, prompts = Point("mlp_out", layer), [request.prompt for request in edit.requests]
+            without, with_it = (
+                subject_states(lm, prompts, [point], edits=edits)[point].double().cpu()
+                for edits in (earlier, [*earlier, new])
+            )
             for i in range(len(edit.requests)):
                 one = next(predictions)
                 distance = float((with_it[i] - without[i]).norm())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rome_core.diagnosis.calibration import Verdict
 from rome_core.diagnosis.verdict import Diagnosis, diagnose, has_key, size_of
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import solve
-from rome_core.editing.methods.rome import RomeConfig
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import DataError, RomeError
 from rome_core.facts.datasets import parse_facts
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Track, silent
@@ -41,7 +41,7 @@ class Screened:
 def diagnose_many(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
-    config: RomeConfig,
+    config: MethodConfig,
     *,
     moments: Mapping[int, Moment] | None = None,
     edits: Sequence[Edit] = (),
@@ -53,8 +53,8 @@ def diagnose_many(
     """
     for request in track(list(requests), "Diagnosing", len(requests)):
         try:
+            config = config.with_prefixes(lm, edits)
             edit = solve(lm, [request], config, moments=moments, edits=edits, track=track)
-            config = replace(config, prefixes=edit.config.prefixes)
             yield screened(lm, edit, moments)
         except RomeError as error:
             yield Screened(request, error=str(error))

@@ -6,16 +6,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.diagnosis.inspection import weight_of
+from rome_core.editing.edit import Edit
 from rome_core.facts.datasets import load_facts
-from rome_core.model.edits import Edit
-from rome_core.model.hooks import Point, activations, batch_of, next_logits
+from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.tokens import EditRequest, Prompt, encode, text_ids
+from rome_core.model.scoring import kl_divergence
+from rome_core.model.subjects import subject_keys
+from rome_core.model.tokens import EditRequest, Prompt, text_ids
 from rome_core.progress import Track, silent
 
 BATCH = 32
@@ -38,12 +38,6 @@ class Shift:
     @property
     def changed(self) -> bool:
         return self.top[0] != self.top[1]
-
-
-def kl_divergence(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
-    """KL(before ‖ after) in nats of rows of logits, float64."""
-    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 def other_prompts(request: EditRequest, n: int = 80, seed: int = 0) -> list[tuple[str, Prompt]]:
@@ -77,7 +71,7 @@ def shifts(
         some = prompts[at : at + BATCH]
         rows = batch_of(lm, [text_ids(lm.tokenizer, prompt.text) for _, prompt in some])
         before, after = (next_logits(lm, rows, edits=edits) for edits in (below, [*below, edit]))
-        kl = kl_divergence(before, after).tolist()
+        kl = kl_divergence(*(logits.double().log_softmax(-1) for logits in (before, after))).tolist()
         answers = responses(lm, edit, [prompt for _, prompt in some], below).tolist()
         tops = [
             [str(lm.tokenizer.decode([token])) for token in logits.argmax(-1).tolist()] for logits in (before, after)
@@ -95,9 +89,6 @@ def responses(
     """‖Δk‖/‖Wk‖ at the subjects' last tokens, in the module of the edit's first update."""
     delta = edit.deltas[0]
     layer = next(layer for layer in range(lm.n_layers) if lm.down_projection(layer) == delta.module)
-    rows = [encode(lm.tokenizer, prompt) for prompt in prompts]
-    point = Point("mlp_key", layer)
-    keys = activations(lm, batch_of(lm, [row.ids for row in rows]), [point], edits=below)[point]
-    own = keys[torch.arange(len(rows)), torch.tensor([row.last_subject for row in rows])].double().cpu()
-    W = weight_of(lm, delta.module).double().cpu()
-    return delta(own).norm(dim=1) / (own @ W.T).norm(dim=1)
+    keys = subject_keys(lm, prompts, layer, edits=below).double().cpu()
+    W = lm.matrix(delta.module).detach().double().cpu()
+    return delta(keys).norm(dim=1) / (keys @ W.T).norm(dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rome_core.editing.second_moment import Moment
 from rome_core.facts.datasets import load_facts
 from rome_core.model.hooks import Point, activations, batch_of
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.tokens import encode
 
 REFERENCE_FACTS = 40
@@ -44,14 +44,18 @@ class Reference:
         return sum(other < value for other in values) / len(values) if values else float("nan")
 
 
+REFERENCES = Kept[Reference]("ordinary facts", limit=32)
+ORDINARY_KEYS = Kept[OrdinaryKeys]("keys of ordinary facts", limit=8)
+
+
 def reference(lm: LanguageModel, moment: Moment, ridge: float, prefixes: tuple[str, ...]) -> Reference:
-    """The quantities of ordinary facts; found once a C, ridge and prefixes."""
-    found: dict[object, Reference] = lm.memo.setdefault("reference", {})
-    key = (moment, ridge, prefixes)  # the moment itself: an address would be used again
-    if key not in found:
+    """The quantities of ordinary facts under a C."""
+
+    def measure() -> Reference:
         ordinary = ordinary_keys(lm, moment.layer, prefixes)
-        found[key] = _quantities(ordinary.k_0, ordinary.k_star, moment, ridge)
-    return found[key]
+        return _quantities(ordinary.k_0, ordinary.k_star, moment, ridge)
+
+    return lm.remember(REFERENCES, (moment.key, ridge, prefixes), measure)
 
 
 def _quantities(
@@ -69,22 +73,18 @@ def _quantities(
 
 
 def ordinary_keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
-    """Keys of ordinary facts behind the first five of the prefixes; found once a layer and prefixes."""
+    """Keys of ordinary facts behind the first five of the prefixes."""
     prefixes = tuple(prefix for prefix in prefixes if prefix)[:PREFIXES]
-    found: dict[object, OrdinaryKeys] = lm.memo.setdefault("ordinary keys", {})
-    if (layer, prefixes) not in found:
-        found[layer, prefixes] = _keys(lm, layer, prefixes)
-    return found[layer, prefixes]
+    return lm.remember(ORDINARY_KEYS, (layer, prefixes), lambda: _keys(lm, layer, prefixes))
 
 
 def _keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:
-    """One pass up to the subjects' last tokens and the layer."""
+    """One pass up to the layer gives both: the subjects' last tokens, where the rows end, and the rows' first ones."""
     prompts = [fact.prompt for fact in load_facts() if fact.prompt.span[0] > 0]
     chosen = prompts[:: max(1, len(prompts) // REFERENCE_FACTS)][:REFERENCE_FACTS]
     rows = [encode(lm.tokenizer, prompt.behind(prefix)) for prompt in chosen for prefix in ("", *prefixes)]
-    cut = [row.ids[: row.subject[1]] for row in rows]
-    batch = batch_of(lm, cut)
+    batch = batch_of(lm, [row.ids[: row.subject[1]] for row in rows])
     point = Point("mlp_key", layer)
     keys = activations(lm, batch, [point])[point].double().cpu()
-    ends = keys[torch.arange(len(cut)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
+    ends = keys[torch.arange(len(rows)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
     return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0])

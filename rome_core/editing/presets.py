@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from rome_core.editing.method import MethodConfig
 from rome_core.errors import RomeError
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, encode
 
-C = TypeVar("C")
+C = TypeVar("C", bound=MethodConfig)
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,22 @@ def resolve(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) 
 
     requests: what is to be edited, if it is known: methods of a single key have values of their own for some subjects.
     """
-    values: Any = preset(lm)
-    if values.first_token and _at(config, values.first_token.layer) and is_first_token(lm, requests):
-        values = values.first_token
-    empty = {
-        f.name: getattr(values, f.name)
-        for f in fields(config)  # type: ignore[arg-type]
-        if getattr(config, f.name) is None and hasattr(values, f.name)
-    }
-    return replace(config, **empty)  # type: ignore[type-var]
+    values = preset(lm)
+    first = values.first_token
+    if first and config.single_key and config.layers in ([], [first.layer]) and is_first_token(lm, requests):
+        values = first
+    own = {"layer": values.layer, "clamp": values.clamp, "steps": values.steps}
+    empty = {f.name: own[f.name] for f in fields(config) if f.name in own and getattr(config, f.name) is None}
+    return replace(config, **empty)
 
 
 def unresolved(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:
     """The config with None where it stands at its preset, so that another method's config, or the same one for other
     requests, takes the preset of its own there."""
     own, standing = type(config)(), resolve(lm, type(config)(), requests)
-    names = [f.name for f in fields(config) if getattr(own, f.name) is None]  # type: ignore[arg-type]
-    return replace(config, **{n: None for n in names if getattr(config, n) == getattr(standing, n)})  # type: ignore[type-var]
-
-
-def _at(config: object, layer: int) -> bool:
-    """Whether the config is of a method with a single key and may be used, or is used, at this layer."""
-    single = hasattr(config, "clamp") and not getattr(config, "batches", False)
-    return single and getattr(config, "layer", layer) in (None, layer)
+    names = [f.name for f in fields(config) if getattr(own, f.name) is None]
+    empty: dict[str, Any] = {n: None for n in names if getattr(config, n) == getattr(standing, n)}
+    return replace(config, **empty)
 
 
 def is_first_token(lm: LanguageModel, requests: Sequence[EditRequest]) -> bool:

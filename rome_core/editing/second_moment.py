@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.errors import MomentError
-from rome_core.files import ASSETS, cache_dir
-from rome_core.model.edits import Edit
+from rome_core.files import ASSETS, cache_dir, write_whole
+from rome_core.model.edits import Update
 from rome_core.model.generation import sample_texts
 from rome_core.model.hooks import Point, activations, batch_of
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.scoring import BATCH_TOKENS
 from rome_core.model.tokens import text_ids
 from rome_core.progress import Track, silent
 
 SHIPPED = ASSETS / "moments"
+MOMENTS = Kept["Moment"]("second moments", limit=8)
 TEXT_TOKENS = 128  # length of a text the model writes
 TEXTS_AT_ONCE = 128
 
@@ -36,7 +39,7 @@ class Moment:
     """C of one layer: uncentred, padding excluded, float64, with what it was made from.
 
     Can be built from a matrix of one's own: Moment(layer=5, C=matrix, n_tokens=26_362, corpus="mine",
-    fingerprint=lm.fingerprint).
+    fingerprint=lm.fingerprint). `replace(moment, C=matrix)` begins without factors, so that none is of another matrix.
     """
 
     layer: int
@@ -45,7 +48,25 @@ class Moment:
     corpus: str
     fingerprint: str
     seed: int | None = None
-    _factors: dict[object, Tensor] = field(default_factory=dict, repr=False)  # by ridge, and the eigenvectors
+    _factors: LRUCache[float, Tensor] = field(default_factory=lambda: LRUCache(2), init=False, repr=False)  # by ridge
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[Moment], tuple[object, ...]]:
+        """Factors stay behind: who gets a copy computes those that it needs."""
+        return Moment, (self.layer, self.C, self.n_tokens, self.corpus, self.fingerprint, self.seed)
+
+    @cached_property
+    def key(self) -> str:
+        """A short hash of everything that this C is, its entries in single precision: the same after save and load."""
+        about = (self.fingerprint, self.layer, self.n_tokens, self.corpus, self.seed)
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=8)
+        digest.update(self.C.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def source(self) -> str:
+        """What it was made from, in words."""
+        return f"{self.corpus}, {self.n_tokens:,} tokens"
 
     def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
@@ -55,24 +76,28 @@ class Moment:
 
     def factor(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
         """Lower Cholesky factor of C + ridge·tr(C)/d_mlp·I, computed once. Raises MomentError if C is singular."""
-        if ridge not in self._factors:
-            C = self.C.double().clone()
-            C.diagonal().add_(ridge * float(C.trace()) / len(C))
-            factor, failed = torch.linalg.cholesky_ex(C)
-            if int(failed) or not bool(factor.isfinite().all()):
-                raise MomentError(
-                    f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
-                    "",
-                    f"Use more than {len(C):,} tokens or a larger ridge.",
-                )
-            self._factors[ridge] = factor
-        return self._factors[ridge]
+        with self._lock:
+            if ridge not in self._factors:
+                self._factors[ridge] = self._factored(ridge)
+            return self._factors[ridge]
 
+    def _factored(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
+        C = self.C.double().clone()
+        C.diagonal().add_(ridge * float(C.trace()) / len(C))
+        factor, failed = torch.linalg.cholesky_ex(C)
+        if int(failed) or not bool(factor.isfinite().all()):
+            raise MomentError(
+                f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
+                "",
+                f"Use more than {len(C):,} tokens or a larger ridge.",
+            )
+        return factor
+
+    @cached_property
     def eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
-        """Eigenvalues of C in ascending order and its eigenvectors as columns, float64, computed once."""
-        if "values" not in self._factors:
-            self._factors["values"], self._factors["vectors"] = torch.linalg.eigh(self.C.double())
-        return self._factors["values"], self._factors["vectors"]
+        """Eigenvalues of C in ascending order and its eigenvectors as columns, float64."""
+        values, vectors = torch.linalg.eigh(self.C.double())
+        return values, vectors
 
     def check(self, lm: LanguageModel) -> None:
         """Raise MomentError unless this is a sound C of this very model."""
@@ -97,7 +122,7 @@ def estimate_moment(
     *,
     seed: int = 0,
     texts: Sequence[str] | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> dict[int, Moment]:
     """C of several layers in one pass over text that stops after the last of them.
@@ -116,7 +141,7 @@ def moment_steps(
     *,
     seed: int = 0,
     texts: Sequence[str] | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> Iterator[dict[int, Moment]]:
     """C as it grows: at every doubling of the number of tokens, and at the end."""
@@ -159,17 +184,6 @@ def memory_needed(lm: LanguageModel, layers: Sequence[int]) -> int:
     return sums + 12 * BATCH_TOKENS * lm.d_mlp * len(layers)
 
 
-def combine(a: Moment, b: Moment) -> Moment:
-    """C over both corpora: more data added to what exists (the mean weighted by the numbers of tokens)."""
-    if (a.layer, a.fingerprint, a.C.shape) != (b.layer, b.fingerprint, b.C.shape):
-        raise MomentError("These two C belong to different layers or models.", "", "Combine C of one layer.")
-    if a.corpus == b.corpus and a.seed == b.seed:
-        raise MomentError(f"Both C were made from the same corpus ({a.corpus}).", "", "Use another seed or text.")
-    n = a.n_tokens + b.n_tokens
-    C = (a.n_tokens * a.C.double() + b.n_tokens * b.C.double()) / n
-    return Moment(a.layer, C, n, f"{a.corpus} (seed {a.seed}) + {b.corpus} (seed {b.seed})", a.fingerprint)
-
-
 def convergence(steps: Sequence[Moment], keys: Float[Tensor, "n d_mlp"], ridge: float) -> list[tuple[int, float]]:
     """How settled C is: (tokens, mean cosine between C_n⁻¹k and C_2n⁻¹k over some keys) for each doubling."""
     solved = [moment.solve(keys.T.cpu(), ridge) for moment in steps]
@@ -178,7 +192,7 @@ def convergence(steps: Sequence[Moment], keys: Float[Tensor, "n d_mlp"], ridge: 
 
 
 def self_written_texts(
-    lm: LanguageModel, n_tokens: int, seed: int, *, edits: Sequence[Edit] = (), track: Track = silent
+    lm: LanguageModel, n_tokens: int, seed: int, *, edits: Sequence[Update] = (), track: Track = silent
 ) -> list[str]:
     """About n_tokens of text that the model writes, in batches that are kept on disk: another layer needs no new text.
 
@@ -196,7 +210,7 @@ def self_written_texts(
     return texts
 
 
-def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Edit], track: Track) -> list[str]:
+def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Update], track: Track) -> list[str]:
     name = f"{lm.fingerprint}-seed{seed}-batch{batch}.json"
     folders = () if edits else (SHIPPED, cache_dir() / "moments")
     for folder in folders:
@@ -204,10 +218,8 @@ def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Edi
             return list(json.loads((folder / name).read_text(encoding="utf-8")))
     texts = sample_texts(lm, TEXTS_AT_ONCE, TEXT_TOKENS, seed=1_000 * seed + batch, edits=edits, track=track)
     if folders:
-        folders[-1].mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folders[-1], delete=False, encoding="utf-8") as file:
-            json.dump(texts, file, ensure_ascii=False)
-        Path(file.name).replace(folders[-1] / name)
+        written = json.dumps(texts, ensure_ascii=False)
+        write_whole(folders[-1] / name, lambda part: part.write_text(written, encoding="utf-8"))
     return texts
 
 
@@ -234,19 +246,15 @@ def _hash(texts: Sequence[str]) -> str:
 
 def save_moment(moment: Moment, path: Path) -> None:
     """Write C as its upper triangle in float32, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     upper = moment.C[tuple(torch.triu_indices(*moment.C.shape))].float().numpy()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez(
-            file,
-            upper=upper,
-            layer=moment.layer,
-            n_tokens=moment.n_tokens,
-            corpus=moment.corpus,
-            fingerprint=moment.fingerprint,
-            seed=-1 if moment.seed is None else moment.seed,
-        )
-    Path(file.name).replace(path)
+    about = {name: getattr(moment, name) for name in ("layer", "n_tokens", "corpus", "fingerprint")}
+    seed = -1 if moment.seed is None else moment.seed
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, upper=upper, seed=seed, **about)
+
+    write_whole(path, write)
 
 
 def load_moment(path: Path, lm: LanguageModel) -> Moment:
@@ -276,13 +284,18 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
     return moment
 
 
+def kept_path(lm: LanguageModel, layer: int) -> Path:
+    """Where the user's cache has C of a layer."""
+    return cache_dir() / "moments" / f"{lm.fingerprint}-{layer}.npz"
+
+
 def stored_moment(lm: LanguageModel, layer: int) -> Moment | None:
-    """C of this model that is shipped with the project or in the user's cache; a damaged one is passed over."""
-    for folder in (SHIPPED, cache_dir() / "moments"):
-        path = folder / f"{lm.fingerprint}-{layer}.npz"
+    """C of this model that is shipped with the project or in the user's cache, loaded once and shared by everybody who
+    needs it; a damaged one is passed over."""
+    for path in (SHIPPED / kept_path(lm, layer).name, kept_path(lm, layer)):
         if path.exists():
             try:
-                return load_moment(path, lm)
+                return lm.remember(MOMENTS, (path, path.stat().st_mtime_ns), partial(load_moment, path, lm))
             except MomentError:
                 continue
     return None
@@ -310,6 +323,6 @@ def moments_for(
     if missing := [layer for layer in layers if layer not in found]:
         made = estimate_moment(lm, missing, DEFAULT_TOKENS, track=track)
         for layer, moment in made.items():
-            save_moment(moment, cache_dir() / "moments" / f"{lm.fingerprint}-{layer}.npz")
-        found |= made
+            save_moment(moment, kept_path(lm, layer))
+            found[layer] = stored_moment(lm, layer) or moment  # as it is on the disk, so that nobody has another one
     return found

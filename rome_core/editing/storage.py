@@ -8,25 +8,26 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from rome_core.editing.methods import METHODS, MethodConfig
+from rome_core.editing.edit import Edit, Keys, PromptKeys, Step
+from rome_core.editing.method import Foreign, MethodConfig
+from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError, PromptError
-from rome_core.model.edits import Delta, Edit, Step, factors
+from rome_core.model.edits import Delta, Update, factors
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
 
 FORMAT = "rome-explorer edit 1"
 _VECTORS = ("k_star", "v_star", "k_0", "v_0")
+_PROMPTS = ("keys", "values", "bias")  # of the prefixed prompts
 
 
 def save_edit(edit: Edit, path: str | Path) -> None:
     """Write an edit to one file: factors, k*, v*, requests, settings with prefixes and seed, history, fingerprint."""
-    tensors = {name: getattr(edit, name) for name in _VECTORS}
-    tensors |= {f"extra.{name}": value for name, value in edit.extras.items()}
+    tensors = {} if edit.keys is None else _key_tensors(edit.keys)
     for index, delta in enumerate(edit.deltas):
         tensors |= {f"delta.{index}.U": delta.U, f"delta.{index}.V": delta.V}
     about = {
@@ -39,8 +40,31 @@ def save_edit(edit: Edit, path: str | Path) -> None:
         "base": edit.base,
         "on": edit.on,
         "corpus": edit.corpus,
+        "moment_keys": edit.moment_keys,
     }
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, {"edit": json.dumps(about)})
+
+
+def _key_tensors(keys: Keys) -> dict[str, Tensor]:
+    tensors = {name: getattr(keys, name) for name in _VECTORS}
+    if keys.delta is not None:
+        tensors["extra.delta"] = keys.delta
+    if keys.prompts is not None:
+        tensors |= {f"extra.{name}": getattr(keys.prompts, name) for name in _PROMPTS}
+    return tensors | {f"extra.keys_{layer}": columns for layer, columns in keys.by_layer.items()}
+
+
+def _keys_from(tensors: Mapping[str, Tensor]) -> Keys | None:
+    if "k_star" not in tensors or not tensors["k_star"].numel():
+        return None
+    k_star, v_star, k_0, v_0 = (tensors[name] for name in _VECTORS)
+    prompts = None
+    if "extra.keys" in tensors:
+        own, values, bias = (tensors[f"extra.{name}"] for name in _PROMPTS)
+        prompts = PromptKeys(own, values, k_0, v_0, bias)
+    layers = [name for name in tensors if name.startswith("extra.keys_")]
+    by_layer = {int(name.removeprefix("extra.keys_")): tensors[name] for name in sorted(layers)}
+    return Keys(k_star, v_star, k_0, v_0, tensors.get("extra.delta"), prompts, by_layer)
 
 
 def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
@@ -65,38 +89,38 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
     return edit
 
 
-def _from_parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Edit:
+def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     return Edit(
         requests=tuple(
             EditRequest(Prompt(**request["prompt"]), request["target_new"], request["target_true"])
             for request in about["requests"]
         ),
-        method=about["method"],
         config=config_of(about["method"], about["config"]),
         deltas=tuple(
             Delta(module, tensors[f"delta.{i}.U"], tensors[f"delta.{i}.V"]) for i, module in enumerate(about["modules"])
         ),
-        **{name: tensors[name] for name in _VECTORS},
+        keys=_keys_from(tensors),
         history=tuple(Step(**step) for step in about["history"]),
         base=about["base"],
         on=tuple(about["on"]),
         corpus=about["corpus"],
-        extras={k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")},
+        moment_keys={int(layer): key for layer, key in about.get("moment_keys", {}).items()},
     )
 
 
 def config_of(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     """A method's config from settings that were read from JSON; fields that it does not have are passed over."""
-    names = {field.name for field in fields(METHODS[method])}
-    return METHODS[method](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names})
+    chosen = Foreign if method == Foreign.name else METHODS[method]
+    names = {field.name for field in fields(chosen)}
+    return chosen(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names})
 
 
-def export_adapter(edit: Edit | Sequence[Edit], folder: str | Path, base_model: str | None = None) -> None:
+def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_model: str | None = None) -> None:
     """Write a PEFT LoRA adapter: `peft.PeftModel.from_pretrained(base, folder)` gives the edited model.
 
     LoRA adds B A x·alpha/r; with alpha = r, A = V and B = U that is exactly the update.
     """
-    deltas = factors([edit] if isinstance(edit, Edit) else edit)
+    deltas = factors([edit] if isinstance(edit, Update) else edit)
     if not deltas:
         raise EditError("There is no edit to export.", "", "Solve one first.")
     target = Path(folder)
@@ -125,7 +149,7 @@ def export_adapter(edit: Edit | Sequence[Edit], folder: str | Path, base_model: 
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def export_merged(lm: LanguageModel, edits: Sequence[Edit], folder: str | Path) -> None:
+def export_merged(lm: LanguageModel, edits: Sequence[Update], folder: str | Path) -> None:
     """Write the edited model to a folder, in parts, as any Hugging Face model. The loaded weights are not written."""
     target = Path(folder)
     weights = dict(lm.hf.state_dict())

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 from rome_core.model.hooks import Batch, Overlay, batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Recording, record, run_block

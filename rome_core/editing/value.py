@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_core.model.edits import Edit, Step
+from rome_core.editing.edit import PromptKeys, Step
+from rome_core.editing.method import AddedTo, Report, ignore
+from rome_core.model.edits import Update
 from rome_core.model.generation import sample_texts
 from rome_core.model.hooks import Batch, Patch, Point, activations, batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
@@ -18,15 +20,9 @@ from rome_core.model.replay import record, run_block
 from rome_core.model.tokens import EditRequest, Encoded, Prompt, as_target, encode, target_ids
 from rome_core.progress import Track, silent
 
-Report = Callable[[Step], None]
 KlAt = Literal["subject", "prompt end"]
-AddedTo = Literal["mlp_out", "resid_post"]
 N_SAMPLED = 20
 ESSENCE = "{} is a"
-
-
-def ignore(step: Step) -> None:
-    """The default report: nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Prompts:
         return self.rows.stop - self.rows.start
 
 
-def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Edit] = (), n: int = N_SAMPLED) -> tuple[str, ...]:
+def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Update] = (), n: int = N_SAMPLED) -> tuple[str, ...]:
     """The empty prefix and n of 20 that the model writes, evenly chosen: 10 texts of 5 tokens and 10 of 10 tokens, each
     followed by ". "."""
     texts = [
@@ -99,21 +95,7 @@ def prompts_of(lm: LanguageModel, request: EditRequest, prefixes: Sequence[str],
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Keys:
-    """Keys and MLP outputs at the subject's last token: of every prefixed prompt, and of the bare one (k_0, v_0).
-
-    Values are W k, without the bias that some families add.
-    """
-
-    keys: Float[Tensor, "n d_mlp"]
-    values: Float[Tensor, "n d_model"]
-    k_0: Float[Tensor, " d_mlp"]
-    v_0: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"]
-
-
-def keys_of(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit]) -> Keys:
+def keys_of(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Update]) -> PromptKeys:
     """One pass up to the layer."""
     key, value = Point("mlp_key", layer), Point("mlp_out", layer)
     kept = activations(lm, prompts.batch, [key, value], edits=edits)
@@ -121,14 +103,14 @@ def keys_of(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edi
     bias = getattr(lm.module(lm.down_projection(layer)), "bias", None)
     offset = torch.zeros_like(values[0]) if bias is None else bias.float()
     values = values - offset
-    return Keys(keys[prompts.rows], values[prompts.rows], keys[0], values[0], offset)
+    return PromptKeys(keys[prompts.rows], values[prompts.rows], keys[0], values[0], offset)
 
 
 Final = Callable[[Float[Tensor, " d_model"]], Float[Tensor, "batch tail d_model"]]
 
 
 def final_by_replay(
-    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit], site: AddedTo = "mlp_out"
+    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Update], site: AddedTo = "mlp_out"
 ) -> Final:
     """δ → states after the final norm, from the subject's last token on. Blocks and tokens before it run only once.
 
@@ -151,7 +133,7 @@ def final_by_replay(
 
 
 def final_by_hooks(
-    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Edit], site: AddedTo = "mlp_out"
+    lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Update], site: AddedTo = "mlp_out"
 ) -> Final:
     """The same, plainly: the whole model runs every time. The oracle of the fast path."""
     column = prompts.column

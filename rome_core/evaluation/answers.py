@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import Scored, score
 from rome_core.model.tokens import as_target

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
-from rome_core.editing.shared_search import reuse, same_search
+from rome_core.editing.shared_search import reuse
 from rome_core.errors import RomeError
 from rome_core.evaluation.measures import next_token_kl
-from rome_core.model.edits import Edit
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
@@ -127,7 +127,7 @@ def solved(
     """The request solved by one method after another, with one search for those that look for the same δ."""
     searched: list[tuple[MethodConfig, Edit]] = []
     for config in track([resolve(lm, one, [request]) for one in configs], "Methods", len(configs)):
-        donor = next(((asked, edit) for asked, edit in searched if same_search(asked, config)), None)
+        donor = next(((asked, edit) for asked, edit in searched if asked.shares_search(config)), None)
         try:
             C = _moments(lm, config, moments or {}, track)
             began = time.monotonic()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rome_core.editing.edit import Edit
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import solve
-from rome_core.editing.methods.rome import POLICIES, CRome, RomeConfig, repolicy
 from rome_core.editing.second_moment import moments_for
-from rome_core.editing.shared_search import with_prefixes
+from rome_core.editing.shared_search import policies, repolicy
 from rome_core.errors import RomeError
 from rome_core.evaluation.scores import Case, Score, case_of, summarise
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
 NEIGHBOURS = 4  # of a fact's ten: scoring is as long as solving
-UPDATES = tuple(policy for policy in POLICIES if policy is not CRome)  # c-rome's update is r-rome's
+UPDATES = {name: method for name, method in policies().items() if not method.same_update_as}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def coarse_to_fine(n: int) -> list[int]:
 def sweep(
     lm: LanguageModel,
     facts: Sequence[Fact],
-    config: RomeConfig,
+    config: MethodConfig,
     *,
     layers: Sequence[int] | None = None,
     done: Collection[tuple[int, str]] = (),
@@ -57,8 +57,8 @@ def sweep(
 
     What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
     """
-    search = {field.name: getattr(config, field.name) for field in fields(RomeConfig)}
-    config = with_prefixes(lm, UPDATES[0](**search), edits)  # δ is the same by any policy; this one's update is cheap
+    # δ is the same by any policy; the first one's update is cheap.
+    config = config.like(next(iter(UPDATES.values()))).with_prefixes(lm, edits)
     order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
     todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
     moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
@@ -66,15 +66,15 @@ def sweep(
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
         here = {layer: moments[layer]}
         try:
-            edit = solve(lm, [fact.request], replace(config, layer=layer), moments=here, edits=edits, track=track)
-            made = {policy.name: repolicy(lm, edit, policy.name, here) for policy in UPDATES}
+            edit = solve(lm, [fact.request], config.at_layer(layer) or config, moments=here, edits=edits, track=track)
+            made = {name: repolicy(lm, edit, name, here) for name in UPDATES}
             cases = {name: case_of(lm, fact, edits=[*edits, one]) for name, one in made.items()}
         except RomeError as error:
             yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, str(error))
             continue
         norm = float(lm.weight(layer).norm())
         norms = {name: one.delta_norm / norm for name, one in made.items()}
-        yield Swept(layer, fact.id, edit.config.clamp, edit.history[-1].loss, cases, norms)
+        yield Swept(layer, fact.id, vars(edit.config)["clamp"], edit.history[-1].loss, cases, norms)
 
 
 def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.editing.edit import Edit
 from rome_core.evaluation.generation_measures import References, ngram_entropy
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.facts.datasets import N_NEIGHBOURS, Fact
-from rome_core.model.edits import Edit
 from rome_core.model.generation import generate_many
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel

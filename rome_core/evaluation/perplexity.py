@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+from rome_core.editing.edit import Edit
 from rome_core.files import ASSETS
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import text_ids

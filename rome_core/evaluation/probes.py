@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rome_core.editing.edit import Edit
 from rome_core.evaluation.scores import Score, mean_score
 from rome_core.facts.datasets import Fact, load_facts
 from rome_core.files import ASSETS
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rome_core.editing.edit import Edit
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import Scored, score
 from rome_core.model.tokens import as_target

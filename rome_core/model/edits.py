@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from rome_core.errors import EditError
-from rome_core.model.tokens import EditRequest
 
 if TYPE_CHECKING:
     from rome_core.model.language_model import LanguageModel
@@ -75,50 +72,17 @@ def dense_delta(module: str, matrix: Float[Tensor, "out in"]) -> Delta:
     return Delta(module, eye, matrix) if out <= width else Delta(module, matrix, eye)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One evaluation of the loss while v* is optimised. Losses in nats; norms in units of the value space.
-
-    Methods that train the weights themselves put ‖Δ‖_F for ‖δ‖, and an infinite limit where nothing bounds it.
-    """
-
-    index: int
-    loss: float
-    nll: float
-    kl: float
-    decay: float
-    p_target: float  # mean over the prompts of the geometric-mean probability of the target's tokens
-    delta_norm: float  # ‖δ‖
-    limit: float  # the clamp, clamp·‖v_0‖
-    rank: int  # place of the target's first token among all tokens after the bare prompt, 1 = the model's answer
-
-
 @dataclass(frozen=True, eq=False)
-class Edit:
-    """A solved edit. It does nothing until it is passed to a call: `generate(lm, text, edits=[edit])`.
+class Update:
+    """Updates of some matrices of one model. It does nothing until it is passed to a call: `edits=[update]`.
 
-    k_star, v_star: the key and the value that the update associates, d_mlp and d_model (one row a request in batches).
-    k_0, v_0: key and MLP output of the bare prompt, before the edit. Methods without keys leave these four empty.
-    base: fingerprint of the model that the edit was solved for; on: ids of the edits that were active then.
-    corpus: what C was made from, or the hypernetwork was trained on. extras: what the method wants to keep, e.g. δ and
-    the prefixed prompts' keys.
+    base: fingerprint of the model that it is for.
     """
 
-    requests: tuple[EditRequest, ...]
-    method: str
-    config: Any
     deltas: tuple[Delta, ...]
-    k_star: Float[Tensor, "*n d_mlp"]
-    v_star: Float[Tensor, "*n d_model"]
-    k_0: Float[Tensor, "*n d_mlp"]
-    v_0: Float[Tensor, "*n d_model"]
-    history: tuple[Step, ...]
     base: str
-    on: tuple[str, ...] = ()
-    corpus: str = ""
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A short hash of the factors."""
         digest = hashlib.blake2b(digest_size=6)
@@ -133,12 +97,12 @@ class Edit:
         """Frobenius norm of the whole update, all modules together."""
         return sum(delta.norm() ** 2 for delta in self.deltas) ** 0.5
 
-    def scaled(self, factor: float) -> Edit:
-        """The same edit with its update multiplied: 0 is no edit, 1 the edit as solved."""
+    def scaled(self, factor: float) -> Self:
+        """The same with its update multiplied: 0 is no edit, 1 the edit as solved."""
         return replace(self, deltas=tuple(replace(delta, U=delta.U * factor) for delta in self.deltas))
 
 
-def factors(edits: Sequence[Edit]) -> dict[str, Delta]:
+def factors(edits: Sequence[Update]) -> dict[str, Delta]:
     """All updates of some edits, one delta a module: low-rank terms on one module are stacked, as long as their rank
     stays below the matrix's own."""
     parts: dict[str, list[Delta]] = {}
@@ -147,7 +111,17 @@ def factors(edits: Sequence[Edit]) -> dict[str, Delta]:
     return {module: _stacked(module, deltas) for module, deltas in parts.items()}
 
 
-def relative_norms(lm: LanguageModel, edits: Sequence[Edit]) -> dict[str, float]:
+def outputs_of(
+    lm: LanguageModel, module: str, edits: Sequence[Update], keys: Float[Tensor, "d_mlp n"]
+) -> Float[Tensor, "d_model n"]:
+    """W K of a matrix with the updates of it, float64."""
+    outputs = lm.matrix(module).detach().double().cpu() @ keys
+    for delta in (delta for edit in edits for delta in edit.deltas if delta.module == module):
+        outputs = outputs + delta.matrix().cpu() @ keys
+    return outputs
+
+
+def relative_norms(lm: LanguageModel, edits: Sequence[Update]) -> dict[str, float]:
     """‖ΔW‖_F/‖W‖_F of all edits together, by module."""
     return {
         module: delta.norm() / float(lm.matrix(module).detach().double().norm())
@@ -165,36 +139,3 @@ def _stacked(module: str, deltas: Sequence[Delta]) -> Delta:
     for delta in deltas[1:]:
         whole += delta.matrix()
     return dense_delta(module, whole.to(first.U.dtype))
-
-
-def merged(edits: Sequence[Edit]) -> tuple[Edit, ...]:
-    """The same model from few overlays: one edit a method, one delta a module. A forward pass under a hundred
-    rank-one overlays takes a multiple of the time.
-
-    Requests, keys and what a later edit of the method needs of the earlier ones (`extras`, side by side) are kept; the
-    searches are not. `on` names the edits that were merged.
-    """
-    if len({edit.base for edit in edits}) > 1:
-        raise EditError("Edits of different models cannot be merged.", "", "Merge those of one model.")
-    groups: dict[str, list[Edit]] = {}
-    for edit in edits:
-        groups.setdefault(edit.method, []).append(edit)
-    return tuple(_one(group) if len(group) > 1 else group[0] for group in groups.values())
-
-
-def _one(edits: Sequence[Edit]) -> Edit:
-    last = edits[-1]
-    vectors: dict[str, Any] = {
-        name: torch.cat([torch.atleast_2d(getattr(edit, name)) for edit in edits])
-        for name in ("k_star", "v_star", "k_0", "v_0")
-    }
-    names = dict.fromkeys(name for edit in edits for name in edit.extras if name.startswith("keys_"))
-    return replace(
-        last,
-        requests=tuple(request for edit in edits for request in edit.requests),
-        deltas=tuple(factors(edits).values()),
-        history=(),
-        on=tuple(edit.id for edit in edits),
-        extras={name: torch.cat([edit.extras[name] for edit in edits if name in edit.extras], 1) for name in names},
-        **vectors,
-    )

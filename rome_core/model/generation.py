@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.errors import PromptError
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import batch_of, hooked
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.layout import cache_argument
@@ -22,7 +22,7 @@ def generate(
     text: str,
     max_new_tokens: int = 40,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,
@@ -36,7 +36,7 @@ def generate_many(
     texts: Sequence[str],
     max_new_tokens: int = 40,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,
@@ -58,7 +58,7 @@ def sample_texts(
     seed: int,
     temperature: float = 1.0,
     top_k: int | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> list[str]:
     """n texts of at most `length` tokens that the model writes from an empty page (after its document start token)."""
@@ -73,7 +73,7 @@ def decode(
     rows: Sequence[Sequence[int]],
     n_tokens: int,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rome_core.errors import EditError, PromptError
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 
 Site = Literal["embed", "resid_post", "attn_out", "mlp_in", "mlp_out", "mlp_key"]
@@ -74,7 +74,7 @@ def batch_of(lm: LanguageModel, rows: Sequence[Sequence[int]], align: Sequence[i
 @contextmanager
 def hooked(
     lm: LanguageModel,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     patches: Sequence[tuple[Point, Patch]] = (),
     keep: Callable[[Point, Tensor], None] | None = None,
     points: Collection[Point] = (),
@@ -163,7 +163,7 @@ def activations(
     batch: Batch,
     points: Collection[Point],
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     patches: Sequence[tuple[Point, Patch]] = (),
 ) -> dict[Point, Float[Tensor, "batch pos d"]]:
     """States at the given points. The pass stops after the last of them."""
@@ -183,7 +183,7 @@ def hidden_states(
     lm: LanguageModel,
     batch: Batch,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     patches: Sequence[tuple[Point, Patch]] = (),
     overlays: Sequence[Overlay] = (),
 ) -> Float[Tensor, "batch pos d_model"]:
@@ -193,7 +193,7 @@ def hidden_states(
 
 
 def next_logits(
-    lm: LanguageModel, batch: Batch, *, edits: Sequence[Edit] = (), patches: Sequence[tuple[Point, Patch]] = ()
+    lm: LanguageModel, batch: Batch, *, edits: Sequence[Update] = (), patches: Sequence[tuple[Point, Patch]] = ()
 ) -> Float[Tensor, "batch vocab"]:
     """Logits of the token after each row's last one. The head is applied to that position only."""
     hidden = hidden_states(lm, batch, edits=edits, patches=patches)
@@ -201,7 +201,7 @@ def next_logits(
 
 
 def attention_pattern(
-    lm: LanguageModel, batch: Batch, layer: int, *, edits: Sequence[Edit] = ()
+    lm: LanguageModel, batch: Batch, layer: int, *, edits: Sequence[Update] = ()
 ) -> Float[Tensor, "batch heads pos pos"]:
     """Attention weights of one layer, as the model's own attention module returns them."""
     kept: list[Tensor] = []

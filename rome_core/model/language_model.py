@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
+from cachetools import LRUCache
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -23,13 +25,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Kept(Generic[V]):
+    """A kind of result that is kept with a model: its name, and how many of them; the least recently used go first."""
+
+    name: str
+    limit: int
+
+
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
     """One decoder shared by everybody; its weights are never written.
 
     fingerprint: a hash of configuration and weights, which everything computed from this model carries.
     lock: held for one forward pass at a time, because hooks belong to the modules and not to the caller.
-    memo: what was found out about this model once, such as whether replay agrees with plain hooks on it.
     """
 
     hf: PreTrainedModel
@@ -38,7 +50,27 @@ class LanguageModel:
     name: str
     fingerprint: str
     lock: threading.RLock = field(default_factory=threading.RLock)
-    memo: dict[str, Any] = field(default_factory=dict)
+    _kept: dict[str, LRUCache[Hashable, Any]] = field(default_factory=dict, repr=False)
+    _kept_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def remember(self, kind: Kept[V], key: Hashable, make: Callable[[], V]) -> V:
+        """What `make` gave under this key, made now if it is not kept (any more).
+
+        key: every input that it depends on besides the model, by value. Two threads may make the same thing at once;
+        both are given the first one's.
+        """
+        with self._kept_lock:
+            cache = self._kept.setdefault(kind.name, LRUCache(kind.limit))
+            if key in cache:
+                return cast(V, cache[key])
+        value = make()
+        with self._kept_lock:
+            return cast(V, cache.setdefault(key, value))
+
+    def forget(self, kind: Kept[V]) -> None:
+        """Drop what is kept of a kind."""
+        with self._kept_lock:
+            self._kept.pop(kind.name, None)
 
     @property
     def n_layers(self) -> int:

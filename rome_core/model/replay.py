@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import Batch, Overlay, Patch, Point, hidden_states, hooked
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.layout import cache_argument
@@ -29,7 +29,7 @@ class Recording:
     """One pass, kept so that it can be resumed. `states[b]` is what block b read, the last one what came out."""
 
     batch: Batch
-    edits: tuple[Edit, ...]
+    edits: tuple[Update, ...]
     states: list[Float[Tensor, "batch pos d_model"]]
     outputs: dict[Module, list[Float[Tensor, "batch pos d_model"]]]
     keys: list[Float[Tensor, "batch heads pos d_head"]]
@@ -62,7 +62,7 @@ class _Earlier:
 
 @torch.no_grad()
 def record(
-    lm: LanguageModel, batch: Batch, *, edits: Sequence[Edit] = (), patches: Sequence[tuple[Point, Patch]] = ()
+    lm: LanguageModel, batch: Batch, *, edits: Sequence[Update] = (), patches: Sequence[tuple[Point, Patch]] = ()
 ) -> Recording:
     """Run a batch once and keep everything that resuming it needs: about 6·d_model floats a token and layer."""
     n = lm.n_layers
@@ -288,7 +288,7 @@ def plain_cell(
     batch: Batch,
     cell: Cell,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     corruption: Sequence[tuple[Point, Patch]] = (),
 ) -> Float[Tensor, "samples pos d_model"]:
     """The same restored run written from the paper: one whole forward pass with hooks. The oracle, and the fallback.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.errors import PromptError
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import target_ids, text_ids
@@ -42,7 +42,7 @@ class Scored:
         return math.exp(-self.nll)
 
 
-def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Edit] = ()) -> list[Scored]:
+def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequence[Update] = ()) -> list[Scored]:
     """Score (text, continuation) pairs; a continuation is taken as it is, with its leading space."""
     if not all(text.strip() for text, _ in pairs):
         raise PromptError("The text before the answer is empty.", "", "Write the beginning of a sentence.")
@@ -67,7 +67,7 @@ def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 
 
 def _score_chunk(
-    lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], edits: Sequence[Edit]
+    lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], edits: Sequence[Update]
 ) -> list[Scored]:
     # The last token of an answer is asked for and not read, so answers of one token behind one text share a row.
     row_of = {ids: r for r, ids in enumerate(dict.fromkeys(front + more[:-1] for front, more in rows))}
@@ -84,7 +84,7 @@ def _score_chunk(
 
 
 def continuation_probabilities(
-    lm: LanguageModel, text: str, continuations: Sequence[str], *, edits: Sequence[Edit] = ()
+    lm: LanguageModel, text: str, continuations: Sequence[str], *, edits: Sequence[Update] = ()
 ) -> list[float]:
     """Joint probability of each continuation of `text`, over all of its tokens.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import Patch, Point, hooked
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
@@ -28,7 +28,7 @@ def preview(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
 ) -> Trace:
     """The heat map to first order: (h_clean − h_corrupted)·∂score/∂h at the corrupted run, averaged over the draws.
 
@@ -46,7 +46,7 @@ def previews(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
 ) -> list[Trace]:
     """Previews of several kinds from one pass; the configs may differ in site and window only."""
     runs = prepare(lm, prompt, configs[0], noise=noise, answer=answer, foil=foil, edits=edits)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rome_core.errors import RomeError
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
@@ -94,7 +94,7 @@ def fact_effects(
     *,
     sites: Sequence[TracedSite] = SITES,
     done: Collection[str] = (),
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     budget: int = DEFAULT_BUDGET,
     track: Track = silent,
 ) -> Iterator[FactEffect]:
@@ -118,7 +118,7 @@ def _one(
     fact: Fact,
     config: TraceConfig,
     sites: Sequence[TracedSite],
-    edits: Sequence[Edit],
+    edits: Sequence[Update],
     budget: int,
     track: Track,
 ) -> FactEffect:

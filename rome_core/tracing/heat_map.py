@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import attention_pattern, batch_of
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell, Window
@@ -86,7 +86,7 @@ def trace_steps(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     budget: int = DEFAULT_BUDGET,
     track: Track = silent,
 ) -> Iterator[Trace]:
@@ -156,7 +156,7 @@ def trace(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     budget: int = DEFAULT_BUDGET,
     track: Track = silent,
 ) -> Trace:
@@ -184,7 +184,7 @@ def restored_top_tokens(
     *,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     k: int = 5,
 ) -> dict[str, list[tuple[str, float]]]:
     """The k most probable next tokens of the clean, the corrupted and one cell's restored run."""
@@ -206,7 +206,7 @@ def restored_top_tokens(
 
 
 def attention(
-    lm: LanguageModel, prompt: Prompt, layer: int, *, edits: Sequence[Edit] = ()
+    lm: LanguageModel, prompt: Prompt, layer: int, *, edits: Sequence[Update] = ()
 ) -> tuple[tuple[str, ...], Float[Tensor, "heads pos pos"]]:
     """Token labels and the attention pattern of one layer on the clean prompt."""
     encoded = encode(lm.tokenizer, prompt)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
 from rome_core.progress import Track, silent
@@ -35,7 +35,7 @@ def noise_study(
     *,
     scales: Sequence[float] = SCALES,
     answer: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> Iterator[NoiseLevel]:
     """One level after the other. All use the same seeded draw, so that the levels differ by their size alone."""

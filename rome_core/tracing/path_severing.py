@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell, Window
 from rome_core.model.tokens import Prompt
@@ -51,7 +51,7 @@ def severed_steps(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
     budget: int = DEFAULT_BUDGET,
     track: Track = silent,
 ) -> Iterator[Severed]:
@@ -81,7 +81,7 @@ def severed_steps(
 
 
 def severed(
-    lm: LanguageModel, prompt: Prompt, config: TraceConfig = TraceConfig(), *, edits: Sequence[Edit] = ()
+    lm: LanguageModel, prompt: Prompt, config: TraceConfig = TraceConfig(), *, edits: Sequence[Update] = ()
 ) -> Severed:
     """All three curves."""
     *_, last = severed_steps(lm, prompt, config, edits=edits)

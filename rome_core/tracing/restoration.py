@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.replay import Cell, Finished, Window, batches, plain_cell, sweep
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.runs import Runs, TraceConfig, prepare
 
+REPLAY = Kept[str]("whether replay agrees with plain hooks", limit=1)
 DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
 
 
@@ -61,9 +62,7 @@ def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int) -
 
 def replay_note(lm: LanguageModel) -> str:
     """Empty where replay agrees with plain hooks on this model, else a sentence. Checked once a model."""
-    if "replay" not in lm.memo:
-        lm.memo["replay"] = _check_replay(lm)
-    return lm.memo["replay"]
+    return lm.remember(REPLAY, (), lambda: _check_replay(lm))
 
 
 @torch.no_grad()

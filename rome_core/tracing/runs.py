@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rome_core.errors import PromptError
 from rome_core.facts.datasets import load_facts
-from rome_core.model.edits import Edit
+from rome_core.model.edits import Update
 from rome_core.model.hooks import Patch, Point, batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Recording, record
@@ -137,7 +137,7 @@ def prepare(
     noise: Float[Tensor, "samples n d_model"] | None = None,
     answer: str | None = None,
     foil: str | None = None,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Update] = (),
 ) -> Runs:
     """The clean and the corrupted run. Without `answer` it is the clean run's most probable next token."""
     encoded = encode(lm.tokenizer, prompt)

@@ -50,7 +50,7 @@ def test_a_batch_is_measured_with_all_of_its_edits(lm: LanguageModel, moments: d
     assert len(batch.edits) == (1 if name == "memit" else 3)
     if name == "memit":
         assert batch.edits[0].id == solve(lm, REQUESTS, config, moments=moments).id
-        assert batch_run.seen_from(batch.edits[0], 1).requests == REQUESTS[1:2]
+        assert batch.edits[0].of_request(1).requests == REQUESTS[1:2]
     else:
         assert [len(edit.on) for edit in batch.edits] == [0, 1, 2]
     first = {one.kind: one for one in batch.outcomes[0]}

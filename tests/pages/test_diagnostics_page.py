@@ -31,9 +31,9 @@ from rome_core.diagnosis.many import Screened
 from rome_core.diagnosis.neighbourhood import Shift
 from rome_core.diagnosis.ordinary_facts import Reference
 from rome_core.diagnosis.verdict import Diagnosis
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import perplexity
-from rome_core.model.edits import Edit
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from rome_core import DEFAULT_MODEL, LanguageModel, TraceConfig
+from rome_core.editing.edit import Edit
 from rome_core.errors import DataError
 from rome_core.facts.datasets import Fact
 from rome_core.files import STUDIES
-from rome_core.model.edits import Edit
 from rome_core.progress import Track
 from rome_core.tracing.averages import GROUPS, SITES, Averages, FactEffect, fact_effects
 

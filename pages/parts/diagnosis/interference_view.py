@@ -15,7 +15,7 @@ from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
 from rome_core.diagnosis.interference import Moved, Overlap, layers_of, moved, name_of, overlap, predict
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 
 JOB, CHECK = ("diagnosis", "interference"), ("diagnosis", "check")
 

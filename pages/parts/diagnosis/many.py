@@ -19,8 +19,8 @@ from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.many import PASTED, Screened, diagnose_many, diagnose_sequence, requests_from
-from rome_core.editing.methods.rome import POLICIES
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
+from rome_core.editing.shared_search import policies
 from rome_core.progress import Track
 
 JOB = ("diagnosis", "many")
@@ -86,7 +86,7 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
         st.warning(str(problem))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", {policy.name: policy for policy in POLICIES})
+    config = request.method_form(lm, DEFAULT_METHOD, "edit", policies())
     if not wanted:
         return None, {}
     st.caption(f"{count(len(wanted), 'edit')} to diagnose.")

@@ -14,8 +14,8 @@ from pages.shared.verdicts import large
 from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, diagnose, solve
 from rome_core.diagnosis.neighbourhood import Shift, other_prompts, shifts
 from rome_core.diagnosis.verdict import Diagnosis, forecast
+from rome_core.editing.edit import Edit
 from rome_core.evaluation import perplexity
-from rome_core.model.edits import Edit
 from rome_core.progress import Track, silent
 
 SAFER = ("n-rome", "h-rome", "r-rome")  # p-rome moves the key that every text's first token shares

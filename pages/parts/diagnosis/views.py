@@ -23,7 +23,8 @@ def caption(lm: LanguageModel, foresight: Foresight) -> str:
     facts = count(len(foresight.diagnosis.reference.k0_kstar), "ordinary fact")
     return (
         f"{lm.name} · “{wanted.prompt.text}” → {wanted.target_new.strip()} · "
-        f"{edit.method}, layer {edit.config.layer} · seed {edit.config.seed} · bars: k₀ᵀC⁻¹k* of {facts} at this layer"
+        f"{edit.method}, layer {edit.config.layers[-1]} · seed {vars(edit.config)['seed']} · "
+        f"bars: k₀ᵀC⁻¹k* of {facts} at this layer"
     )
 
 

@@ -15,11 +15,10 @@ from typing import Any
 from pages.parts.edit.report import Question, answers, questions
 from pages.shared.track import Stopped
 from rome_core import EditRequest, LanguageModel, Moment, RomeError, solve
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import ignore
 from rome_core.editing.methods import MethodConfig
-from rome_core.editing.methods.emmet import Emmet
-from rome_core.editing.methods.least_squares import MassConfig
-from rome_core.editing.shared_search import search, update_of, with_prefixes
-from rome_core.model.edits import Edit
+from rome_core.editing.second_moment import moments_for
 from rome_core.model.scoring import score
 from rome_core.progress import Track, silent
 
@@ -68,19 +67,19 @@ def run(
     batch = Batch(lm.fingerprint, config, below, tuple(requests))
     publish(batch)
     began, problems, edits = time.monotonic(), dict[int, str](), list[Edit]()
-    together = isinstance(config, MassConfig | Emmet)
+    together = config.batches and config.adds_to is not None
     found = list[Any]()
     stopped = False
     try:
         if config.batches and not together:
             edits.append(solve(lm, requests, config, moments=moments, edits=below, track=track))
         elif together:
-            config = with_prefixes(lm, config, below)  # type: ignore[arg-type]
+            config = config.with_prefixes(lm, below)
         if not edits:
             for number, request in enumerate(track(requests, "Facts", len(requests))):
                 try:
                     if together:
-                        found.append(search(lm, request, config, edits=below, track=track))  # type: ignore[arg-type]
+                        found.append(config.search(lm, request, edits=below, track=track, report=ignore))
                     else:
                         on = [*below, *edits]
                         edits.append(solve(lm, [request], config, moments=moments, edits=on, track=track))
@@ -91,7 +90,8 @@ def run(
         stopped = True
     after_stop = silent if stopped else track
     if found:
-        edits.append(update_of(lm, found, config, moments, below))  # type: ignore[arg-type]
+        used = moments_for(lm, config.layers, moments)
+        edits.append(config.update(lm, found, moments=used, edits=below, track=after_stop))
     if not edits:
         if stopped:
             raise Stopped
@@ -124,13 +124,6 @@ def _asked(question: Question) -> tuple[str, ...]:
 
 def _kinds(question: Question, request: EditRequest) -> tuple[str, ...]:
     return ("new", "true")[: len(answers(request))] if question.kind == "edit" else (question.kind,)
-
-
-def seen_from(edit: Edit, place: int) -> Edit:
-    """An edit of many facts as one of them sees it: that fact's key and value, everybody's update."""
-    one = slice(place, place + 1)
-    vectors = {name: getattr(edit, name)[one] for name in ("k_star", "v_star", "k_0", "v_0")}
-    return replace(edit, requests=edit.requests[one], **vectors)
 
 
 def held(batch: Batch) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit import objective_view, part_views
-from pages.parts.edit.batch_run import Batch, as_csv, as_json, held, run, seen_from
+from pages.parts.edit.batch_run import Batch, as_csv, as_json, held, run
 from pages.parts.edit.files import edit_file
 from pages.parts.edit.report import Report, same_fact
 from pages.parts.edit.views import metric_row, once
@@ -24,9 +24,9 @@ from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, load_facts
 from rome_core.diagnosis.verdict import size_of
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.facts.requests import COLUMNS, Row, read_rows, requests_of, row_of
-from rome_core.model.edits import Edit
 
 JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")
 SOME = 10
@@ -252,7 +252,7 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
         }
         chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
     whole, place = places[at]
-    edit = seen_from(whole, place) if len(whole.requests) > 1 and chosen != "Objective" else whole
+    edit = whole.of_request(place) if len(whole.requests) > 1 and chosen != "Objective" else whole
     below = (*batch.below, *(batch.edits[: batch.edits.index(whole)]))
     names[chosen](lm, Report(edit, below, size_of(lm, whole), None, (0, 0), (), (), batch.seconds))
 

@@ -18,10 +18,10 @@ from pages.shared.request import with_settings_of
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import METHODS, EditRequest, LanguageModel
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.comparison import MEASURES, Row, Task, as_csv, as_json, bench
-from rome_core.model.edits import Edit
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from pages.parts.edit.report import Probe
 from pages.parts.tracing.figures import Theme, frame
 from pages.shared.text import count, number
-from rome_core.model.edits import Step
+from rome_core.editing.edit import Step
 
 BEFORE, AFTER = "#5B7083", "#D9822B"
 TERMS = (("nll", "−log p(target)", "#6B7785"), ("kl", "KL term", "#A9B2BC"), ("decay", "‖δ‖ term", "#D3D8DD"))

@@ -12,9 +12,9 @@ import streamlit as st
 from pages.parts.edit.report import Report
 from pages.shared import session, track
 from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
+from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_merged
 from rome_core.files import cache_dir
-from rome_core.model.edits import Edit
 
 
 def downloads(lm: LanguageModel, report: Report) -> None:

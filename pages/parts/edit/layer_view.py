@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import streamlit as st
 
@@ -16,12 +15,11 @@ from pages.parts.edit.views import chart, look, once
 from pages.shared import session, track
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
-from rome_core.editing.methods.rome import POLICIES, RomeConfig
 from rome_core.evaluation.layer_sweep import Swept, as_record, by_layer, from_record, sweep
 from rome_core.facts.datasets import facts_of
 from rome_core.files import STUDIES
-from rome_core.model.edits import Edit
 from rome_core.tracing.averages import Averages, average
 
 STUDY = STUDIES / "layers.jsonl"
@@ -157,16 +155,13 @@ def form(lm: LanguageModel, config: MethodConfig) -> None:
         st.rerun()
 
 
-def search_like(config: MethodConfig) -> RomeConfig:
-    """A key policy's config with the form's settings where it has them."""
-    names = {f.name for f in fields(RomeConfig)} - {"layer"}
-    policy: Any = type(config) if type(config) in POLICIES else METHODS[DEFAULT_METHOD]
-    if not isinstance(config, RomeConfig) or config.layers[1:]:
-        return policy()
-    return policy(**{name: getattr(config, name) for name in names})
+def search_like(config: MethodConfig) -> MethodConfig:
+    """A key policy's config with the form's settings, where its search is the same."""
+    policy = type(config) if config.single_key else METHODS[DEFAULT_METHOD]
+    return config.like(policy) if config.adds_to == policy.adds_to else policy()
 
 
-def start(lm: LanguageModel, config: RomeConfig, n: int, step: int, seed: int, below: Sequence[Edit]) -> None:
+def start(lm: LanguageModel, config: MethodConfig, n: int, step: int, seed: int, below: Sequence[Edit]) -> None:
     facts = facts_of("validation")
     random.Random(seed).shuffle(facts)
     layers = list(range(0, lm.n_layers, step))

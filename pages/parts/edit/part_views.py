@@ -14,7 +14,6 @@ from pages.parts.edit.views import caption, chart, identity, look, once
 from pages.shared.text import number
 from rome_core import LanguageModel
 from rome_core.diagnosis.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
-from rome_core.editing.methods.least_squares import MassConfig
 from rome_core.model.edits import Delta
 
 
@@ -35,7 +34,7 @@ def key_view(lm: LanguageModel, report: Report) -> None:
     left, right = st.columns(2)
     with left:
         chart(part_figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
-    if "keys" in edit.extras:
+    if edit.known_keys.prompts is not None:
         with right:
             cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
             chart(part_figures.cosines_figure(cosines, words, look()), "cosines")
@@ -61,7 +60,7 @@ def value_view(lm: LanguageModel, report: Report) -> None:
     st.markdown(
         (
             "**v\\*** is what the layer shall answer to k\\*: v₀ + δ. "
-            if not isinstance(edit.config, MassConfig)
+            if edit.config.adds_to != "resid_post"
             else "**v\\*** is what the last edited block shall put out at the subject's last token: h + δ (MEMIT's z). "
         )
         + f"‖v₀‖ = {number(float(v_0.norm()))}, ‖v\\*‖ = {number(float(v_star.norm()))}. "
@@ -80,7 +79,7 @@ def update_view(lm: LanguageModel, report: Report) -> None:
     one = replace(edit, deltas=(edit.deltas[names.index(chosen)],))
     check = ""
     if report.diagnosis:
-        key = "k₀" if edit.method == "rome" else "k\\*"
+        key = "k₀" if edit.config.asks_at == "k_0" else "k\\*"
         error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit, edits=report.below))
         check = f" Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
     st.markdown(

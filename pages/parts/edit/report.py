@@ -12,9 +12,9 @@ from rome_core import EditRequest, LanguageModel, Moment, diagnose, solve
 from rome_core.diagnosis.calibration import Verdict
 from rome_core.diagnosis.inspection import target_rank
 from rome_core.diagnosis.verdict import Diagnosis, Size, has_key, size_of
+from rome_core.editing.edit import Edit, Step
 from rome_core.facts.datasets import Fact, load_facts
 from rome_core.facts.namesakes import namesakes
-from rome_core.model.edits import Edit, Step
 from rome_core.model.generation import generate_many
 from rome_core.model.scoring import score
 from rome_core.model.tokens import Prompt, as_target

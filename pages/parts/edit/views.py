@@ -29,7 +29,7 @@ from pages.shared.forms import changed
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel, RomeError
-from rome_core.model.edits import Edit, Step
+from rome_core.editing.edit import Edit, Step
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
 NAMED = ("layer", "clamp", "seed")  # settings that every caption has

@@ -7,7 +7,7 @@ import html
 
 from pages.parts.edit.report import Report
 from pages.shared.text import number
-from rome_core.model.edits import Step
+from rome_core.editing.edit import Step
 
 
 def why_no_effect(report: Report) -> str | None:

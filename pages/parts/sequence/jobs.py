@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pages.shared import track
 from rome_core import LanguageModel
+from rome_core.editing.edit import Edit, merge_edits
 from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation.sequence.curves import rows
 from rome_core.evaluation.sequence.folder import (
@@ -25,7 +26,6 @@ from rome_core.evaluation.sequence.folder import (
 from rome_core.evaluation.sequence.steps import edit_in_sequence, plan_sequence
 from rome_core.facts.datasets import Fact
 from rome_core.files import STUDIES, cache_dir
-from rome_core.model.edits import Edit, merged
 
 SHIPPED = STUDIES / "sequence"
 
@@ -94,7 +94,7 @@ def own_edits(lm: LanguageModel, run: SequenceRun, step: int) -> tuple[Edit, ...
     there = [record for record in run.records if record.edit and record.step <= step]
     if run.fingerprint != lm.fingerprint or not all(run.path(record.step).exists() for record in there):
         return None
-    return merged(run.edits(step))
+    return merge_edits(run.edits(step))
 
 
 def as_json(run: SequenceRun, records: Sequence[Record]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pages.shared.text import number, show_token
 from rome_core import LanguageModel, Prompt, Trace, TraceConfig, trace_steps
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.tokens import encode, labels
 from rome_core.progress import Track

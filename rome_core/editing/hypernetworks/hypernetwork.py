@@ -15,15 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rome_core.editing.method import MethodConfig, keyless
+from rome_core.editing.edit import Edit, make_edit
+from rome_core.editing.method import MethodConfig, Report
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
-from rome_core.editing.value import Report
 from rome_core.errors import EditError
-from rome_core.files import ASSETS, cache_dir
-from rome_core.model.edits import Delta, Edit
+from rome_core.files import ASSETS, cache_dir, write_whole
+from rome_core.model.edits import Delta
 from rome_core.model.hooks import Overlay
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.tokens import EditRequest, as_target, target_ids, text_ids
 from rome_core.progress import Track
 from rome_core.settings import setting
@@ -150,10 +150,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, shapes: Shapes) -> None:
         "training": checkpoint.training,
     }
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part, {"about": json.dumps(about)})
-    part.replace(path)
+    write_whole(path, lambda part: save_file(tensors, part, {"about": json.dumps(about)}))
 
 
 def load_checkpoint(path: str | Path, lm: LanguageModel, kind: type[HyperNetwork]) -> Checkpoint:
@@ -197,6 +194,9 @@ def train_one(lm: LanguageModel, kind: str) -> str:
 # ------------------------------------------------------------------------------------------------------- the method
 
 
+NETWORKS = Kept[Checkpoint]("hypernetworks", limit=4)
+
+
 @dataclass(frozen=True)
 class HyperConfig(MethodConfig):
     """Settings of an edit by a trained network. checkpoint: its file; None takes this model's own."""
@@ -233,17 +233,14 @@ class HyperConfig(MethodConfig):
                 "Solve them one after another, each with the former ones in edits=.",
             )
         path = Path(self.checkpoint) if self.checkpoint else find_checkpoint(lm, self.name)
-        kept: dict[object, Checkpoint] = lm.memo.setdefault("hypernets", {})
         key = (self.name, path, path.stat().st_mtime_ns if path.exists() else 0)
-        if key not in kept:
-            kept[key] = load_checkpoint(path, lm, self.network)
-        trained = kept[key]
+        trained = lm.remember(NETWORKS, key, lambda: load_checkpoint(path, lm, self.network))
         pairs = [(request.prompt.text, request.target_new) for request in requests]
         (deltas,) = [
             solved(lm, trained.network, forced_rows(lm, pairs, edited_blocks(lm).start, edits), requests[0])
             for _ in track([0], "Editing", 1)
         ]
-        edit = keyless(lm, requests, self, deltas, edits, corpus=summary(trained.training))
+        edit = make_edit(lm, requests, self, deltas, edits, corpus=summary(trained.training))
         return edit.scaled(self.scale)
 
 

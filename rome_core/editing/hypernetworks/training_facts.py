@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import (
     Gradient,
     HyperNetwork,
@@ -21,7 +22,6 @@ from rome_core.editing.hypernetworks.hypernetwork import (
 from rome_core.editing.second_moment import self_written_texts
 from rome_core.editing.teacher_forcing import Final, Forced, final_states, forced_rows, precise
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import Batch, Overlay, batch_of
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, text_ids

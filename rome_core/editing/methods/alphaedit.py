@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,22 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.methods.least_squares import Keys, MassConfig, Residuals, delta_of
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import Term
+from rome_core.editing.methods.least_squares import KeyColumns, Residuals, SpreadUpdate, delta_of
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import EditError
 from rome_core.model.edits import Delta
+from rome_core.model.language_model import LanguageModel
 from rome_core.settings import setting
 
 
 def null_space(moment: Moment, energy: float) -> Float[Tensor, "d_mlp r"]:
     """Orthonormal eigenvectors of C with the smallest eigenvalues, as many as together hold `energy` of its trace."""
-    values, vectors = moment.eigen()
+    values, vectors = moment.eigen
     share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
     return vectors[:, share <= energy]
 
 
 @dataclass(frozen=True)
-class AlphaEdit(MassConfig):
+class AlphaEdit(SpreadUpdate):
     """P is made from the directions of C that together hold less than `energy` of it."""
 
     name: ClassVar[str] = "alphaedit"
@@ -33,6 +37,10 @@ class AlphaEdit(MassConfig):
     )
     formula: ClassVar[str] = (
         r"\Delta_l = R_l K_l^\top P\,(K_p K_p^\top P + K_l K_l^\top P + \lambda I)^{-1},\quad P C \approx 0"
+    )
+    objective: ClassVar[str] = (
+        r"\min_{\Delta_l}\ \lVert\Delta_l P K_l - R_l\rVert^2 + \lVert\Delta_l P K_p\rVert^2 "
+        r"+ \lambda' \lVert\Delta_l P\rVert^2"
     )
     clamp: float | None = setting(
         0.75,
@@ -63,8 +71,13 @@ class AlphaEdit(MassConfig):
         step=0.01,
     )
 
-    def update(
-        self, module: str, residuals: Residuals, keys: Keys, moment: Moment, earlier: Float[Tensor, "d_mlp m"]
+    def layer_update(
+        self,
+        module: str,
+        residuals: Residuals,
+        keys: KeyColumns,
+        moment: Moment,
+        earlier: Float[Tensor, "d_mlp m"],
     ) -> Delta:
         """Solved in the coordinates of the null space, where P is the identity: k' = Qᵀk."""
         Q = null_space(moment, self.energy)
@@ -79,3 +92,18 @@ class AlphaEdit(MassConfig):
         gram = own @ own.T + kept @ kept.T
         gram.diagonal().add_(self.weight * scale)
         return delta_of(module, residuals.double().cpu(), torch.linalg.solve(gram, own).T @ Q.T, residuals)
+
+    def terms(
+        self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]
+    ) -> list[Term]:
+        found = super().terms(lm, edit, below, moments)
+        for layer in self.layers:
+            moment = moments(layer)
+            if moment is not None:
+                values = torch.linalg.eigvalsh(moment.C.double()).clamp(min=0)  # as null_space, without the vectors
+                room = int((values.cumsum(0) / values.sum() <= self.energy).sum())
+                found.append(
+                    Term(rf"\operatorname{{rank}} P_{{{layer}}}", room, f"directions of {lm.d_mlp:,} left free")
+                )
+        words = "the weight of the second term, in units of the mean squared norm of P k"
+        return [*found, Term(r"\lambda'", self.weight, words)]

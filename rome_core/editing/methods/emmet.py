@@ -7,25 +7,30 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from rome_core.editing.methods.least_squares import Wanted, least_squares, wanted
-from rome_core.editing.methods.rome import RomeConfig, prefixes_of
-from rome_core.editing.second_moment import Moment, moments_for
-from rome_core.editing.value import Report, keys_of
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit, Keys, make_edit
+from rome_core.editing.method import FoundValue, MethodConfig
+from rome_core.editing.methods.least_squares import least_squares
+from rome_core.editing.second_moment import Moment
+from rome_core.editing.value import keys_of, prompts_of
+from rome_core.editing.value_search import ValueSearch
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.tokens import EditRequest
 from rome_core.progress import Track
 from rome_core.settings import setting
 
 
 @dataclass(frozen=True)
-class Emmet(RomeConfig):
+class Emmet(ValueSearch):
     """Hyper-parameters of ROME, and the slack of its constraints in batches."""
 
     name: ClassVar[str] = "emmet"
     title: ClassVar[str] = "EMMET: ROME's homogeneous form for one fact or many, every fact an equality constraint."
     formula: ClassVar[str] = r"\Delta = R\,(K^\top C^{-1} K)^{-1} K^\top C^{-1}"
+    objective: ClassVar[str] = (
+        r"\min_{\hat W}\ \lVert(\hat W - W)\,C^{1/2}\rVert_F^2\quad\text{subject to}\quad\hat W K = V"
+    )
     batches: ClassVar[bool] = True
     slack: float = setting(
         1e-4,
@@ -37,45 +42,49 @@ class Emmet(RomeConfig):
         step=1e-4,
     )
 
-    def solve(
+    def update(
         self,
         lm: LanguageModel,
-        requests: Sequence[EditRequest],
+        values: Sequence[FoundValue],
         *,
-        moments: Mapping[int, Moment] | None,
+        moments: Mapping[int, Moment],
         edits: Sequence[Edit],
         track: Track,
-        report: Report,
     ) -> Edit:
         """δ at the MLP's output and the mean key of the prefixed prompts, as in ROME; then all facts at once."""
-        prefixes = prefixes_of(lm, self, edits)
-        facts = wanted(lm, requests, self, prefixes, "mlp_out", edits, track, report)
         (layer,) = self.layers
-        moment = moments_for(lm, [layer], moments, track)[layer]
-        return at_once(lm, facts, replace(self, prefixes=tuple(prefixes)), moment, edits)
+        moment = moments[layer]
+        rows = [
+            value.keys or keys_of(lm, prompts_of(lm, value.request, value.prefixes, self.kl_at), layer, edits)
+            for value in values
+        ]
+        keys = torch.stack([own.keys.mean(0) for own in rows], 1)
+        residuals = torch.stack([value.delta for value in values], 1)
+        weight = 0.0
+        if len(values) > 1:
+            K = keys.double().cpu()
+            weight = self.slack * float((K * moment.solve(K, self.ridge)).sum(0).mean())
+        delta = least_squares(lm.down_projection(layer), residuals, keys, moment, self.ridge, weight)
+        return make_edit(
+            lm,
+            [value.request for value in values],
+            replace(self, prefixes=values[0].prefixes),
+            (delta,),
+            edits,
+            keys=Keys(
+                keys.T,
+                torch.stack([own.values.mean(0) for own in rows]) + residuals.T,
+                torch.stack([own.k_0 for own in rows]),
+                torch.stack([own.v_0 for own in rows]),
+                by_layer={layer: keys},
+            ),
+            history=[step for value in values for step in value.history],
+            moments=[moment],
+        )
 
+    def shares_search(self, other: MethodConfig) -> bool:
+        return False  # its edits keep the mean key only
 
-def at_once(lm: LanguageModel, facts: Sequence[Wanted], config: Emmet, moment: Moment, edits: Sequence[Edit]) -> Edit:
-    """The update of facts whose values are known."""
-    found = [keys_of(lm, fact.prompts, moment.layer, edits) for fact in facts]
-    keys = torch.stack([one.keys.mean(0) for one in found], 1)
-    residuals = torch.stack([fact.delta for fact in facts], 1)
-    weight = 0.0
-    if len(facts) > 1:
-        K = keys.double().cpu()
-        weight = config.slack * float((K * moment.solve(K, config.ridge)).sum(0).mean())
-    return Edit(
-        requests=tuple(fact.request for fact in facts),
-        method=config.name,
-        config=config,
-        deltas=(least_squares(lm.down_projection(moment.layer), residuals, keys, moment, config.ridge, weight),),
-        k_star=keys.T,
-        v_star=torch.stack([one.values.mean(0) for one in found]) + residuals.T,
-        k_0=torch.stack([one.k_0 for one in found]),
-        v_0=torch.stack([one.v_0 for one in found]),
-        history=tuple(step for fact in facts for step in fact.history),
-        base=lm.fingerprint,
-        on=tuple(edit.id for edit in edits),
-        corpus=f"{moment.corpus}, {moment.n_tokens:,} tokens",
-        extras={f"keys_{moment.layer}": keys},
-    )
+    def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
+        keys = None if edit.keys is None else edit.keys.by_layer.get(layer)
+        return None if keys is None else keys.double().cpu()

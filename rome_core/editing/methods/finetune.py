@@ -6,20 +6,20 @@ bias beside W, it stays as it is: an edit is a change of matrices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.method import MethodConfig, keyless
+from rome_core.editing.edit import Edit, Step, make_edit
+from rome_core.editing.method import MethodConfig, Report, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
-from rome_core.editing.value import Report
 from rome_core.errors import EditError
-from rome_core.model.edits import Edit, Step, dense_delta
+from rome_core.model.edits import dense_delta
 from rome_core.model.hooks import Overlay
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
@@ -94,7 +94,49 @@ class FineTune(MethodConfig):
         track: Track,
         report: Report,
     ) -> Edit:
-        return fine_tune(lm, requests, self, edits=edits, track=track, report=report)
+        """Adam on Δ, zero at first; the loss is the mean over the requests of their targets' mean NLL."""
+        layer = self.layer
+        if layer is None or not 0 <= layer < lm.n_layers:
+            raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
+        if not requests:
+            raise EditError("There is no fact to edit.", "", "Give at least one.")
+        forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, edits)
+        module = lm.down_projection(layer)
+        W = precise(lm.matrix(module).detach())
+        change, history = torch.zeros_like(W, requires_grad=True), list[Step]()
+        adam = torch.optim.Adam([change], lr=self.lr)
+        for index in track(range(self.steps), "Fine-tuning", self.steps):
+            with torch.enable_grad():
+                nll, first, p = losses(lm, forced, (module, lambda keys: keys @ change.T.to(keys)), self)
+            decay = self.weight_decay / 2 * (W + change.detach()).square().sum().item()
+            norm = change.detach().double().norm().item()
+            limit = float("inf") if self.bound is None else self.bound * W.numel() ** 0.5
+            rank = int((first[0] > first[0, forced.targets[0, 0]]).sum()) + 1
+            step = Step(
+                index=index,
+                loss=nll.item() + decay,
+                nll=nll.item(),
+                kl=0.0,
+                decay=decay,
+                p_target=p,
+                delta_norm=norm,
+                limit=limit,
+                rank=rank,
+            )
+            history.append(step)
+            report(step)
+            if step.nll < self.stop_loss or index == self.steps - 1:
+                break
+            (gradient,) = torch.autograd.grad(nll, [change])
+            change.grad = gradient + self.weight_decay * (W + change.detach())
+            adam.step()
+            if self.bound is not None:
+                with torch.no_grad():
+                    change.clamp_(-self.bound, self.bound)
+        return make_edit(lm, requests, self, (dense_delta(module, change.detach()),), edits, history=history)
+
+    def at_layer(self, layer: int) -> Self:
+        return replace(self, layer=layer)
 
 
 @dataclass(frozen=True)
@@ -129,59 +171,14 @@ class FineTuneL(FineTune):
     def bound(self) -> Box:
         return self.epsilon
 
-
-FINE_TUNING = (FineTune, FineTuneM, FineTuneL)
-
-
-def fine_tune(
-    lm: LanguageModel,
-    requests: Sequence[EditRequest],
-    config: FineTune,
-    *,
-    edits: Sequence[Edit],
-    track: Track,
-    report: Report,
-) -> Edit:
-    """Adam on Δ, zero at first; the loss is the mean over the requests of their targets' mean NLL."""
-    layer = config.layer
-    if layer is None or not 0 <= layer < lm.n_layers:
-        raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
-    if not requests:
-        raise EditError("There is no fact to edit.", "", "Give at least one.")
-    forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, edits)
-    module = lm.down_projection(layer)
-    W = precise(lm.matrix(module).detach())
-    change, history = torch.zeros_like(W, requires_grad=True), list[Step]()
-    adam = torch.optim.Adam([change], lr=config.lr)
-    for index in track(range(config.steps), "Fine-tuning", config.steps):
-        with torch.enable_grad():
-            nll, first, p = losses(lm, forced, (module, lambda keys: keys @ change.T.to(keys)), config)
-        decay = config.weight_decay / 2 * (W + change.detach()).square().sum().item()
-        norm = change.detach().double().norm().item()
-        limit = float("inf") if config.bound is None else config.bound * W.numel() ** 0.5
-        rank = int((first[0] > first[0, forced.targets[0, 0]]).sum()) + 1
-        step = Step(
-            index=index,
-            loss=nll.item() + decay,
-            nll=nll.item(),
-            kl=0.0,
-            decay=decay,
-            p_target=p,
-            delta_norm=norm,
-            limit=limit,
-            rank=rank,
-        )
-        history.append(step)
-        report(step)
-        if step.nll < config.stop_loss or index == config.steps - 1:
-            break
-        (gradient,) = torch.autograd.grad(nll, [change])
-        change.grad = gradient + config.weight_decay * (W + change.detach())
-        adam.step()
-        if config.bound is not None:
-            with torch.no_grad():
-                change.clamp_(-config.bound, config.bound)
-    return keyless(lm, requests, config, (dense_delta(module, change.detach()),), edits, tuple(history))
+    def terms(
+        self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]
+    ) -> list[Term]:
+        largest = max(float(delta.matrix().abs().max()) for delta in edit.deltas)
+        return [
+            Term(r"\lVert\Delta\rVert_\infty", largest, "the largest change of a weight"),
+            Term(r"\varepsilon", self.epsilon, "how large it may be"),
+        ]
 
 
 def losses(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.methods.least_squares import Keys, MassConfig, Residuals, least_squares
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import Term
+from rome_core.editing.methods.least_squares import KeyColumns, Residuals, SpreadUpdate, least_squares
 from rome_core.editing.second_moment import Moment
 from rome_core.model.edits import Delta
+from rome_core.model.language_model import LanguageModel
 from rome_core.settings import setting
 
 
 @dataclass(frozen=True)
-class Memit(MassConfig):
+class Memit(SpreadUpdate):
     """λ is in units of facts: how many ordinary keys an edited one is weighed against."""
 
     name: ClassVar[str] = "memit"
@@ -44,7 +48,28 @@ class Memit(MassConfig):
         step=1.0,
     )
 
-    def update(
-        self, module: str, residuals: Residuals, keys: Keys, moment: Moment, earlier: Float[Tensor, "d_mlp m"]
+    def layer_update(
+        self,
+        module: str,
+        residuals: Residuals,
+        keys: KeyColumns,
+        moment: Moment,
+        earlier: Float[Tensor, "d_mlp m"],
     ) -> Delta:
         return least_squares(module, residuals, keys, moment, self.ridge, self.weight)
+
+    def terms(
+        self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]
+    ) -> list[Term]:
+        weight = Term(r"\lambda", self.weight, "the weight of the second term, relative to C")
+        return [*super().terms(lm, edit, below, moments), weight]
+
+    def notes(self, edit: Edit, missed: Mapping[int, float | None]) -> list[str]:
+        words = (
+            "MEMIT is least squares and not an equality. With one fact it is ROME's homogeneous form only on one layer "
+            "and in the limit λ → 0; it is often said to be ROME, without the limit."
+        )
+        if len(edit.requests) == 1 and None not in missed.values():
+            parts = ", ".join(f"{1 - (share or 0.0):.1%} in layer {layer}" for layer, share in missed.items())
+            words += f" With this λ an update brings about kᵀC⁻¹k / (λ + kᵀC⁻¹k) of what it is asked for: {parts}."
+        return [words]

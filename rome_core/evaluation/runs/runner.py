@@ -16,8 +16,6 @@ import torch
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
-from rome_core.editing.shared_search import same_search
-from rome_core.editing.value import sampled_prefixes
 from rome_core.errors import DataError
 from rome_core.evaluation.known import known_facts
 from rome_core.evaluation.runs.store import Row, Store, hash_of
@@ -68,9 +66,8 @@ def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> d
         return dict(configs)
     found: dict[str, MethodConfig] = {}
     for name, config in configs.items():
-        settings: Any = config
-        fits = hasattr(config, "layer")
-        found |= {f"{name}@{layer}": replace(settings, layer=layer) for layer in layers} if fits else {name: config}
+        placed = {f"{name}@{layer}": other for layer in layers if (other := config.at_layer(layer)) is not None}
+        found |= placed or {name: config}
     return found
 
 
@@ -88,7 +85,7 @@ def _sharing(plan: Plan, names: Sequence[str]) -> list[tuple[str, ...]]:
     found: list[list[str]] = []
     for name in names:
         config = plan.methods[name]
-        mine = next((some for some in found if plan.group == 1 and same_search(plan.methods[some[0]], config)), None)
+        mine = next((some for some in found if plan.group == 1 and plan.methods[some[0]].shares_search(config)), None)
         if mine is None:
             found.append([name])
         else:
@@ -119,10 +116,9 @@ def prepared(lm: LanguageModel, plan: Plan) -> Plan:
         raise DataError("There is nothing to evaluate.", "", "Choose at least one fact and one method.")
     methods = {}
     for name, config in plan.methods.items():
-        resolved: Any = resolve(lm, config)
-        if plan.prefixes is not None and hasattr(resolved, "prefixes"):
-            resolved = replace(resolved, prefixes=sampled_prefixes(lm, resolved.seed, n=plan.prefixes - 1))
-        methods[name] = resolved
+        methods[name] = resolve(lm, config)
+        if plan.prefixes is not None:
+            methods[name] = methods[name].with_prefixes(lm, n=plan.prefixes - 1)
     return replace(plan, methods=methods)
 
 

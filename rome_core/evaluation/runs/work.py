@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.shared_search import reuse
@@ -17,7 +18,7 @@ from rome_core.evaluation.generation_measures import References
 from rome_core.evaluation.measures import Measured, MeasureSettings, measure_fact
 from rome_core.evaluation.runs.store import Row
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Delta, Edit
+from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
 
 # What one fact can run into without the run being wrong: it is recorded, and the next one's turn comes.
@@ -187,7 +188,7 @@ def _stages(
     common: Mapping[str, Any],
 ) -> Iterator[Row]:
     assert one.edit is not None
-    prefix = prefix_in_use(one.edit)
+    prefix = one.edit.config.use_prefix
 
     def before(prefix: str) -> Measured:
         key = (group, one.fact.id, prefix)
@@ -229,13 +230,6 @@ def _stages(
             ],
             texts=list(found.texts),
         )
-
-
-def prefix_in_use(edit: Edit) -> str:
-    """What stands before the prompts when the edited model is used: nothing, but for C-ROME one of its prefixes."""
-    if not getattr(edit.config, "prefixed_use", False):
-        return ""
-    return next((prefix for prefix in edit.config.prefixes or () if prefix), "")
 
 
 def relative_norm(lm: LanguageModel, edit: Edit) -> float:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.storage import config_of, load_edit, save_edit
 from rome_core.errors import DataError
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
 from rome_core.settings import setting

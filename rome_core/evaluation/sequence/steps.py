@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from rome_core.diagnosis.inspection import weight_of
+from rome_core.editing.edit import Edit, merge_edits
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.storage import load_edit
-from rome_core.editing.value import sampled_prefixes
 from rome_core.errors import DataError, EditError, RomeError
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, SequencePlan, SequenceRun
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit, factors, merged
+from rome_core.model.edits import relative_norms
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
@@ -47,9 +46,7 @@ def plan_sequence(
             f"{config.name} edits one fact at a time, not {pace.batch}.", "", "Set the batch to 1, or choose another."
         )
     config = resolve(lm, config)
-    if "prefixes" in {f.name for f in fields(config)} and getattr(config, "prefixes", None) is None:
-        sampled = sampled_prefixes(lm, getattr(config, "seed", 0), n=pace.prefixes - 1)
-        config = replace(config, prefixes=sampled)  # type: ignore[call-arg]
+    config = config.with_prefixes(lm, n=pace.prefixes - 1)
     return SequencePlan(config, tuple(facts), pace, order_seed)
 
 
@@ -88,7 +85,7 @@ def stack(edits: Iterable[Edit], active: tuple[Edit, ...] = ()) -> tuple[Edit, .
     """Edits on top of merged ones, merged. Always one at a time, so that a run that was stopped rounds as one that was
     not."""
     for edit in edits:
-        active = merged([*active, edit])
+        active = merge_edits([*active, edit])
     return active
 
 
@@ -158,8 +155,8 @@ def _step(
         edit=edit.id if edit else "",
         error=error,
         perplexity=perplexity(lm, general_texts()[: plan.pace.passages], edits=now),
-        norms=_relative(lm, now),
-        own=max(_relative(lm, [edit] if edit else []).values(), default=0.0),
+        norms=relative_norms(lm, now),
+        own=max(relative_norms(lm, [edit] if edit else []).values(), default=0.0),
         before=check(lm, plan, chosen, active),
         checks=check(lm, plan, [*made, *(chosen if edit else ())], now) if made or edit else (),
         texts=_texts(lm, plan, now) if whole else (),
@@ -167,12 +164,6 @@ def _step(
         measure_seconds=time.monotonic() - solved,
     )
     return record, edit
-
-
-def _relative(lm: LanguageModel, edits: Sequence[Edit]) -> dict[str, float]:
-    return {
-        module: delta.norm() / float(weight_of(lm, module).double().norm()) for module, delta in factors(edits).items()
-    }
 
 
 def _texts(lm: LanguageModel, plan: SequencePlan, edits: Sequence[Edit]) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rome_core.diagnosis.forensics import as_edit, changes_of, promoted, reverting, suspects
+from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_adapter, export_merged
 from rome_core.errors import EditError, ModelError
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rome_core.diagnosis.interference import Moved, moved, overlap, predict
+from rome_core.editing.edit import Edit
 from rome_core.errors import EditError
-from rome_core.model.edits import Edit
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
 from rome_core.model.tokens import EditRequest, Prompt

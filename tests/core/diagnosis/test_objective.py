@@ -9,7 +9,7 @@ import pytest
 
 from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, solve
 from rome_core.diagnosis.objective import Account, account, objective_of
-from rome_core.model.edits import Edit
+from rome_core.editing.edit import Edit
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
 
 QUICK = {"prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0, "ridge": 1e-12}

@@ -11,11 +11,11 @@ import torch
 
 from rome_core.diagnosis.calibration import Calibration, Thresholds
 from rome_core.diagnosis.verdict import CAUTION, DISABLING, Diagnosis, diagnose, forecast, size_of
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.methods.rome import repolicy
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel, fingerprint
 from rome_core.model.tokens import EditRequest, Prompt

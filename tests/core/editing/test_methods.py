@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, load_edit, save_edit, solve
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods.alphaedit import null_space
 from rome_core.editing.methods.least_squares import key_of, least_squares, states_at
 from rome_core.editing.value import final_by_hooks, final_by_replay, prompts_of
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import Point
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 

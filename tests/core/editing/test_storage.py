@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rome_core.editing.edit import Edit, Step
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.storage import export_adapter, export_merged, factors, load_edit, save_edit
 from rome_core.errors import EditError
-from rome_core.model.edits import Edit, Step
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
 from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rome_core.editing.edit import Step
 from rome_core.editing.value import (
     ValueSettings,
     final_by_hooks,
@@ -18,7 +19,6 @@ from rome_core.editing.value import (
     prompts_of,
     sampled_prefixes,
 )
-from rome_core.model.edits import Step
 from rome_core.model.tokens import EditRequest, Prompt
 from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rome_core import METHODS, LanguageModel, ModelError, Moment, continuation_probabilities, generate
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation.comparison import Row, Task, as_csv, as_json, bench
-from rome_core.model.edits import Edit
 from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 3, "clamp": 1.0}

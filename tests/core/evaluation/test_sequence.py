@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rome_core.diagnosis.inspection import weight_of
+from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import HyperConfig
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.value import sampled_prefixes
@@ -41,7 +42,6 @@ from rome_core.evaluation.sequence import steps as sequence_module
 from rome_core.evaluation.sequence.curves import rows
 from rome_core.evaluation.sequence.folder import Check, facts_hash, runs_in
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Edit
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score

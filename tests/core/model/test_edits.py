@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from rome_core.editing.edit import merge_edits
 from rome_core.errors import EditError
-from rome_core.model.edits import Delta, factors, merged
+from rome_core.model.edits import Delta, factors
 from rome_core.model.hooks import batch_of, hidden_states
 from tests.tiny import random_edit, tiny_model
 
@@ -93,14 +94,14 @@ def test_merged_edits_are_the_stacked_ones(family: str) -> None:
     batch = batch_of(lm, [[5, 60, 300, 17], [8, 9]])
     stacked = hidden_states(lm, batch, edits=edits)
 
-    few = merged(edits)
+    few = merge_edits(edits)
 
     assert [edit.method for edit in few] == ["r-rome", "emmet"]
     assert [len(edit.deltas) for edit in few] == [3, 1]
     torch.testing.assert_close(hidden_states(lm, batch, edits=few), stacked, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(stacked, hidden_states(lm, batch), atol=1e-2)
     assert len(few[0].requests) == 9 and few[0].on == tuple(edit.id for edit in edits if edit.method == "r-rome")
-    assert merged(edits[:1]) == (edits[0],) and merged([]) == ()
+    assert merge_edits(edits[:1]) == (edits[0],) and merge_edits([]) == ()
 
 
 def test_a_merged_update_of_high_rank_is_applied_whole() -> None:
@@ -109,7 +110,7 @@ def test_a_merged_update_of_high_rank_is_applied_whole() -> None:
     keys = torch.randn(3, lm.d_mlp)
     for n, rank in ((9, 9), (10, 10), (15, 15), (16, 16), (40, 16)):
         edits = [random_edit(lm, 1, seed=i) for i in range(n)]
-        (one,) = merged(edits)
+        (one,) = merge_edits(edits)
         (delta,) = one.deltas
 
         torch.testing.assert_close(delta(keys), sum(e.deltas[0](keys) for e in edits), rtol=1e-4, atol=1e-4)
@@ -122,8 +123,8 @@ def test_keys_that_later_edits_need_stay_side_by_side() -> None:
     kept = [torch.randn(lm.d_mlp, n) for n in (2, 3)]
     edits = [replace(random_edit(lm, seed=i), extras={"keys_1": keys}) for i, keys in enumerate(kept)]
 
-    (one,) = merged(edits)
+    (one,) = merge_edits(edits)
 
     assert torch.equal(one.extras["keys_1"], torch.cat(kept, 1))
     with pytest.raises(EditError, match="different models"):
-        merged([edits[0], replace(edits[1], base="another")])
+        merge_edits([edits[0], replace(edits[1], base="another")])

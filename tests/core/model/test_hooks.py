@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rome_core.editing.edit import Edit
 from rome_core.errors import EditError
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import (
     Point,
     activations,

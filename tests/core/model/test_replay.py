@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rome_core.editing.edit import Edit
 from rome_core.model import replay
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import Patch, Point, batch_of
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell, Recording, Window, batches, plain_cell, record, run_block, sweep

@@ -37,7 +37,7 @@ def test_several_points_come_from_one_pass_under_the_edits_and_in_any_size_of_ba
     points, edits = [Point("mlp_key", 2), Point("resid_post", 2)], [random_edit(lm)]
 
     whole = subject_states(lm, PROMPTS, points, edits=edits)
-    monkeypatch.setattr(subjects, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(subjects, "AT_ONCE", 1)
     alone = subject_states(lm, PROMPTS, points, edits=edits)
 
     for point in points:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.editing.methods.rome import other_keys, policy_terms, rank_one, repolicy
@@ -17,7 +18,6 @@ from rome_core.editing.value import Keys
 from rome_core.errors import EditError, MomentError, RomeError
 from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import namesakes
-from rome_core.model.edits import Edit
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.scoring import continuation_probabilities

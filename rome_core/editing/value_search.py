@@ -1,0 +1,292 @@
+"""Methods that search a value: their hyper-parameters, the search, and how well its value is met.
+
+Each optimises δ at the subject's last token (`value.optimise_delta`), and differs in what update it makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_core.editing.edit import Edit
+from rome_core.editing.method import AddedTo, FoundValue, MethodConfig, Report, Term
+from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.value import (
+    N_SAMPLED,
+    KlAt,
+    Prompts,
+    ValueSettings,
+    final_by_hooks,
+    final_by_replay,
+    keys_of,
+    optimise_delta,
+    prompts_of,
+    sampled_prefixes,
+)
+from rome_core.errors import EditError
+from rome_core.model.edits import Update, outputs_of
+from rome_core.model.hooks import Point, activations
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest
+from rome_core.progress import Track
+from rome_core.settings import setting
+from rome_core.tracing.restoration import replay_note
+
+AUTHORS = "Meng et al. 2022, the authors' code"
+ScaleAt = Literal["prefixed prompts", "bare prompt"]
+
+
+@dataclass(frozen=True)
+class ValueSearch(MethodConfig):
+    """Hyper-parameters of the search. prefixes: texts put before the prompt, "" for none; None = sampled."""
+
+    objective: ClassVar[str] = (
+        r"\min_{\hat W}\ \lVert(\hat W - W)\,C^{1/2}\rVert_F^2\quad\text{subject to}\quad\hat W k^* = v^*"
+    )
+    adds_to: ClassVar[AddedTo] = "mlp_out"
+
+    layer: int | None = setting(
+        None,
+        "Layer",
+        "The block whose down projection is edited.",
+        source="preset of the model",
+        low=0,
+        high=199,
+        step=1,
+    )
+    clamp: float | None = setting(
+        None,
+        "Clamp",
+        "‖δ‖ may grow to this many times ‖v_0‖. Small values bleed less, too small ones do not reach the target.",
+        source="preset of the model; 4 in the authors' GPT-2 settings",
+        low=0.1,
+        high=20.0,
+        step=0.05,
+        unit="‖v_0‖",
+    )
+    steps: int | None = setting(
+        None,
+        "Steps",
+        "Evaluations of the loss; the last one is not followed by an update.",
+        source="preset of the model; 20 in " + AUTHORS,
+        low=1,
+        high=200,
+        step=1,
+    )
+    lr: float = setting(0.5, "Learning rate", "Of Adam on δ.", source=AUTHORS, low=0.001, high=5.0, step=0.05)
+    kl_weight: float = setting(
+        0.0625,
+        "KL weight",
+        "Holds on to what the model says of the subject in general, on '{subject} is a'.",
+        source=AUTHORS + " (the paper says 100)",
+        low=0.0,
+        high=200.0,
+        step=0.0125,
+    )
+    decay: float = setting(
+        0.5,
+        "Decay",
+        "Weight of ‖δ‖/‖v_0‖² in the loss.",
+        source=AUTHORS + " (the paper says 0.0015)",
+        low=0.0,
+        high=50.0,
+        step=0.1,
+    )
+    stop_loss: float = setting(
+        0.05,
+        "Stop below",
+        "The optimisation ends once the loss is below this.",
+        source=AUTHORS,
+        low=0.0,
+        high=5.0,
+        step=0.01,
+        unit="nats",
+    )
+    kl_at: KlAt = setting(
+        "subject",
+        "KL read at",
+        "The subject's last token, as in the authors' code, or the end of '{subject} is a', as in the paper.",
+        source=AUTHORS,
+        choices=("subject", "prompt end"),
+    )
+    scale_at: ScaleAt = setting(
+        "prefixed prompts",
+        "‖v_0‖ read at",
+        "Clamp and decay are in units of ‖v_0‖: the median over the prefixed prompts, or the bare prompt's alone. They "
+        "differ where the subject is the first token, whose value is the attention sink's.",
+        source="measured: docs/editing.md; the authors' code takes the bare prompt's",
+        choices=("prefixed prompts", "bare prompt"),
+    )
+    ridge: float = setting(
+        1e-6,
+        "Ridge",
+        "Added to the diagonal of C, in units of its mean entry.",
+        source="numerical safety",
+        low=0.0,
+        high=10.0,
+        step=1e-6,
+    )
+    n_prefixes: int = setting(
+        5,
+        "Prefixes",
+        "So many texts that the model writes are put before the prompt, so that the edit holds in other contexts, too.",
+        source="the authors of MEMIT take 5, those of ROME 20",
+        low=0,
+        high=N_SAMPLED,
+        step=1,
+    )
+    seed: int = setting(0, "Seed", "Of the sampled prefixes.", low=0, high=2**31 - 1, step=1)
+    prefixes: tuple[str, ...] | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        return [] if self.layer is None else [self.layer]
+
+    @property
+    def conditioning(self) -> float:
+        return self.ridge
+
+    @property
+    def prefixes_used(self) -> tuple[str, ...]:
+        return self.prefixes or ("",)
+
+    @property
+    def use_prefix(self) -> str:
+        return next((prefix for prefix in self.prefixes_used if prefix), "") if self.prefixed_use else ""
+
+    @property
+    def value_settings(self) -> ValueSettings:
+        assert self.clamp is not None and self.steps is not None
+        return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
+
+    def at_layer(self, layer: int) -> Self:
+        return replace(self, layer=layer)
+
+    def with_prefixes(self, lm: LanguageModel, edits: Sequence[Update] = (), n: int | None = None) -> Self:
+        if self.prefixes is not None:
+            return self
+        return replace(self, prefixes=sampled_prefixes(lm, self.seed, edits, self.n_prefixes if n is None else n))
+
+    def scale(self, values: Float[Tensor, "n d_model"], bare: Float[Tensor, " d_model"]) -> float:
+        """The norm that clamp and decay are in units of; values: of the prefixed prompts."""
+        return float(bare.norm() if self.scale_at == "bare prompt" else values.norm(dim=1).median())
+
+    # ------------------------------------------------------------------------------------------------------- solving
+
+    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Raise EditError unless these requests can be edited with these settings."""
+        if not requests:
+            raise EditError("There is no fact to edit.", "", "Give at least one.")
+        if len(requests) > 1 and not self.batches:
+            raise EditError(
+                f"{self.name} edits one fact at a time; {len(requests)} were given.",
+                "",
+                "Solve them one after another, each with the former ones in edits=.",
+            )
+        if self.layer is None or not 0 <= self.layer < lm.n_layers:
+            raise EditError(
+                f"Layer {self.layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}."
+            )
+
+    def solve(
+        self,
+        lm: LanguageModel,
+        requests: Sequence[EditRequest],
+        *,
+        moments: Mapping[int, Moment] | None,
+        edits: Sequence[Edit],
+        track: Track,
+        report: Report,
+    ) -> Edit:
+        """The value of every fact, each by itself on top of `edits`; then one update of all."""
+        self.check(lm, requests)
+        used = moments_for(lm, self.layers, moments, track)
+        config = self.with_prefixes(lm, edits)
+        if self.batches:
+            requests = list(track(list(requests), "Searching values", len(requests)))
+        values = [config.search(lm, request, edits=edits, track=track, report=report) for request in requests]
+        return config.update(lm, values, moments=used, edits=edits, track=track)
+
+    def search(
+        self, lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit], track: Track, report: Report
+    ) -> FoundValue:
+        self.check(lm, [request])
+        if self.prefixes is None:
+            raise EditError(f"The prefixes of {self.name} are not chosen yet.", "", "Take config.with_prefixes(lm).")
+        assert self.layer is not None
+        prompts = prompts_of(lm, request, self.prefixes_used, self.kl_at)
+        keys = None
+        if self.adds_to == "mlp_out":
+            # The clamp and the decay refer to the module's whole output, bias included, as in the authors' code.
+            keys = keys_of(lm, prompts, self.layer, edits)
+            h, outputs = keys.v_0 + keys.bias, keys.values + keys.bias
+        else:
+            states = states_at(lm, prompts, [Point(self.adds_to, self.layer)], edits)[0]
+            h, outputs = states[0], states[prompts.rows]
+        final = final_by_hooks if replay_note(lm) else final_by_replay
+        delta, history = optimise_delta(
+            lm,
+            prompts,
+            h,
+            final(lm, prompts, self.layer, edits, self.adds_to),
+            self.value_settings,
+            scale=self.scale(outputs, h),
+            track=track,
+            report=report,
+        )
+        return FoundValue(request, self.prefixes_used, h, delta, history, keys)
+
+    def shares_search(self, other: MethodConfig) -> bool:
+        return isinstance(other, ValueSearch) and all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("adds_to", *(field.name for field in fields(ValueSearch)))
+        )
+
+    # ----------------------------------------------------------------------------------------------- being understood
+
+    def residuals_asked(
+        self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], number: int, keys: Float[Tensor, "d_mlp n"]
+    ) -> Float[Tensor, "d_model n"]:
+        values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
+        return values - outputs_of(lm, edit.deltas[number].module, below, keys)
+
+    def terms(
+        self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]
+    ) -> list[Term]:
+        """How exactly the constraint is met, and what the bare prompt's key gets of δ."""
+        found, keys = list[Term](), self.keys_asked(edit, self.layers[-1])
+        if keys is not None:
+            values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
+            reached = outputs_of(lm, edit.deltas[-1].module, [*below, edit], keys)
+            error = ((reached - values).norm(dim=0) / values.norm(dim=0)).max()
+            key, value = (self.asks_at, "v^*") if len(edit.requests) == 1 else ("K", "V")
+            found.append(
+                Term(
+                    rf"\lVert\hat W {key} - {value}\rVert / \lVert {value}\rVert",
+                    float(error),
+                    "how exactly the constraint is met" + ", the worst of all facts" * (key == "K"),
+                )
+            )
+        if edit.keys is not None and edit.keys.delta is not None:
+            delta, bare = edit.keys.delta.double().cpu(), edit.k_0.double().cpu()
+            share = float(edit.deltas[-1].matrix().cpu() @ bare @ delta / delta.square().sum().clamp(min=1e-300))
+            found.append(
+                Term(
+                    r"\langle\Delta k_0, \delta\rangle / \lVert\delta\rVert^2",
+                    share,
+                    "the share of δ that the bare prompt's key brings about; 1 is all of it",
+                )
+            )
+        return found
+
+
+def states_at(
+    lm: LanguageModel, prompts: Prompts, points: Sequence[Point], edits: Sequence[Update]
+) -> list[Float[Tensor, "batch d"]]:
+    """States at the subject's last token: of the bare prompt (row 0), the prefixed ones, and the essence prompt."""
+    kept = activations(lm, prompts.batch, points, edits=edits)
+    return [kept[point][:, prompts.column].float() for point in points]
