@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rome_core.editing.edit import Edit
+from rome_core.editing.edit import Edit, Keys, PromptKeys
 from rome_core.editing.methods import METHODS
 from rome_core.editing.second_moment import Moment
 from rome_core.model.edits import Delta
@@ -116,18 +116,15 @@ def random_edit(lm: LanguageModel, layer: int = 1, *, rank: int = 1, seed: int =
         return torch.randn(*shape, generator=draw)
 
     k, v, n = lm.d_mlp, lm.d_model, 3
+    delta = Delta(lm.down_projection(layer), size * normal(v, rank), normal(rank, k))
+    k_star, v_star, k_0, v_0 = normal(k), normal(v), normal(k), normal(v)
+    prompts = PromptKeys(normal(n, k), normal(n, v), k_0, v_0, normal(v))
     return Edit(
         requests=(REQUEST,),
-        method="r-rome",
         config=METHODS["r-rome"](layer=layer, clamp=1.0, prefixes=("", "x. ", "So it is. ")),
-        deltas=(Delta(lm.down_projection(layer), size * normal(v, rank), normal(rank, k)),),
-        k_star=normal(k),
-        v_star=normal(v),
-        k_0=normal(k),
-        v_0=normal(v),
-        history=(),
+        deltas=(delta,),
+        keys=Keys(k_star, v_star, k_0, v_0, delta=normal(v), prompts=prompts),
         base=lm.fingerprint,
-        extras={"delta": normal(v), "keys": normal(n, k), "values": normal(n, v), "bias": normal(v)},
     )
 
 

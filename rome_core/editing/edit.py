@@ -19,7 +19,8 @@ from rome_core.model.tokens import EditRequest
 if TYPE_CHECKING:
     from rome_core.editing.method import MethodConfig
 
-Vectors = Float[Tensor, "*n d"]
+KeyRows = Float[Tensor, "*n d_mlp"]
+ValueRows = Float[Tensor, "*n d_model"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Keys:
     by_layer: the keys of each layer's update, as columns, kept by methods for many facts.
     """
 
-    k_star: Vectors
-    v_star: Vectors
-    k_0: Vectors
-    v_0: Vectors
+    k_star: KeyRows
+    v_star: ValueRows
+    k_0: KeyRows
+    v_0: ValueRows
     delta: Float[Tensor, " d_model"] | None = None
     prompts: PromptKeys | None = None
     by_layer: Mapping[int, Float[Tensor, "d_mlp n"]] = field(default_factory=dict)
@@ -106,19 +107,19 @@ class Edit(Update):
         return self.keys
 
     @property
-    def k_star(self) -> Vectors:
+    def k_star(self) -> KeyRows:
         return self.known_keys.k_star
 
     @property
-    def v_star(self) -> Vectors:
+    def v_star(self) -> ValueRows:
         return self.known_keys.v_star
 
     @property
-    def k_0(self) -> Vectors:
+    def k_0(self) -> KeyRows:
         return self.known_keys.k_0
 
     @property
-    def v_0(self) -> Vectors:
+    def v_0(self) -> ValueRows:
         return self.known_keys.v_0
 
     def of_request(self, place: int) -> Edit:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -163,10 +163,10 @@ class ValueSearch(MethodConfig):
         assert self.clamp is not None and self.steps is not None
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
 
-    def at_layer(self, layer: int) -> Self:
+    def at_layer(self, layer: int) -> ValueSearch:
         return replace(self, layer=layer)
 
-    def with_prefixes(self, lm: LanguageModel, edits: Sequence[Update] = (), n: int | None = None) -> Self:
+    def with_prefixes(self, lm: LanguageModel, edits: Sequence[Update] = (), n: int | None = None) -> ValueSearch:
         if self.prefixes is not None:
             return self
         return replace(self, prefixes=sampled_prefixes(lm, self.seed, edits, self.n_prefixes if n is None else n))

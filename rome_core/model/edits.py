@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rome_core.model.language_model import LanguageModel
 
+E = TypeVar("E", bound="Update")
 RANK_BELOW = 1e-6  # of the largest singular value
 
 
@@ -97,7 +98,7 @@ class Update:
         """Frobenius norm of the whole update, all modules together."""
         return sum(delta.norm() ** 2 for delta in self.deltas) ** 0.5
 
-    def scaled(self, factor: float) -> Self:
+    def scaled(self: E, factor: float) -> E:
         """The same with its update multiplied: 0 is no edit, 1 the edit as solved."""
         return replace(self, deltas=tuple(replace(delta, U=delta.U * factor) for delta in self.deltas))
 

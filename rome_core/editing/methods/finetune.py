@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -135,7 +135,7 @@ class FineTune(MethodConfig):
                     change.clamp_(-self.bound, self.bound)
         return make_edit(lm, requests, self, (dense_delta(module, change.detach()),), edits, history=history)
 
-    def at_layer(self, layer: int) -> Self:
+    def at_layer(self, layer: int) -> FineTune:
         return replace(self, layer=layer)
 
 
