@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from rome_core.errors import DataError
+from rome_core.facts.datasets import parse_json
 
 
 def texts_from_file(path: str | Path) -> list[str]:
@@ -25,10 +25,7 @@ def texts_from_file(path: str | Path) -> list[str]:
 
 
 def _json_texts(content: str, name: str) -> Iterator[str]:
-    try:
-        records = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(f"'{name}' is not JSON: {error.msg} in line {error.lineno}.") from None
+    records = parse_json(content, name)
     for index, record in enumerate(records if isinstance(records, list) else []):
         text = record if isinstance(record, str) else _text_field(record)
         if text is None:
