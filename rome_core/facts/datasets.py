@@ -97,7 +97,7 @@ def parse_facts(text: str, name: str = "the text") -> Facts:
     data = parse_json(text, name)
     if isinstance(data, dict) and "relations" in data:
         try:
-            return Facts(expand(data))
+            return Facts(expand_relations(data))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DataError(
                 f"'{name}' has relations that cannot be read ({type(error).__name__}: {error}).",
@@ -225,7 +225,7 @@ def _with_flat_neighbours(facts: Sequence[Fact]) -> list[Fact]:
     ]
 
 
-def expand(data: dict[str, Any]) -> list[Fact]:
+def expand_relations(data: dict[str, Any]) -> list[Fact]:
     """The project's own set in full: the file keeps templates once a relation and facts as triples.
 
     Neighbours are the same template about other subjects with the same object; the choice is seeded by the subject,

@@ -17,7 +17,7 @@ from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import Keys
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
-from rome_core.facts.namesakes import namesakes
+from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.scoring import continuation_probabilities
@@ -102,7 +102,7 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
     keys, W = subject_keys(lm), lm.weight(LAYER).double().numpy()
     delta = edit.extras["delta"].double().numpy()
     held = other_keys(lm, REQUEST, LAYER).double().numpy()
-    alike = np.concatenate([subject_keys(lm, [""], one) for one in namesakes(REQUEST.prompt, 40)])
+    alike = np.concatenate([subject_keys(lm, [""], one) for one in make_namesakes(REQUEST.prompt, 40)])
     C = random_moment(lm, LAYER).C.numpy()
     expected, k, v = expected_update(policy, W, C, keys, keys[0], delta, held, alike)
 
