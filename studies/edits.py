@@ -35,7 +35,7 @@ from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import moments_for
 from rome_core.editing.shared_search import policies, repolicy, reuse
 from rome_core.evaluation import case_of, general_texts, perplexity
-from rome_core.facts.namesakes import namesakes
+from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
 from studies.common import RESULTS, append, read
@@ -70,7 +70,7 @@ def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moments]) -> Iter
 
 def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
     """Mean p(new) on made-up subjects that end in the same words; None for a subject of one word."""
-    asked = [(one.text, as_target(fact.target_new)) for one in namesakes(fact.prompt, NAMESAKES, asked=True)]
+    asked = [(one.text, as_target(fact.target_new)) for one in make_namesakes(fact.prompt, NAMESAKES, "measure")]
     return fmean(one.p_mean for one in score(lm, asked, edits=edits)) if asked else None
 
 

@@ -24,7 +24,7 @@ from rome_core.editing.second_moment import (
     moments_for,
     stored_moment,
 )
-from rome_core.facts.corpora import texts_from_dataset, texts_from_file
+from rome_core.facts.corpora import read_dataset, read_texts
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.tokens import encode
 
@@ -132,12 +132,12 @@ def _file() -> list[str] | None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / Path(file.name).name
         path.write_bytes(file.getvalue())
-        return texts_from_file(path)
+        return read_texts(path)
 
 
 def _dataset() -> list[str] | None:
     name = st.text_input("Dataset on the hub", placeholder="Salesforce/wikitext", key="moment-dataset")
-    return list(texts_from_dataset(name)) if name else None
+    return list(read_dataset(name)) if name else None
 
 
 def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from rome_core.errors import DataError
+from rome_core.facts.datasets import parse_json
 
 
-def texts_from_file(path: str | Path) -> list[str]:
+def read_texts(path: str | Path) -> list[str]:
     """Paragraphs of a text file (blank lines between them), or the texts of a JSON list of strings or {"text": ...}."""
     source = Path(path)
     try:
@@ -25,10 +25,7 @@ def texts_from_file(path: str | Path) -> list[str]:
 
 
 def _json_texts(content: str, name: str) -> Iterator[str]:
-    try:
-        records = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(f"'{name}' is not JSON: {error.msg} in line {error.lineno}.") from None
+    records = parse_json(content, name)
     for index, record in enumerate(records if isinstance(records, list) else []):
         text = record if isinstance(record, str) else _text_field(record)
         if text is None:
@@ -42,7 +39,7 @@ def _text_field(record: object) -> str | None:
     return next((value for key, value in record.items() if key.lower() == "text" and isinstance(value, str)), None)
 
 
-def texts_from_dataset(
+def read_dataset(
     name: str, *, config: str | None = None, split: str = "train", column: str = "text", limit: int = 10_000
 ) -> list[str]:
     """The first `limit` texts of a dataset on the Hugging Face hub or in a local folder, streamed. Needs `datasets`."""

@@ -80,19 +80,24 @@ def facts_of(part: Part, facts: Iterable[Fact] | None = None) -> list[Fact]:
     return [fact for fact in (load_facts() if facts is None else facts) if part_of(fact) == part]
 
 
-def parse_facts(text: str, name: str = "the text") -> Facts:
-    """Facts from JSON text; `name` is how messages call it."""
+def parse_json(text: str, name: str) -> object:
+    """What a JSON text holds; raises DataError with the line where it ends to be JSON."""
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"'{name}' is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.",
             "",
             "Give a JSON file with a list of records.",
         ) from None
+
+
+def parse_facts(text: str, name: str = "the text") -> Facts:
+    """Facts from JSON text; `name` is how messages call it."""
+    data = parse_json(text, name)
     if isinstance(data, dict) and "relations" in data:
         try:
-            return Facts(expand(data))
+            return Facts(expand_relations(data))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DataError(
                 f"'{name}' has relations that cannot be read ({type(error).__name__}: {error}).",
@@ -103,33 +108,34 @@ def parse_facts(text: str, name: str = "the text") -> Facts:
         raise DataError(f"'{name}' holds no list of records.", "", "Give a JSON file with a list of records.")
     facts, problems = [], []
     for index, record in enumerate(data):
-        place = f"{name}, record {index + 1}"
         try:
-            facts.append(_reader(record, place)(record, index))
+            facts.append(parse_record(record, index))
         except RomeError as error:
-            problems.append(error if isinstance(error, DataError) else DataError(f"{place}: {error}"))
-        except KeyError as error:
-            problems.append(DataError(f"{place}: the field {error} is missing.", "", "Add it or remove the record."))
-        except (TypeError, AttributeError, IndexError, ValueError) as error:
-            problems.append(DataError(f"{place}: a field has the wrong type ({error})."))
+            problems.append(DataError(f"{name}, record {index + 1}: {error}"))
     if not facts:
         raise problems[0]
     return Facts(_with_flat_neighbours(facts), problems)
 
 
-Reader = Callable[[dict[str, Any], int], Fact]
-
-
-def _reader(record: Any, place: str) -> Reader:
+def parse_record(record: Any, index: int) -> Fact:
+    """A record in one of the formats as a fact; raises a RomeError that leaves it to the caller to name the place."""
     fields = set(record) if isinstance(record, dict) else set()
-    for mark, reader in _READERS.items():
-        if mark in fields:
-            return reader
-    raise DataError(
-        f"{place}: the format is not known.",
-        f"Its fields are {', '.join(sorted(map(str, fields))[:8]) or 'none'}.",
-        "CounterFact, zsRE (MEND), known facts and flat CounterFact can be read.",
-    )
+    reader = next((reader for mark, reader in _READERS.items() if mark in fields), None)
+    if reader is None:
+        raise DataError(
+            "the format is not known.",
+            f"Its fields are {', '.join(sorted(map(str, fields))[:8]) or 'none'}.",
+            "CounterFact, zsRE (MEND), known facts and flat CounterFact can be read.",
+        )
+    try:
+        return reader(record, index)
+    except KeyError as error:
+        raise DataError(f"the field {error} is missing.", "", "Add it or remove the record.") from None
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise DataError(f"a field has the wrong type ({error}).") from None
+
+
+Reader = Callable[[dict[str, Any], int], Fact]
 
 
 def _counterfact(record: dict[str, Any], index: int) -> Fact:
@@ -219,7 +225,7 @@ def _with_flat_neighbours(facts: Sequence[Fact]) -> list[Fact]:
     ]
 
 
-def expand(data: dict[str, Any]) -> list[Fact]:
+def expand_relations(data: dict[str, Any]) -> list[Fact]:
     """The project's own set in full: the file keeps templates once a relation and facts as triples.
 
     Neighbours are the same template about other subjects with the same object; the choice is seeded by the subject,

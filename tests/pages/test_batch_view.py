@@ -122,3 +122,16 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     assert len(app.session_state["_results"][batch_view.NOW]) == 2 + batch_view.SOME
     app.button(key="batch-clear").click().run()
     assert app.session_state["_results"][batch_view.NOW] == [Row()]
+
+
+def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> None:
+    goto(app, "edit", view="A batch", method="emmet")
+    lines = "subject;relation;new object\nX;{} is;y\nY;{} is;\n;;\nZ;{} is;a;b\n"
+    app.file_uploader(key="batch-file").upload("mine.csv", lines.encode(), "text/csv").run()
+
+    assert not app.exception
+    assert app.session_state["_results"][batch_view.NOW] == [Row("{} is", "X", "y"), Row("{} is", "Y", "")]
+    shown = [str(cell) for table in app.table for cell in table.value.to_numpy().ravel()]
+    assert any("line 5" in cell and "4 cells stand under 3 columns" in cell for cell in shown)
+    assert "1 row cannot be used; the other stays in" in texts(app.warning)
+    assert app.button(key="batch-run").label == "Edit 1 fact"

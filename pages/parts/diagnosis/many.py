@@ -7,7 +7,7 @@ import io
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -17,10 +17,11 @@ import streamlit as st
 from pages.shared import moment_panel, request, session, track, verdicts
 from pages.shared.tables import table
 from pages.shared.text import count, number
-from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, RomeError, load_facts
-from rome_core.diagnosis.many import PASTED, Screened, diagnose_many, diagnose_sequence, requests_from
+from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
+from rome_core.diagnosis.many import Screened, diagnose_many, diagnose_sequence
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies
+from rome_core.facts.requests import PASTED, Requests, read_requests
 from rome_core.progress import Track
 
 JOB = ("diagnosis", "many")
@@ -77,42 +78,44 @@ def of_edits(lm: LanguageModel) -> tuple[Work | None, dict[str, Any]]:
 
 
 def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, Any]]:
+    reading = Requests()
     try:
-        wanted, problems = requests(source)
+        reading = choose(source)
     except RomeError as error:
         session.show_error(error)
-        wanted, problems = [], []
+    requests, problems = reading.requests, reading.problems
+    tell = st.warning if requests else st.error
     for problem in problems[:SHOWN_PROBLEMS]:
-        st.warning(str(problem))
+        tell(str(problem))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
     config = request.method_form(lm, DEFAULT_METHOD, "edit", policies())
-    if not wanted:
+    if not requests:
         return None, {}
-    st.caption(f"{count(len(wanted), 'edit')} to diagnose.")
+    st.caption(f"{count(len(requests), 'edit')} to diagnose.")
     below, moments = session.active(), moment_panel.moments(lm, config.layers)
 
     def work(track: Track) -> Iterator[Screened]:
-        return diagnose_many(lm, wanted, config, moments=moments, edits=below, track=track)
+        return diagnose_many(lm, requests, config, moments=moments, edits=below, track=track)
 
     return work, {"method": config.name, **asdict(config), "on": [edit.id for edit in below]}
 
 
-def requests(source: str) -> tuple[list[EditRequest], Sequence[Exception]]:
+def choose(source: str) -> Requests:
+    """What is to be diagnosed: typed, uploaded, or drawn from the project's facts."""
     if source == LIST:
-        text = st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED)
-        return requests_from(text or "")
+        return read_requests(st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED) or "")
     if source == FILE:
         file = st.file_uploader("CSV, JSON or lines of text", type=["csv", "json", "txt"], key="many-file")
         if file is None:
-            return [], []
-        return requests_from(file.getvalue().decode("utf-8", errors="replace"), file.name)
+            return Requests()
+        return read_requests(file.getvalue().decode("utf-8", errors="replace"), file.name)
     facts = list(load_facts())
     left, right = st.columns(2)
     n = left.number_input("Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.")
     seed = right.number_input("Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.")
     random.Random(int(seed)).shuffle(facts)
-    return [fact.request for fact in facts[: int(n)]], []
+    return Requests(tuple(fact.request for fact in facts[: int(n)]))
 
 
 # ------------------------------------------------------------------------------------------------------------- result

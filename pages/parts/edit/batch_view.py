@@ -26,7 +26,7 @@ from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, loa
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
-from rome_core.facts.requests import COLUMNS, Row, read_rows, requests_of, row_of
+from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
 JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")
 SOME = 10
@@ -47,17 +47,16 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) ->
             else "edits one fact at a time, so they are solved one after another, each on top of the former ones."
         )
     )
-    rows = sheet(wanted)
-    good, bad = requests_of(rows)
-    if bad:
-        st.warning(
-            f"{count(len(bad), 'row')} cannot be used; {'the other stays' if len(good) == 1 else 'the others stay'} in."
-        )
-        table([{"row": row, "what is wrong": sentence} for row, sentence in bad.items()])
-    below = tuple(edit for edit in session.active() if not any(same_fact(edit, one) for one in good.values()))
-    label = f"Edit {count(len(good), 'fact')}" if good else "Edit"
-    if st.button(label, key="batch-run", type="primary", disabled=not good):
-        start(lm, list(good.values()), config, below)
+    reading = check_table(Table.from_rows(sheet(wanted)))
+    requests, problems = reading.requests, reading.problems
+    if problems:
+        others = "the other stays" if len(requests) == 1 else "the others stay"
+        st.warning(f"{count(len(problems), 'row')} cannot be used; {others} in.")
+        table([{"row": problem.place.number, "what is wrong": problem.sentence} for problem in problems])
+    below = tuple(edit for edit in session.active() if not any(same_fact(edit, request) for request in requests))
+    label = f"Edit {count(len(requests), 'fact')}" if requests else "Edit"
+    if st.button(label, key="batch-run", type="primary", disabled=not requests):
+        start(lm, requests, config, below)
     result(lm)
 
 
@@ -67,7 +66,7 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) ->
 def sheet(wanted: EditRequest | None) -> list[Row]:
     """The table as it is typed, with ways to fill it."""
     with st.container(horizontal=True):
-        first = [] if wanted is None else [_row(wanted)]
+        first = [] if wanted is None else [Row.from_request(wanted)]
         st.button("Add the fact above", key="batch-add", on_click=add, args=(first,), disabled=not first)
         st.button(
             f"Add {SOME} of the project's facts",
@@ -91,13 +90,9 @@ def sheet(wanted: EditRequest | None) -> list[Row]:
     return rows
 
 
-def _row(request: EditRequest) -> Row:
-    return Row(request.prompt.template, request.prompt.subject, request.target_new.strip(), request.target_true or "")
-
-
 def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
     columns = [list(edited[name]) for name in COLUMNS]
-    return [row_of(dict(zip(COLUMNS, cells, strict=True))) for cells in zip(*columns, strict=True)]
+    return [Row.from_cells(dict(zip(COLUMNS, cells, strict=True))) for cells in zip(*columns, strict=True)]
 
 
 def put(rows: list[Row]) -> None:
@@ -115,7 +110,7 @@ def add_some() -> None:
     facts = list(load_facts())
     random.Random(0).shuffle(facts)
     typed = {(row.template, row.subject) for row in session.recall(NOW) or []}
-    new = [_row(fact.request) for fact in facts if (fact.prompt.template, fact.prompt.subject) not in typed]
+    new = [Row.from_request(fact.request) for fact in facts if (fact.prompt.template, fact.prompt.subject) not in typed]
     add(new[:SOME])
 
 
@@ -130,22 +125,22 @@ def uploaded() -> None:
     if file is None:
         return
     try:
-        rows, problems = read_rows(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
+        read = read_table(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
     except RomeError as error:
         session.show_error(error)
         return
-    if problems:
-        table([{"left out": problem} for problem in problems])
+    if read.problems:
+        table([{"left out": problem} for problem in read.problems])
     if not session.recall(("batch", file.file_id)):
         session.remember(("batch", file.file_id), True)
-        add(rows)
+        add([row for row in read.rows.values() if not row.empty])
         st.rerun()
 
 
 # --------------------------------------------------------------------------------------------------------------- work
 
 
-def start(lm: LanguageModel, requests: list[EditRequest], config: MethodConfig, below: tuple[Edit, ...]) -> None:
+def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConfig, below: tuple[Edit, ...]) -> None:
     """Queue the batch. Its edits join this session's, in place of earlier ones of the same facts."""
     mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
 

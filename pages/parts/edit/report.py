@@ -14,7 +14,7 @@ from rome_core.diagnosis.inspection import target_rank
 from rome_core.diagnosis.verdict import Diagnosis, Size, has_key, size_of
 from rome_core.editing.edit import Edit, Step
 from rome_core.facts.datasets import Fact, load_facts
-from rome_core.facts.namesakes import namesakes
+from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.generation import generate_many
 from rome_core.model.scoring import score
 from rome_core.model.tokens import Prompt, as_target
@@ -115,7 +115,7 @@ def questions(request: EditRequest, limit: int = 4) -> list[Question]:
     if fact:
         asked += [Question("paraphrase", text, wanted) for text in _paraphrases(request, fact)[:limit]]
         asked += [Question("neighbour", text, wanted) for text in _neighbours(request, fact)[:limit]]
-    asked += [Question("namesake", one.text, wanted) for one in namesakes(request.prompt, NAMESAKES, asked=True)]
+    asked += [Question("namesake", one.text, wanted) for one in make_namesakes(request.prompt, NAMESAKES, "measure")]
     if fact and fact.reversed:
         text = fact.reversed.replace(fact.target_new, request.target_new.strip())
         asked.append(Question("reversed", text, (as_target(_bare_case(request.prompt.subject)),)))

@@ -15,7 +15,7 @@ from rome_core.editing.method import KeyProducts
 from rome_core.editing.methods.rome import RomePolicy, Terms
 from rome_core.editing.second_moment import Moment
 from rome_core.facts.datasets import load_facts
-from rome_core.facts.namesakes import namesakes
+from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.subjects import subject_keys
 from rome_core.model.tokens import EditRequest, Prompt
@@ -94,7 +94,7 @@ class NRome(RomePolicy):
         likeness = (keys @ solved[:, -1]).abs() / (keys * solved[:, :-1].T).sum(1).sqrt()
         nearest = keys[likeness.topk(min(self.held, len(keys))).indices]
         C = moment.C.double() + self.hold * nearest.T @ nearest / len(nearest)
-        alike = namesakes(request.prompt, self.namesakes)
+        alike = make_namesakes(request.prompt, self.namesakes)
         if alike and self.hold_namesakes:
             keys = subject_keys(lm, alike, moment.layer).double().cpu()
             C += self.hold_namesakes * keys.T @ keys / len(keys)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rome_core.errors import DataError
-from rome_core.facts.datasets import OWN_FACTS, Fact, expand, facts_of, load_facts, parse_facts, part_of
+from rome_core.facts.datasets import OWN_FACTS, Fact, expand_relations, facts_of, load_facts, parse_facts, part_of
 from rome_core.model.tokens import EditRequest, Prompt
 
 COUNTERFACT = {
@@ -204,7 +204,7 @@ OWN = {
 
 
 def test_the_projects_own_form_expands() -> None:
-    paris, lyon, rome = expand(OWN)
+    paris, lyon, rome = expand_relations(OWN)
 
     assert paris.id == "capital/0" and paris.prompt == Prompt("{} is the capital of", "Paris")
     assert (paris.target_true, paris.target_new, paris.neighbour_true) == ("France", "Italy", "France")

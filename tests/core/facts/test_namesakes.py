@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from rome_core.facts.datasets import load_facts
-from rome_core.facts.namesakes import first_words, namesakes
+from rome_core.facts.namesakes import Use, list_first_words, make_namesakes
 from rome_core.model.tokens import Prompt
 
 
-def subjects(subject: str, n: int, *, asked: bool = False) -> list[str]:
-    found = namesakes(Prompt("The {} is", subject), n, asked=asked)
-    assert all(one.template == "The {} is" for one in found)
-    return [one.subject for one in found]
+def subjects(subject: str, n: int, use: Use = "edit") -> list[str]:
+    prompts = make_namesakes(Prompt("The {} is", subject), n, use)
+    assert all(prompt.template == "The {} is" for prompt in prompts)
+    return [prompt.subject for prompt in prompts]
 
 
 def test_they_end_in_the_same_words_and_begin_in_another() -> None:
@@ -34,12 +34,13 @@ def test_a_subject_of_one_word_has_none(subject: str) -> None:
 
 
 def test_what_is_asked_is_never_what_was_held() -> None:
-    asked, held = set(first_words(True)), set(first_words(False))
+    asked, held = set(list_first_words("measure")), set(list_first_words("edit"))
 
     assert asked and held and not asked & held
+    assert {name.split()[0] for name in subjects("Mickey Mantle", 9, "measure")} <= asked
     everybody = {fact.prompt.subject.split()[0] for fact in load_facts()}
     assert held <= everybody | {fact.prompt.subject.split()[-2] for fact in load_facts() if " " in fact.prompt.subject}
 
 
 def test_no_more_than_there_are() -> None:
-    assert len(subjects("Mickey Mantle", 10_000)) == len([w for w in first_words(False) if w != "Mickey"])
+    assert len(subjects("Mickey Mantle", 10_000)) == len([w for w in list_first_words("edit") if w != "Mickey"])

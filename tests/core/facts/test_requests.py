@@ -1,15 +1,40 @@
-"""Requests from tables: columns by any of their names, one sentence for a bad row, every format of facts."""
+"""One door for requests: whatever a table is written in, its rows are requests, problems with a place, or empty."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from rome_core import DataError, EditRequest, Prompt, load_facts
-from rome_core.facts.requests import Row, as_csv, read_rows, requests_of, row_of
+from rome_core.facts.requests import COLUMNS, Requests, Row, Table, check_table, read_requests, read_table
 
 TOWER = Row("The {} is located in the city of", "Eiffel Tower", "Rome", "Paris")
+ROME = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
+ITALY = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
+REWRITE = {
+    "prompt": "{} is the capital of",
+    "subject": "Paris",
+    "target_new": {"str": "Italy"},
+    "target_true": {"str": "France"},
+}
+COUNTERFACT = {"case_id": 3, "requested_rewrite": REWRITE, "paraphrase_prompts": [], "neighborhood_prompts": []}
+
+
+def sentences(reading: Requests) -> dict[int, str]:
+    return {problem.place.number: problem.sentence for problem in reading.problems}
+
+
+def rows_of(text: str, name: str) -> list[Row]:
+    table = read_table(text, name)
+    assert not table.problems
+    return list(table.rows.values())
+
+
+# ------------------------------------------------------------------------------------------------- rows and requests
 
 
 def test_good_rows_are_kept_and_each_bad_one_has_its_sentence() -> None:
@@ -22,61 +47,189 @@ def test_good_rows_are_kept_and_each_bad_one_has_its_sentence() -> None:
         Row("{} is", "France", " "),
         Row("The {} is located in the city of", "Eiffel Tower", "Milan"),
     ]
-    good, bad = requests_of(rows)
+    reading = check_table(Table.from_rows(rows))
 
-    assert good == {
-        1: EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris"),
-        4: EditRequest(Prompt("The capital of {} is", "France"), "London"),
-    }
-    assert bad.keys() == {3, 5, 6, 7}
+    assert reading.requests == (ROME, EditRequest(Prompt("The capital of {} is", "France"), "London"))
+    bad = sentences(reading)
+    assert list(bad) == [3, 5, 6, 7] and reading.n_empty == 1
     assert "'France' is not in the prompt" in bad[3] and "{}" in bad[5]
     assert "new object is empty" in bad[6] and "Row 1 edits the same prompt" in bad[7]
+    assert str(reading.problems[0]).startswith("row 3: 'France'")
 
 
 def test_columns_go_by_several_names_and_a_relation_stands_for_its_template() -> None:
     fact = load_facts()[0]
-    row = row_of(
-        {" Subject": "X", "Relation": fact.relation, "New object": "a", "TRUE OBJECT": float("nan"), "note": "z"}
-    )
+    cells = {" Subject": "X", "Relation": fact.relation, "New object": "a", "TRUE OBJECT": float("nan"), "note": "z"}
 
-    assert row == Row(fact.prompt.template, "X", "a", "")
-    assert row_of({"relation": "{} lies in", "subject": "X"}).template == "{} lies in"
-
-
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_csv_is_read_with_any_separator(mark: str) -> None:
-    text = mark.join(("subject", "relation", "new object", "true object")) + "\n"
-    text += mark.join(("Eiffel Tower", "The {} is located in the city of", "Rome", "Paris")) + "\n"
-
-    assert read_rows("\ufeff" + text, "a.CSV") == ([TOWER], [])
+    assert Row.from_cells(cells) == Row(fact.relation, "X", "a", "")
+    assert rows_of(json.dumps([cells]), "a.json") == [Row(fact.prompt.template, "X", "a", "")]
+    assert check_table(Table.from_rows([Row.from_cells(cells)])).requests[0].prompt.template == fact.prompt.template
+    assert Row.from_cells({"relation": "{} lies in", "subject": "X"}).template == "{} lies in"
 
 
-def test_csv_comes_back_and_bad_files_are_one_sentence() -> None:
-    rows = [TOWER, Row('{}, "quoted", is', "São Paulo", "a, b", "")]
+def test_a_request_is_a_row_again() -> None:
+    for request in (ROME, ITALY):
+        assert check_table(Table.from_rows([Row.from_request(request)])).requests == (request,)
 
-    assert read_rows(as_csv(rows), "a.csv")[0] == rows
-    with pytest.raises(DataError, match="no column template and no column target_new"):
-        read_rows("subject,city\nParis,x\n", "a.csv")
-    with pytest.raises(DataError, match="no column"):
-        read_rows("", "a.csv")
-    with pytest.raises(DataError, match="is not JSON"):
-        read_rows("{", "a.json")
+
+# ------------------------------------------------------------------------------------------------------------ formats
+
+
+def as_csv(rows: list[Row], separator: str) -> str:
+    written = io.StringIO()
+    writer = csv.DictWriter(written, COLUMNS, delimiter=separator)
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "before", "write"),
+    [
+        ("the list", "line", 0, lambda rows: "\n".join(" | ".join(asdict(row).values()) for row in rows)),
+        ("a.csv", "line", 1, lambda rows: as_csv(rows, ",")),
+        ("the list", "line", 1, lambda rows: as_csv(rows, ";")),
+        ("a.TSV", "line", 1, lambda rows: "\ufeff" + as_csv(rows, "\t").replace("\r\n", "\r")),
+        ("a.json", "record", 0, lambda rows: json.dumps([asdict(row) for row in rows], ensure_ascii=False)),
+    ],
+    ids=["pasted", "comma", "semicolon", "tab", "json"],
+)
+def test_the_same_table_gives_the_same_requests_in_every_format(name, unit, before, write) -> None:
+    rows = [
+        TOWER,
+        Row('{}, "quoted"; it is', "São Paulo", "a, b; c", ""),
+        Row("Paris is the capital of", "Paris", "Italy"),
+        Row("{} is in", "Lyon", ""),
+        Row("{} is the capital of", "Paris", "Spain"),
+    ]
+    reading = read_requests(write(rows), name)
+
+    quoted = EditRequest(Prompt('{}, "quoted"; it is', "São Paulo"), "a, b; c")
+    assert reading.requests == (ROME, quoted, ITALY)
+    assert list(read_table(write(rows), name).rows.values()) == rows
+    places = [f"{name}, {unit} {number + before}" for number in (4, 5)]
+    assert [str(problem.place) for problem in reading.problems] == places
+    assert "new object is empty" in reading.problems[0].sentence
+    assert f"{unit.capitalize()} {3 + before} edits the same prompt" in reading.problems[1].sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("{} is the capital of | Paris | Italy\n\n  \n{} is | X\nfive|of|them|are|here\n|||", 6),
+        ("\n\nsubject,prompt,new\n\nParis,{} is the capital of,Italy\n,,\nX,{} is,y,z\n", 4),
+        (json.dumps([{**asdict(TOWER)}, 3, None, {}, dict.fromkeys(COLUMNS), COUNTERFACT, {"subject": "X"}]), 7),
+    ],
+    ids=["pasted", "csv", "json"],
+)
+def test_every_row_is_a_request_a_problem_or_empty(text: str, rows: int) -> None:
+    reading = read_requests(text)
+
+    assert len(reading.requests) + len(reading.problems) + reading.n_empty == rows
+    assert reading.requests and reading.problems and reading.n_empty
+    assert len({problem.place for problem in reading.problems}) == len(reading.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The {} is located in the city of | Eiffel Tower | Rome | Paris\n\n{} is the capital of|Paris|Italy",
+        "{} is the capital of | Paris | Italy",
+        "The Eiffel Tower is located in the city of | Eiffel Tower | Rome | Paris\nParis is the capital of|Paris|Italy",
+        "prompt,subject,target_new,target_true\n"
+        'The {} is located in the city of,Eiffel Tower,Rome,Paris\n"{} is the capital of",Paris,Italy,',
+        "\ufeffsubject,target_new,prompt\nParis,Italy,{} is the capital of",
+        'subject, relation, new object\nParis, "{} is the capital of", Italy',
+    ],
+)
+def test_lines_and_csv_are_read(text: str) -> None:
+    reading = read_requests(text)
+
+    assert reading.requests == (ROME, ITALY)[-len(reading.requests) :] and not reading.problems
+
+
+def test_a_row_of_several_lines_stands_where_it_begins() -> None:
+    text = 'subject,prompt,new\n"X",{} is,"a\nb"\nY,{} is,\n'
+
+    reading = read_requests(text, "a.csv")
+
+    assert reading.requests[0].target_new == "a\nb"
+    assert [str(problem.place) for problem in reading.problems] == ["a.csv, line 4"]
 
 
 def test_json_with_the_columns_or_in_a_format_of_facts() -> None:
-    plain = json.dumps([{"subject": "Eiffel Tower", "template": TOWER.template, "new": "Rome", "true": "Paris"}, 3])
-    assert read_rows(plain, "a.json") == ([TOWER, Row()], [])
+    plain = {"subject": "Eiffel Tower", "template": TOWER.template, "new": "Rome", "true": "Paris"}
+    nested = {**plain, "new": {"str": "football"}}
+    text = json.dumps(
+        [plain, COUNTERFACT, {"case_id": 4}, {**COUNTERFACT, "requested_rewrite": {"prompt": "x"}}, nested]
+    )
 
-    record = {
-        "case_id": 1,
-        "requested_rewrite": {
-            "prompt": TOWER.template,
-            "subject": "Eiffel Tower",
-            "target_new": {"str": "Rome"},
-            "target_true": {"str": "Paris"},
-        },
-        "paraphrase_prompts": [],
-        "neighborhood_prompts": [],
+    reading = read_requests(text, "facts.json")
+
+    assert reading.requests == (ROME, replace(ITALY, target_true="France"))
+    bad = [str(problem) for problem in reading.problems]
+    assert bad[0].startswith("facts.json, record 3: the format is not known.")
+    assert bad[1].startswith("facts.json, record 4: the field 'subject' is missing.")
+    assert bad[2] == "facts.json, record 5: 'new' holds a record where a text is needed."
+
+
+def test_the_projects_own_file_is_read() -> None:
+    relation = {
+        "id": "capital",
+        "prompts": ["{} is the capital of"],
+        "paraphrases": [],
+        "generation": [],
+        "facts": [["Paris", "France", "Italy"]],
     }
-    rows, problems = read_rows(json.dumps([record, {**record, "requested_rewrite": {"prompt": "x"}}]), "b.json")
-    assert rows == [TOWER] and len(problems) == 1 and "record 2" in problems[0]
+    reading = read_requests(json.dumps({"relations": [relation]}), "facts.json")
+
+    assert reading.requests == (replace(ITALY, target_true="France"),) and not reading.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("  \n", r"^'the list' is empty\. Write one edit a line"),
+        ("subject,target\nParis,Italy", r"^'the list' has no column template\. Its first line names subject, target\."),
+        ("subject,city\nParis,x\n", r"no column template and no column target_new"),
+        ("subject,prompt,target_new", r"^'the list' holds no edits"),
+        ("|||\n", r"^'the list' holds no edits"),
+        ("[]", r"^'the list' holds no edits"),
+        ("[1", r"^'the list' is not JSON"),
+        ('{"a": 1}', r"^'the list' holds no list of records"),
+        ('subject,prompt,new\n"X,{} is,y\nZ,{} is,y', r"^'the list' is not CSV: unexpected end of data in line 3"),
+    ],
+)
+def test_a_text_that_cannot_be_read_as_a_whole_has_its_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        read_requests(text)
+
+
+def test_a_files_name_says_what_it_is_meant_to_be() -> None:
+    with pytest.raises(DataError, match=r"'a\.CSV' has no column template and no column subject"):
+        read_requests("{} is | Paris | x", "a.CSV")
+    with pytest.raises(DataError, match=r"'a\.json' is not JSON"):
+        read_requests("{} is | Paris | x", "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Paris | Italy", r"the list, line 1: 2 of the 3 parts are there. Write prompt with"),
+        ("France is old | Paris | Italy", r"the list, line 1: 'Paris' is not in the prompt"),
+        ("{} is | Paris | ", r"the list, line 1: The new object is empty"),
+        ("\n{} is | Paris | a | b | c", r"the list, line 2: 5 parts are there"),
+        ("subject,prompt,new\nParis,{} is big, old and,x", r"the list, line 2: 4 cells stand under 3 columns"),
+    ],
+)
+def test_each_wrong_row_has_its_sentence(text: str, sentence: str) -> None:
+    reading = read_requests(text)
+
+    assert not reading.requests and [str(problem)[: len(sentence)] for problem in reading.problems] == [sentence]
+
+
+def test_one_wrong_line_does_not_stop_the_others() -> None:
+    reading = read_requests("{} is the capital of | Paris | Italy\nnothing")
+
+    assert reading.requests == (ITALY,)
+    assert [str(problem).split(":")[0] for problem in reading.problems] == ["the list, line 2"]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Prompt, load_edit, save_edit, solve
 from rome_core.diagnosis.verdict import size_of
-from rome_core.editing.teacher_forcing import final_by_hooks, final_states, forced_rows
+from rome_core.editing.teacher_forcing import forced_rows
 from rome_core.editing.value import Step
 from rome_core.model.edits import dense_delta
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.tokens import target_ids, text_ids
-from tests.tiny import FAMILIES, REQUEST, random_edit, tiny_model
+from tests.tiny import REQUEST, random_edit, tiny_model
 
 LONG = EditRequest(REQUEST.prompt, "the city of Rome", "Paris")
 REQUESTS = (LONG, EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris"))
@@ -113,23 +113,6 @@ def test_several_facts_are_trained_together_and_on_top_of_edits() -> None:
     now = -forced.mean(forced.log_p(lm, [])[0]).mean()
     last = METHODS["ft-m"](layer=LAYER, lr=0.02, steps=1)
     assert solve(lm, REQUESTS, last, edits=[below, edit]).history[0].nll == pytest.approx(float(now), rel=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_running_the_upper_blocks_is_running_the_model(family: str) -> None:
-    lm = tiny_model(family)
-    batch = batch_of(lm, [[5, 60, 300, 17, 260], [7, 8, 9]])
-    below = random_edit(lm, 0)
-    draw = torch.Generator().manual_seed(0)
-    paths = [path for layer in (2, 3) for path in lm.layout.mlp_matrices(layer)]
-    matrices = {path: 0.1 * torch.randn(*lm.matrix(path).shape, generator=draw) for path in paths}
-    overlays = [(path, lambda x, M=M: x @ M.T) for path, M in matrices.items()]
-
-    fast, plain = (final(overlays)[batch.mask] for final in (final_states(lm, batch, 2, [below]),
-                                                             final_by_hooks(lm, batch, [below])))  # fmt: skip
-
-    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(plain, hidden_states(lm, batch, edits=[below])[batch.mask], atol=1e-2)
 
 
 def test_a_dense_delta_keeps_every_entry() -> None:

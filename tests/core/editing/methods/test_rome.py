@@ -15,9 +15,9 @@ from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.editing.methods.rome import other_keys, policy_terms, rank_one, repolicy
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import Keys
-from rome_core.errors import EditError, MomentError, RomeError
+from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
-from rome_core.facts.namesakes import namesakes
+from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.scoring import continuation_probabilities
@@ -102,7 +102,7 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
     keys, W = subject_keys(lm), lm.weight(LAYER).double().numpy()
     delta = edit.extras["delta"].double().numpy()
     held = other_keys(lm, REQUEST, LAYER).double().numpy()
-    alike = np.concatenate([subject_keys(lm, [""], one) for one in namesakes(REQUEST.prompt, 40)])
+    alike = np.concatenate([subject_keys(lm, [""], one) for one in make_namesakes(REQUEST.prompt, 40)])
     C = random_moment(lm, LAYER).C.numpy()
     expected, k, v = expected_update(policy, W, C, keys, keys[0], delta, held, alike)
 
@@ -266,13 +266,13 @@ def test_prefixes_may_be_written_as_the_authors_templates(policy: str) -> None:
     torch.testing.assert_close(theirs.deltas[0].matrix(), ours.deltas[0].matrix(), rtol=1e-3, atol=1e-5)
 
 
-def test_no_prefixes_at_all_is_said_or_means_the_bare_prompt() -> None:
+def test_no_prefixes_at_all_means_the_bare_prompt() -> None:
     lm = tiny_model()
-    try:
-        found = solved(lm, "r-rome", prefixes=())
-    except RomeError:
-        return
-    torch.testing.assert_close(found.deltas[0].matrix(), solved(lm, "r-rome", prefixes=("",)).deltas[0].matrix())
+    none, bare, prefixed = (solved(lm, "r-rome", prefixes=prefixes) for prefixes in ((), ("",), PREFIXES))
+
+    assert none.config.prefixes == ("",) and none.id == bare.id
+    assert torch.equal(none.deltas[0].matrix(), bare.deltas[0].matrix())
+    assert not torch.allclose(none.deltas[0].matrix(), prefixed.deltas[0].matrix())
 
 
 def merged(lm: LanguageModel, edit: Edit) -> LanguageModel:
