@@ -1,6 +1,7 @@
 """AIE and ATE of the default model over the project's own facts: `python -m studies.average_effects --facts 50`.
 
-Writes docs/studies/average_effects.jsonl (one fact a line, resumable) and docs/studies/average_effects.svg.
+Writes docs/studies/average_effects.jsonl, one fact a line; a stopped study goes on where it was. `python -m
+studies.figures` draws it for docs/tracing.md.
 """
 
 from __future__ import annotations

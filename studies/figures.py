@@ -1,4 +1,4 @@
-"""The README's figures from the studies' results: `python -m studies.figures`. Needs the extra `export`."""
+"""The figure of docs/tracing.md from the study's results: `python -m studies.figures`. Needs the extra `export`."""
 
 from __future__ import annotations
 

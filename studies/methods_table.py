@@ -2,7 +2,8 @@
 
 Facts of the test part, which no hypernetwork was trained on. Methods that look for the same δ share one search;
 C-ROME is left out, as its update is r-ROME's. Writes docs/studies/methods.jsonl, one fact and method a
-line, fact by fact, so that a stopped study has the same facts for all methods; `--table` prints what there is.
+line, fact by fact, so that a stopped study has the same facts for all methods; `--table` prints what there is, as it
+stands in docs/methods_measured.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's figure and table of sequential edits from the runs' folders: `python -m studies.sequence_figure`.
+"""The figure and the table of docs/sequential.md from the runs' folders: `python -m studies.sequence_figure`.
 
 The figure needs the extra `export`. The runs are made by rome-sequence (docs/sequential.md has the commands).
 """

@@ -1,4 +1,4 @@
-"""The results of studies/edits.py as Markdown tables with intervals: `python -m studies.tables`."""
+"""The tables of docs/editing.md, with intervals, from the results of studies/edits.py: `python -m studies.tables`."""
 
 from __future__ import annotations
 
