@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, solve
-from rome_core.diagnosis.objective import Account, account, objective_of
+from rome_core.diagnosis.objective import Account, account
 from rome_core.editing.edit import Edit
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
 
@@ -57,7 +57,7 @@ def test_a_key_policy_against_dense_matrices(lm: LanguageModel, moments: dict[in
     smallest = np.linalg.norm(D @ k) / np.sqrt(k @ np.linalg.solve(C, k))
     assert one.least == pytest.approx(smallest, rel=1e-5)
     assert one.change == pytest.approx(smallest, rel=1e-4) if name != "rome" else one.change > 1.001 * smallest
-    delta = edit.extras["delta"].double().numpy()
+    delta = edit.keys.delta.double().numpy()
     assert term(found, r"\Delta k_0") == pytest.approx(
         D @ edit.k_0.double().numpy() @ delta / (delta @ delta), rel=1e-6
     )
@@ -92,7 +92,7 @@ def test_memit_layer_by_layer(lm: LanguageModel, moments: dict[int, Moment]) -> 
 
     left = [state(lm, edit, done) for done in range(3)]
     for number, one in enumerate(found.matrices):
-        k = edit.extras[f"keys_{number + 1}"][:, 0].double().numpy()
+        k = edit.keys.by_layer[number + 1][:, 0].double().numpy()
         R = (edit.v_star[0].double().numpy() - left[number]) / (2 - number)
         D = edit.deltas[number].matrix().numpy()
         assert one.missed == pytest.approx(np.linalg.norm(R - D @ k) / np.linalg.norm(R), rel=1e-3)
@@ -133,6 +133,6 @@ def test_alphaedit_and_methods_without_keys_or_c(
 
     config: Any = METHODS["ft-l"](layer=1, steps=2, epsilon=1e-3)
     bare = account(lm, solve(lm, [REQUEST], config, moments=None), [], None)
-    assert bare.objective == objective_of(config) == config.formula
+    assert bare.objective == config.formula
     assert bare.matrices[0].change is None and bare.matrices[0].missed is None
     assert 0 < term(bare, r"\infty") <= 1e-3 * (1 + 1e-6) and term(bare, "varepsilon") == 1e-3

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rome_core.diagnosis.calibration import Calibration, Thresholds
-from rome_core.diagnosis.verdict import CAUTION, DISABLING, Diagnosis, diagnose, forecast, size_of
+from rome_core.diagnosis.verdict import CALIBRATIONS, CAUTION, DISABLING, Diagnosis, diagnose, forecast, size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
-from rome_core.editing.methods.rome import repolicy
+from rome_core.editing.shared_search import repolicy
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
 from rome_core.model.hooks import batch_of, next_logits
@@ -53,9 +53,9 @@ def test_every_quantity_by_hand(family: str, policy: str) -> None:
     lm = tiny_model(family)
     edit = solved(lm, policy)
     C, W = random_moment(lm, 1).C.numpy(), lm.weight(1).double().numpy()
-    k_0, k_star = edit.k_0.double().numpy(), edit.extras["keys"].double().numpy().mean(0)
+    k_0, k_star = edit.k_0.double().numpy(), edit.keys.prompts.keys.double().numpy().mean(0)
     inverse = np.linalg.inv(C + RIDGE * np.trace(C) / 24 * np.eye(24))
-    delta, update = edit.extras["delta"].double().numpy(), edit.deltas[0].matrix().numpy()
+    delta, update = edit.keys.delta.double().numpy(), edit.deltas[0].matrix().numpy()
 
     found = diagnose(lm, edit, moments(lm))
 
@@ -166,7 +166,7 @@ def test_an_edit_without_a_single_key_has_a_sentence() -> None:
     lm = tiny_model()
     edit = random_edit(lm)
 
-    for odd in (replace(edit, extras={}), replace(edit, deltas=edit.deltas * 2)):
+    for odd in (replace(edit, keys=None), replace(edit, deltas=edit.deltas * 2)):
         with pytest.raises(EditError, match="Edits by 'r-rome' have no single key to judge"):
             diagnose(lm, odd, moments(lm))
 
@@ -179,13 +179,13 @@ def test_a_key_that_is_zero_has_a_sentence() -> None:
         with pytest.raises(
             EditError, match=r"A key of this edit at layer 1 is zero or not finite. .* Solve the edit again"
         ):
-            diagnose(lm, replace(edit, k_0=bad), moments(lm))
+            diagnose(lm, replace(edit, keys=replace(edit.known_keys, k_0=bad)), moments(lm))
 
 
 def test_a_singular_c_has_a_sentence() -> None:
     lm = tiny_model()
     edit = solved(lm, "r-rome")
-    flat = replace(random_moment(lm, 1), C=torch.zeros(24, 24, dtype=torch.float64), _factors={})
+    flat = replace(random_moment(lm, 1), C=torch.zeros(24, 24, dtype=torch.float64))
 
     with pytest.raises(MomentError, match=r"C of layer 1 is singular .* larger ridge"):
         diagnose(lm, edit, {1: flat})
@@ -193,7 +193,9 @@ def test_a_singular_c_has_a_sentence() -> None:
 
 def calibrated(lm: LanguageModel, quantity: str) -> LanguageModel:
     limits = {name: Thresholds(0.25, 1.0, 0.9, 0.8) for name in ("relative_F", "relative_C", "inverse_denominator")}
-    lm.memo["calibration"] = Calibration(lm.fingerprint, lm.name, quantity, limits, 4, 4, {}, {}, {}, (), "numbers")
+    own = Calibration(lm.fingerprint, lm.name, quantity, limits, 4, 4, {}, {}, {}, (), "numbers")
+    lm.forget(CALIBRATIONS)
+    lm.remember(CALIBRATIONS, (), lambda: own)
     return lm
 
 
@@ -216,7 +218,8 @@ def test_fitted_thresholds_take_the_place_of_the_provisional_ones(quantity: str)
 def test_a_denominator_that_is_not_positive_is_infinitely_bad() -> None:
     lm = calibrated(tiny_model(), "inverse_denominator")
     edit = solved(lm, "rome")
-    turned = replace(edit, k_0=-edit.extras["keys"].mean(0))
+    keys = edit.known_keys
+    turned = replace(edit, keys=replace(keys, k_0=-keys.prompts.keys.mean(0)))
 
     found = diagnose(lm, turned, moments(lm))
 

@@ -29,7 +29,7 @@ def test_a_method_says_what_it_is_and_describes_its_settings(name: str) -> None:
 
 
 def test_the_base_solves_nothing() -> None:
-    with pytest.raises(TypeError, match="base of the methods"):
+    with pytest.raises(TypeError, match="says nothing of how it solves"):
         solve(tiny_model(), [REQUEST], MethodConfig())
 
 

@@ -12,8 +12,9 @@ import torch
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, load_edit, save_edit, solve
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods.alphaedit import null_space
-from rome_core.editing.methods.least_squares import key_of, least_squares, states_at
+from rome_core.editing.methods.least_squares import least_squares, mean_key
 from rome_core.editing.value import final_by_hooks, final_by_replay, prompts_of
+from rome_core.editing.value_search import states_at
 from rome_core.model.hooks import Point
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
@@ -105,7 +106,7 @@ def test_memit_on_one_layer_tends_to_emmets_equality(lm: LanguageModel, moments:
     config = METHODS["memit"](layer=1, span=1, weight=1e-9, **QUICK)
     edit = solve(lm, REQUESTS, config, moments=moments)
 
-    K = edit.extras["keys_1"]
+    K = edit.keys.by_layer[1]
     reached = edit.deltas[0].matrix() @ K.double()
     # One layer, the bare prompt's residual stream: what is missing is exactly δ.
     assert torch.allclose(reached, (edit.v_star - edit.v_0).T.double(), rtol=1e-3, atol=1e-5)
@@ -120,8 +121,8 @@ def test_memit_spreads_what_is_left_over_the_layers(lm: LanguageModel, moments: 
     done: list[Edit] = [below]
     prompts = [prompts_of(lm, request, PREFIXES) for request in REQUESTS]
     for index, layer in enumerate((1, 2)):
-        k = np.stack([key_of(lm, p, layer, done).numpy() for p in prompts], 1)
-        h = np.stack([states_at(lm, p, Point("resid_post", 2), done)[0].numpy() for p in prompts], 1)
+        k = np.stack([mean_key(states_at(lm, p, [Point("mlp_key", layer)], done)[0][p.rows]).numpy() for p in prompts], 1)
+        h = np.stack([states_at(lm, p, [Point("resid_post", 2)], done)[0][0].numpy() for p in prompts], 1)
         r = (edit.v_star.numpy().T - h) / (2 - index)
         C = moments[layer].C.numpy()
         plain = r @ k.T @ np.linalg.inv(0.5 * C + k @ k.T)
@@ -131,9 +132,9 @@ def test_memit_spreads_what_is_left_over_the_layers(lm: LanguageModel, moments: 
 
 def test_a_key_weighs_the_bare_prompt_by_half(lm: LanguageModel) -> None:
     prompts = prompts_of(lm, REQUEST, PREFIXES)
-    rows = states_at(lm, prompts, Point("mlp_key", 1), [])
+    (rows,) = states_at(lm, prompts, [Point("mlp_key", 1)], [])
 
-    assert torch.allclose(key_of(lm, prompts, 1, []), rows[0] / 2 + (rows[1] + rows[2]) / 4, atol=1e-6)
+    assert torch.allclose(mean_key(rows[prompts.rows]), rows[0] / 2 + (rows[1] + rows[2]) / 4, atol=1e-6)
 
 
 def test_alphaedit_leaves_the_kept_space_alone(lm: LanguageModel, moments: dict[int, Moment]) -> None:
@@ -156,7 +157,7 @@ def test_alphaedit_is_the_papers_equation_with_earlier_keys(lm: LanguageModel, m
     earlier = problem(lm, 1, seed=5)[1]
     config = METHODS["alphaedit"](energy=0.4, weight=0.01)
 
-    found = config.update("m", R, K, moments[1], earlier).matrix().numpy()
+    found = config.layer_update("m", R, K, moments[1], earlier).matrix().numpy()
 
     Q = null_space(moments[1], 0.4).numpy()
     P, k, kp = Q @ Q.T, K.numpy(), earlier.numpy()
@@ -168,7 +169,7 @@ def test_alphaedit_is_the_papers_equation_with_earlier_keys(lm: LanguageModel, m
 def test_alphaedit_spares_the_facts_it_edited_before(lm: LanguageModel, moments: dict[int, Moment]) -> None:
     config = METHODS["alphaedit"](layer=1, span=1, energy=0.5, weight=1e-6, **QUICK)
     first = solve(lm, REQUESTS[:1], config, moments=moments)
-    key = first.extras["keys_1"]
+    key = first.keys.by_layer[1]
 
     alone = solve(lm, REQUESTS[1:2], config, moments=moments, edits=[])
     after = solve(lm, REQUESTS[1:2], config, moments=moments, edits=[first])
@@ -200,7 +201,8 @@ def test_an_edit_of_many_facts_survives_its_file(
     again = load_edit(tmp_path / "edit.safetensors", lm)
 
     assert again.id == edit.id and again.requests == edit.requests and again.config == edit.config
-    assert all(torch.equal(again.extras[key], value) for key, value in edit.extras.items())
+    assert again.keys.by_layer.keys() == edit.keys.by_layer.keys() and again.moment_keys == edit.moment_keys != {}
+    assert all(torch.equal(again.keys.by_layer[layer], own) for layer, own in edit.keys.by_layer.items())
 
 
 @pytest.mark.parametrize("name", ["memit", "emmet", "alphaedit"])

@@ -14,7 +14,6 @@ import torch
 from rome_core.editing import second_moment as module
 from rome_core.editing.second_moment import (
     Moment,
-    combine,
     convergence,
     estimate_moment,
     load_moment,
@@ -210,26 +209,11 @@ def test_solve_is_the_solution_in_float64(ridge: float, columns: int | None) -> 
 
 def test_scaling_c_changes_no_direction() -> None:
     moment = random_moment(tiny_model())
-    other = replace(moment, C=1e4 * moment.C, _factors={})
+    other = replace(moment, C=1e4 * moment.C)
     key = torch.randn(24, generator=torch.Generator().manual_seed(1))
 
     for ridge in (1e-6, 0.1):
         torch.testing.assert_close(other.solve(key, ridge) * 1e4, moment.solve(key, ridge))
-
-
-def test_more_data_is_the_weighted_mean() -> None:
-    lm = tiny_model()
-    first, second = estimate_moment(lm, [1], texts=TEXTS[:1])[1], estimate_moment(lm, [1], texts=TEXTS[1:])[1]
-
-    both = combine(first, second)
-
-    expected, count = by_hand(lm, list(TEXTS), 1)
-    assert both.n_tokens == count
-    np.testing.assert_allclose(both.C, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(MomentError, match="same corpus"):
-        combine(first, first)
-    with pytest.raises(MomentError, match="different layers or models"):
-        combine(first, estimate_moment(lm, [2], texts=TEXTS[1:])[2])
 
 
 def test_convergence_is_the_cosine_between_solutions() -> None:

@@ -9,12 +9,17 @@ import torch
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
 from rome_core.editing.methods.emmet import Emmet
-from rome_core.editing.methods.rome import POLICIES
-from rome_core.editing.shared_search import reuse, same_search, search, update_of
+from rome_core.editing.method import FoundValue, MethodConfig, ignore
+from rome_core.editing.shared_search import policies, reuse
+from rome_core.progress import silent
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 1, "prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0}
-SHARING = [*(policy.name for policy in POLICIES), Emmet.name]
+SHARING = [*policies(), Emmet.name]
+
+
+def search(lm: LanguageModel, request: EditRequest, config: MethodConfig) -> FoundValue:
+    return config.search(lm, request, edits=[], track=silent, report=ignore)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_methods_over_several_layers_share_theirs(lm: LanguageModel) -> None:
     shared = reuse(lm, donor, config, moments, [below])
     own = solve(lm, [REQUEST], config, moments=moments, edits=[below])
 
-    assert same_search(donor.config, own.config) and shared.config == own.config and shared.on == own.on
+    assert donor.config.shares_search(own.config) and shared.config == own.config and shared.on == own.on
     for one, two in zip(shared.deltas, own.deltas, strict=True):
         torch.testing.assert_close(one.matrix(), two.matrix(), rtol=1e-4, atol=1e-6)
 
@@ -66,25 +71,30 @@ def test_values_searched_one_by_one_make_the_edit_of_the_batch(lm: LanguageModel
     requests = [REQUEST, EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris")]
 
     whole = solve(lm, requests, config, moments=moments)
-    one_by_one = update_of(lm, [search(lm, request, config) for request in requests], config, moments)
+    values = [search(lm, request, config) for request in requests]
+    one_by_one = config.update(lm, values, moments=moments, edits=[], track=silent)
 
     assert one_by_one.id == whole.id and one_by_one.requests == whole.requests
-    with pytest.raises(EditError, match="one fact at a time"):
-        update_of(lm, [search(lm, REQUEST, config)], METHODS["rome"](**QUICK), moments)
+    with pytest.raises(EditError, match="makes no edit of values"):
+        METHODS["ft"](layer=1).update(lm, values, moments=moments, edits=[], track=silent)
+    with pytest.raises(EditError, match="searches no value"):
+        search(lm, REQUEST, METHODS["ft"](layer=1))
+    with pytest.raises(EditError, match="prefixes of rome are not chosen"):
+        search(lm, REQUEST, METHODS["rome"](**{**QUICK, "prefixes": None}))
 
 
 def test_only_equal_searches_are_shared() -> None:
     one = METHODS["r-rome"](**QUICK)
 
-    assert all(same_search(one, METHODS[name](**QUICK)) for name in SHARING)
-    assert not same_search(one, METHODS["h-rome"](**{**QUICK, "clamp": 2.0}))
-    assert not same_search(one, METHODS["h-rome"](**{**QUICK, "prefixes": None}))
-    assert not same_search(METHODS["emmet"](**QUICK), one)  # keeps no keys to lend
-    assert not same_search(one, METHODS["memit"](**QUICK))  # δ at another place
+    assert all(one.shares_search(METHODS[name](**QUICK)) for name in SHARING)
+    assert not one.shares_search(METHODS["h-rome"](**{**QUICK, "clamp": 2.0}))
+    assert not one.shares_search(METHODS["h-rome"](**{**QUICK, "prefixes": None}))
+    assert not METHODS["emmet"](**QUICK).shares_search(one)  # keeps no keys to lend
+    assert not one.shares_search(METHODS["memit"](**QUICK))  # δ at another place
 
 
 def test_an_edit_without_its_search_is_refused(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    bare = replace(random_edit(lm), extras={})
+    bare = replace(random_edit(lm), keys=None)
 
     with pytest.raises(EditError, match="does not hold the δ"):
         reuse(lm, bare, METHODS["emmet"](**QUICK), moments)

@@ -51,8 +51,10 @@ def test_a_saved_edit_comes_back_whole(tmp_path: Path, method: str) -> None:
     assert type(found.config) is type(edit.config)
     for name in ("k_star", "v_star", "k_0", "v_0"):
         assert torch.equal(getattr(found, name), getattr(edit, name))
-    assert found.extras.keys() == edit.extras.keys()
-    assert all(torch.equal(found.extras[name], edit.extras[name]) for name in edit.extras)
+    assert found.moment_keys == edit.moment_keys != {}
+    assert torch.equal(found.keys.delta, edit.keys.delta)
+    for name in ("keys", "values", "k_0", "v_0", "bias"):
+        assert torch.equal(getattr(found.keys.prompts, name), getattr(edit.keys.prompts, name))
     assert (tmp_path / "one.safetensors").stat().st_size < 50_000
 
 
@@ -72,7 +74,9 @@ def test_saving_needs_no_contiguous_tensors(tmp_path: Path) -> None:
     lm = tiny_model()
     (delta,) = random_edit(lm).deltas
     shared = torch.randn(24, 1)
-    edit = replace(random_edit(lm), deltas=(replace(delta, V=shared.T),), k_star=shared[:, 0], k_0=shared[:, 0])
+    edit = random_edit(lm)
+    keys = replace(edit.known_keys, k_star=shared[:, 0], k_0=shared[:, 0])
+    edit = replace(edit, deltas=(replace(delta, V=shared.T),), keys=keys)
 
     save_edit(edit, tmp_path / "one.safetensors")
 

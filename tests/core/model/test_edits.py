@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rome_core.editing.edit import merge_edits
+from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError
 from rome_core.model.edits import Delta, factors
 from rome_core.model.hooks import batch_of, hidden_states
@@ -90,7 +91,7 @@ def test_merged_edits_are_the_stacked_ones(family: str) -> None:
     """Ten edits of two methods on three layers, rank 1 to 4: overlays one after another are the oracle."""
     lm = tiny_model(family)
     edits = [random_edit(lm, 1 + i % 3, rank=1 + i % 4, seed=i, size=0.05) for i in range(10)]
-    edits[3] = replace(edits[3], method="emmet")
+    edits[3] = replace(edits[3], config=METHODS["emmet"](layer=1))
     batch = batch_of(lm, [[5, 60, 300, 17], [8, 9]])
     stacked = hidden_states(lm, batch, edits=edits)
 
@@ -121,10 +122,13 @@ def test_a_merged_update_of_high_rank_is_applied_whole() -> None:
 def test_keys_that_later_edits_need_stay_side_by_side() -> None:
     lm = tiny_model()
     kept = [torch.randn(lm.d_mlp, n) for n in (2, 3)]
-    edits = [replace(random_edit(lm, seed=i), extras={"keys_1": keys}) for i, keys in enumerate(kept)]
+    edits = [random_edit(lm, seed=i) for i in range(2)]
+    edits = [
+        replace(edit, keys=replace(edit.known_keys, by_layer={1: keys})) for edit, keys in zip(edits, kept, strict=True)
+    ]
 
     (one,) = merge_edits(edits)
 
-    assert torch.equal(one.extras["keys_1"], torch.cat(kept, 1))
+    assert torch.equal(one.keys.by_layer[1], torch.cat(kept, 1))
     with pytest.raises(EditError, match="different models"):
         merge_edits([edits[0], replace(edits[1], base="another")])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rome_core.editing.edit import Edit
+from rome_core.editing.edit import Edit, PromptKeys
 from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
-from rome_core.editing.methods.rome import other_keys, policy_terms, rank_one, repolicy
+from rome_core.editing.methods.n_rome import other_keys
+from rome_core.editing.methods.rome import RomePolicy, Terms, rank_one
+from rome_core.editing.shared_search import repolicy
 from rome_core.editing.second_moment import Moment
-from rome_core.editing.value import Keys
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import make_namesakes
@@ -100,7 +101,7 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
     edit = solved(lm, policy)
 
     keys, W = subject_keys(lm), lm.weight(LAYER).double().numpy()
-    delta = edit.extras["delta"].double().numpy()
+    delta = edit.keys.delta.double().numpy()
     held = other_keys(lm, REQUEST, LAYER).double().numpy()
     alike = np.concatenate([subject_keys(lm, [""], one) for one in make_namesakes(REQUEST.prompt, 40)])
     C = random_moment(lm, LAYER).C.numpy()
@@ -119,14 +120,21 @@ def test_the_update_is_the_papers(policy: str, family: str) -> None:
     assert np.linalg.norm((W + update.matrix().numpy()) @ k - v) < 1e-4 * np.linalg.norm(v)
 
 
-def float64_case(seed: int = 0) -> tuple[LanguageModel, Moment, Keys, torch.Tensor]:
+def float64_case(seed: int = 0) -> tuple[LanguageModel, Moment, PromptKeys, torch.Tensor]:
     """Random keys and values in float64 on a model that is only asked for its size."""
     lm = tiny_model()
     draw = torch.Generator().manual_seed(seed)
     W = torch.randn(16, 24, generator=draw, dtype=torch.float64)
     keys = torch.randn(5, 24, generator=draw, dtype=torch.float64)
     delta = torch.randn(16, generator=draw, dtype=torch.float64)
-    return lm, random_moment(lm, LAYER), Keys(keys, keys @ W.T, keys[0], W @ keys[0], torch.zeros(16).double()), delta
+    found = PromptKeys(keys, keys @ W.T, keys[0], W @ keys[0], torch.zeros(16).double())
+    return lm, random_moment(lm, LAYER), found, delta
+
+
+def policy_terms(policy: str, keys: PromptKeys, delta: torch.Tensor) -> Terms:
+    config = METHODS[policy]()
+    assert isinstance(config, RomePolicy)
+    return config.key_terms(keys, delta)
 
 
 @each_policy
@@ -148,7 +156,7 @@ def test_c_equal_to_the_identity_moves_along_the_keys(policy: str) -> None:
     _, moment, keys, delta = float64_case()
     terms = policy_terms(policy, keys, delta)
 
-    update = rank_one("m", terms, replace(moment, C=torch.eye(24).double(), _factors={}), 0.0).matrix()
+    update = rank_one("m", terms, replace(moment, C=torch.eye(24).double()), 0.0).matrix()
 
     K = terms.direction
     plain = terms.residual[:, None] @ torch.linalg.inv(terms.denominator.T @ K).sum(1)[None] @ K.T
@@ -163,7 +171,7 @@ def test_scaling_c_changes_nothing(policy: str) -> None:
     terms = policy_terms(policy, keys, delta)
 
     one, other = (
-        rank_one("m", terms, replace(moment, C=scale * moment.C, _factors={}), RIDGE).matrix() for scale in (1.0, 1e3)
+        rank_one("m", terms, replace(moment, C=scale * moment.C), RIDGE).matrix() for scale in (1.0, 1e3)
     )
 
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -183,7 +191,7 @@ def test_the_authors_form_with_a_normalised_direction_is_the_same() -> None:
 
 def test_with_one_bare_prompt_all_policies_are_one() -> None:
     _, moment, keys, delta = float64_case()
-    one = Keys(keys.keys[:1], keys.values[:1], keys.k_0, keys.v_0, keys.bias)
+    one = PromptKeys(keys.keys[:1], keys.values[:1], keys.k_0, keys.v_0, keys.bias)
 
     first, *others = (rank_one("m", policy_terms(policy, one, delta), moment, RIDGE).matrix() for policy in POLICIES)
 
@@ -202,13 +210,6 @@ def test_rome_explodes_where_the_bare_key_is_far_from_the_others() -> None:
     sizes = {p: float(rank_one("m", policy_terms(p, far, delta), moment, 0.0).matrix().norm()) for p in POLICIES}
 
     assert all(sizes["rome"] > 1e3 * sizes[policy] for policy in POLICIES[1:])
-
-
-def test_an_unknown_policy_has_a_sentence() -> None:
-    _, _, keys, delta = float64_case()
-
-    with pytest.raises(EditError, match="There is no key policy 's-rome'"):
-        policy_terms("s-rome", keys, delta)
 
 
 def test_a_key_without_extent_has_a_sentence() -> None:
@@ -319,9 +320,11 @@ def test_an_edit_without_keys_has_no_other_policy() -> None:
     lm = tiny_model()
     edit = solved(lm, "r-rome")
 
-    for bare, policy in ((replace(edit, extras={}), "rome"), (edit, "s-rome")):
+    with pytest.raises(EditError, match="An edit by 'r-rome' does not hold the δ of its search"):
+        repolicy(lm, replace(edit, keys=None), "rome")
+    for policy in ("s-rome", "memit"):
         with pytest.raises(EditError, match=f"An edit by 'r-rome' cannot be turned into '{policy}'"):
-            repolicy(lm, bare, policy)
+            repolicy(lm, edit, policy)
 
 
 @pytest.mark.parametrize("layer", [-1, 4, 99])
@@ -350,7 +353,7 @@ def test_a_c_of_another_layer_or_model_is_refused() -> None:
 def test_where_replay_is_wrong_the_edit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = solved(tiny_model(), "r-rome")
     lm = tiny_model()
-    lm.memo["replay"] = "Not on this model."
+    lm.remember(REPLAY, (), lambda: "Not on this model.")
     monkeypatch.setattr("rome_core.editing.value.run_block", None)  # and is not touched
 
     found = solved(lm, "r-rome")
@@ -375,7 +378,7 @@ def test_unusual_subjects_and_targets(subject: str, target: str) -> None:
 
     encoded, point = encode(lm.tokenizer, request.prompt), Point("mlp_out", LAYER)
     value = activations(lm, batch_of(lm, [encoded.ids]), [point], edits=[edit])[point][0, encoded.last_subject]
-    torch.testing.assert_close(value, edit.v_0 + edit.extras["bias"] + edit.extras["delta"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(value, edit.v_0 + edit.keys.prompts.bias + edit.keys.delta, rtol=1e-3, atol=1e-3)
     assert edit.history[-1].nll < edit.history[0].nll
 
 
