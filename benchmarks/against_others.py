@@ -23,8 +23,7 @@ from torch import Tensor
 from benchmarks.common import Row, heading, machine, parse, parser_of, spread, table, timed, write
 from benchmarks.tracing import PROMPTS, every_cell, plain_p
 from rome_core import LanguageModel, TraceConfig, load_model, trace
-from rome_core.model.replay import Cell
-from rome_core.tracing.restoration import replay_note
+from rome_core.model.replay import Cell, replay_note
 from rome_core.tracing.runs import Runs, draw_noise, prepare
 
 Run = Callable[[Cell], float]

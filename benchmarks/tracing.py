@@ -33,9 +33,9 @@ from benchmarks.common import (
     write,
 )
 from rome_core import LanguageModel, Prompt, Trace, TraceConfig, load_model, trace
-from rome_core.model.replay import Cell, batches, plain_cell
+from rome_core.model.replay import Cell, batches, plain_cell, replay_note
 from rome_core.tracing.heat_map import cells_of
-from rome_core.tracing.restoration import DEFAULT_BUDGET, replay_note
+from rome_core.tracing.restoration import DEFAULT_BUDGET
 from rome_core.tracing.runs import Runs, TracedSite, prepare
 
 PROMPTS = {  # by number of tokens; the subject is tokens 1 to 3

@@ -13,10 +13,10 @@ from torch import Tensor
 from rome_core.model.edits import Update
 from rome_core.model.hooks import attention_pattern, batch_of
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Cell, Window
+from rome_core.model.replay import Cell, Window, replay_note
 from rome_core.model.tokens import Prompt, encode, labels
 from rome_core.progress import Track, silent
-from rome_core.tracing.restoration import DEFAULT_BUDGET, n_steps, replay_note, restored_states, window_of
+from rome_core.tracing.restoration import DEFAULT_BUDGET, n_steps, restored_states, window_of
 from rome_core.tracing.runs import Runs, TraceConfig, prepare
 
 

@@ -8,12 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.language_model import Kept, LanguageModel
-from rome_core.model.replay import Cell, Finished, Window, batches, plain_cell, sweep
-from rome_core.model.tokens import Prompt
-from rome_core.tracing.runs import Runs, TraceConfig, prepare
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.replay import Cell, Finished, batches, plain_cell, replay_note, sweep
+from rome_core.tracing.runs import Runs
 
-REPLAY = Kept[str]("whether replay agrees with plain hooks", limit=1)
 DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
 
 
@@ -58,32 +56,3 @@ def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int) -
     if replay_note(lm):
         return len(cells)
     return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, budget))
-
-
-def replay_note(lm: LanguageModel) -> str:
-    """Empty where replay agrees with plain hooks on this model, else a sentence. Checked once a model."""
-    return lm.remember(REPLAY, (), lambda: _check_replay(lm))
-
-
-@torch.no_grad()
-def _check_replay(lm: LanguageModel) -> str:
-    prompt = Prompt("The home of the {} is far", "green dragon")
-    config = TraceConfig(samples=2, noise_from="vocabulary")
-    try:
-        runs = prepare(lm, prompt, config)
-        token, middle = runs.subject[1] - 1, lm.n_layers // 2
-        window = window_of(middle, 2, lm.n_layers)
-        cells = [
-            Cell(token, middle, resid=middle),
-            Cell(token, middle, windows=(Window("mlp_out", *window, runs.clean),)),
-            Cell(token, middle, windows=(Window("attn_out", *window, runs.clean),)),
-        ]
-        for cell in cells:
-            (fast,) = [state for done in sweep(lm, runs.clean, runs.corrupted, [cell], 1) for _, state in done]
-            plain = plain_cell(lm, runs.clean, runs.corrupted.batch, cell, corruption=[runs.corruption])[:, -1:]
-            p_fast, p_plain = lm.logits(fast).softmax(-1), lm.unembed(plain).softmax(-1)
-            if not torch.allclose(p_fast, p_plain, atol=1e-5 if lm.dtype == torch.float32 else 2e-2):
-                return f"Replay differs from plain hooks on this model (by {(p_fast - p_plain).abs().max():.1e})."
-    except (StopIteration, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        return f"This model's blocks cannot be resumed ({type(error).__name__}), so every cell is a whole pass."
-    return ""

@@ -20,6 +20,7 @@ from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import namesakes
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
+from rome_core.model.replay import REPLAY
 from rome_core.model.scoring import continuation_probabilities
 from rome_core.model.tokens import EditRequest, Prompt, encode
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
@@ -350,7 +351,7 @@ def test_a_c_of_another_layer_or_model_is_refused() -> None:
 def test_where_replay_is_wrong_the_edit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = solved(tiny_model(), "r-rome")
     lm = tiny_model()
-    lm.memo["replay"] = "Not on this model."
+    lm.remember(REPLAY, (), lambda: "Not on this model.")
     monkeypatch.setattr("rome_core.editing.value.run_block", None)  # and is not touched
 
     found = solved(lm, "r-rome")
