@@ -1,4 +1,7 @@
-"""The restored runs, step 3 of causal tracing: by replay where it agrees with plain hooks, else by plain hooks."""
+"""Restoration: the corrupted run with some of its states set back to what they were in the clean one.
+
+Step 3 of causal tracing (Meng et al. 2022, section 2): by replay where it agrees with plain hooks, else by plain hooks.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell, Finished, batches, plain_cell, replay_note, sweep
 from rome_core.tracing.runs import Runs
 
-DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
-
 
 def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
     """Layers [start, stop) that a window centred on `layer` restores: clipped at the ends, as by the authors."""
@@ -21,7 +22,7 @@ def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
 
 
 def restored_states(
-    lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int
+    lm: LanguageModel, runs: Runs, cells: Sequence[Cell]
 ) -> Iterator[list[tuple[Cell, Float[Tensor, "samples tail vocab"]]]]:
     """Logits at the answer's positions of the restored runs, by replay where it was found to agree with plain hooks."""
     tail = len(runs.answer)
@@ -32,7 +33,7 @@ def restored_states(
             )
             yield [(cell, lm.unembed(hidden[:, -tail:]))]
         return
-    for group in batches(lm, runs.corrupted, cells, budget):
+    for group in batches(lm, runs.corrupted, cells, runs.request.budget):
         for finished in sweep(lm, runs.clean, runs.corrupted, group, tail):
             yield _read(lm, finished)
 
@@ -45,14 +46,14 @@ def _read(lm: LanguageModel, finished: Finished) -> list[tuple[Cell, Float[Tenso
     read: list[tuple[Cell, Tensor]] = []
     at_once = max(1, HEAD_ROWS // max(1, finished[0][1].shape[:2].numel())) if finished else 1
     for at in range(0, len(finished), at_once):
-        some = finished[at : at + at_once]
-        logits = lm.logits(torch.stack([state for _, state in some]))
-        read += [(cell, own) for (cell, _), own in zip(some, logits, strict=True)]
+        chunk = finished[at : at + at_once]
+        logits = lm.logits(torch.stack([state for _, state in chunk]))  # [cell samples tail vocab]
+        read += [(cell, of_cell) for (cell, _), of_cell in zip(chunk, logits, strict=True)]
     return read
 
 
-def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int) -> int:
+def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell]) -> int:
     """How often `restored_states` yields."""
     if replay_note(lm):
         return len(cells)
-    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, budget))
+    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, runs.request.budget))

@@ -11,7 +11,7 @@ from rome_core.model import replay
 from rome_core.model.replay import REPLAY, Cell, Window, replay_note
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.restoration import n_steps, restored_states, window_of
-from rome_core.tracing.runs import TraceConfig, prepare
+from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
 from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is far", "green dragon")
@@ -59,7 +59,7 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
     monkeypatch: pytest.MonkeyPatch, broken: Any, sentence: str
 ) -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, CONFIG, answer=" far away")
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, " far away"))
     cells = [
         Cell(2, 1, resid=1),
         Cell(2, 1, windows=(Window("mlp_out", 0, 3, runs.clean),)),
@@ -68,7 +68,7 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
     ]
 
     def logits() -> dict[int, torch.Tensor]:
-        return {cells.index(c): state for done in restored_states(lm, runs, cells, 2**31) for c, state in done}
+        return {cells.index(c): state for done in restored_states(lm, runs, cells) for c, state in done}
 
     right = logits()
     lm.forget(REPLAY)
@@ -85,10 +85,10 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
 @pytest.mark.parametrize("budget", [1, 2**31])
 def test_the_number_of_steps_is_known_before(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, CONFIG)
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, budget=budget))
     cells = [Cell(token, layer, resid=layer) for token in (1, 3) for layer in (0, 2)]
 
-    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget)))
+    assert n_steps(lm, runs, cells) == len(list(restored_states(lm, runs, cells)))
     lm.forget(REPLAY)
     lm.remember(REPLAY, (), lambda: "Not on this model.")
-    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget))) == 4
+    assert n_steps(lm, runs, cells) == len(list(restored_states(lm, runs, cells))) == 4
