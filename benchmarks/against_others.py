@@ -23,9 +23,8 @@ from torch import Tensor
 from benchmarks.common import Row, heading, machine, parse, parser_of, spread, table, timed, write
 from benchmarks.tracing import PROMPTS, every_cell, plain_p
 from rome_core import LanguageModel, TraceConfig, load_model, trace
-from rome_core.model.replay import Cell
-from rome_core.tracing.restoration import replay_note
-from rome_core.tracing.runs import Runs, draw_noise, prepare
+from rome_core.model.replay import Cell, replay_note
+from rome_core.tracing.runs import Runs, TraceRequest, draw_noise, prepare
 
 Run = Callable[[Cell], float]
 COLUMNS = {
@@ -144,11 +143,11 @@ def others(lm: LanguageModel, runs: Runs, noise: Tensor) -> dict[str, Run]:
 def compare(lm: LanguageModel, config: TraceConfig, length: int, n_cells: int) -> list[Row]:
     """One row a tool. The heat map of rome_core is timed whole, before and after the others' cells."""
     prompt = PROMPTS[length]
-    runs = prepare(lm, prompt, config)
+    runs = prepare(lm, TraceRequest(prompt, config))
     first, stop = runs.subject
     noise, _ = draw_noise(lm, config, stop - first)
     tools: dict[str, Run] = {"plain hooks (rome_core)": lambda cell: plain_p(lm, runs, cell), **others(lm, runs, noise)}
-    grid = every_cell(lm, runs, config)
+    grid = every_cell(lm, runs, config.site)
     cells = spread(grid, n_cells)
     for run in tools.values():
         run(cells[0])  # the first call of each is slow

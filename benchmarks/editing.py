@@ -28,7 +28,7 @@ from rome_core.editing.value import (
     prompts_of,
     sampled_prefixes,
 )
-from rome_core.tracing.restoration import REPLAY, replay_note
+from rome_core.model.replay import REPLAY, replay_note
 
 REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
 OTHER = EditRequest(Prompt("The {} is located in the city of", "Colosseum"), "Berlin", "Rome")

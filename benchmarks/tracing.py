@@ -33,10 +33,9 @@ from benchmarks.common import (
     write,
 )
 from rome_core import LanguageModel, Prompt, Trace, TraceConfig, load_model, trace
-from rome_core.model.replay import Cell, batches, plain_cell
+from rome_core.model.replay import Cell, batches, plain_cell, replay_note
 from rome_core.tracing.heat_map import cells_of
-from rome_core.tracing.restoration import DEFAULT_BUDGET, replay_note
-from rome_core.tracing.runs import Runs, TracedSite, prepare
+from rome_core.tracing.runs import Runs, TracedSite, TraceRequest, prepare
 
 PROMPTS = {  # by number of tokens; the subject is tokens 1 to 3
     6: Prompt("The {} is in", "Eiffel Tower"),
@@ -100,7 +99,7 @@ def cost_of(lm: LanguageModel, runs: Runs, cells: Sequence[Cell]) -> Cost:
     # The answer is read off a run of its own, then come the clean and the corrupted one.
     tokens = lm.n_layers * width * (samples + 2)
     multiplied, keys, largest = tokens * block, tokens * width, 0
-    for group in batches(lm, runs.corrupted, cells, DEFAULT_BUDGET):
+    for group in batches(lm, runs.corrupted, cells, runs.request.budget):
         token = group[0].token
         for layer in range(lm.n_layers):
             if own := samples * n_runs([c for c in group if c.entry == layer and c.resid is None], layer):
@@ -133,15 +132,15 @@ def plain_p(lm: LanguageModel, runs: Runs, cell: Cell) -> float:
     return float(runs.log_p_of_logits(lm.unembed(hidden[:, -len(runs.answer) :])).exp().mean())
 
 
-def every_cell(lm: LanguageModel, runs: Runs, config: TraceConfig) -> list[Cell]:
+def every_cell(lm: LanguageModel, runs: Runs, site: TracedSite) -> list[Cell]:
     """What a tool without a look at causality runs: the tokens before the subject, too."""
-    return cells_of(lm, replace(runs, subject=(0, runs.subject[1])), config)
+    return cells_of(lm, replace(runs, subject=(0, runs.subject[1])), site)
 
 
 def measure(lm: LanguageModel, prompt: Prompt, config: TraceConfig, n_plain: int | None) -> Row:
     """One heat map: fast, plain and fast again, between two measurements of the machine's rate."""
-    runs, prepared = timed(lambda: prepare(lm, prompt, config))
-    cells, grid = cells_of(lm, runs, config), every_cell(lm, runs, config)
+    runs, prepared = timed(lambda: prepare(lm, TraceRequest(prompt, config)))
+    cells, grid = cells_of(lm, runs, config.site), every_cell(lm, runs, config.site)
     cost = cost_of(lm, runs, cells)
     rates = [matmul_rate(lm, cost.rows)]
     result, first, peak, grown = with_memory(lambda: trace(lm, prompt, config))

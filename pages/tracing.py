@@ -6,10 +6,11 @@ import streamlit as st
 
 from pages.parts.tracing import form as trace_form
 from pages.parts.tracing import view as trace_view
-from pages.parts.tracing.run import Question, TraceRun, run_steps
+from pages.parts.tracing.run import TraceRun, run_steps
 from pages.shared import frame, session, track
 from pages.shared.text import count
 from rome_core import LanguageModel
+from rome_core.tracing.runs import TraceRequest
 
 
 def main() -> None:
@@ -20,45 +21,45 @@ def main() -> None:
     )
     lm = session.model()
     trace_form.example_buttons()
-    question, run = trace_form.question_form(lm)
-    if question and question.edits:
-        st.info(f"Tracing the **edited model**: {count(len(question.edits), 'edit')} of the sidebar's list act.")
-    if question and run:
-        start(lm, question)
-    job = current(lm, question)
+    request, run = trace_form.request_form(lm)
+    if request and request.edits:
+        st.info(f"Tracing the **edited model**: {count(len(request.edits), 'edit')} of the sidebar's list act.")
+    if request and run:
+        start(lm, request)
+    job = current(lm, request)
     if job is None:
         st.caption(
             "Press **Trace** (Ctrl+Enter). Three heat maps will appear here, approximate at once and then exact: "
             "the residual stream, the MLPs and the attention, each token at each layer."
         )
         return
-    if question and job.partial and job.partial.question.key != question.key:
+    if request and job.partial and job.partial.request.key != request.key:
         st.caption("The form has changed since this run; press **Trace** to run it.")
     track.panel(job, lambda job: trace_view.draw(lm, job))
 
 
-def start(lm: LanguageModel, question: Question) -> None:
+def start(lm: LanguageModel, request: TraceRequest) -> None:
     """Begin a run, unless this session has made the very same one before. A run under way is stopped."""
-    known = session.recall((lm.fingerprint, question.key))
+    known = session.recall((lm.fingerprint, request.key))
     if known is None or known.state in ("stopped", "error"):
         former = st.session_state.get("trace_job")
         if former is not None:
             former.stop()
 
         def work(job: track.Job) -> TraceRun:
-            for run in run_steps(lm, question, job.track):
+            for run in run_steps(lm, request, job.track):
                 job.partial = run
             return job.partial
 
-        known = track.submit(f"Tracing “{question.prompt.text}”", work)
-        known.partial = TraceRun(question)
-        session.remember((lm.fingerprint, question.key), known)
+        known = track.submit(f"Tracing “{request.prompt.text}”", work)
+        known.partial = TraceRun(request)
+        session.remember((lm.fingerprint, request.key), known)
     st.session_state["trace_job"] = known
 
 
-def current(lm: LanguageModel, question: Question | None) -> track.Job | None:
+def current(lm: LanguageModel, request: TraceRequest | None) -> track.Job | None:
     """The run of the form as it stands, if there was one; else the last one."""
-    same = session.recall((lm.fingerprint, question.key)) if question else None
+    same = session.recall((lm.fingerprint, request.key)) if request else None
     return same or st.session_state.get("trace_job")
 
 

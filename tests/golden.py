@@ -26,7 +26,7 @@ from rome_core.editing.hypernetworks.training import KINDS
 from rome_core.editing.second_moment import Moment, stored_moment
 from rome_core.evaluation import MeasureSettings, Pace, create_run, edit_in_sequence, measure_fact, plan_sequence
 from rome_core.model.language_model import LanguageModel
-from rome_core.tracing.averages import FactEffect, average, fact_effects, grouped
+from rome_core.tracing.averages import FactEffect, average, fact_effects, group_effects
 from tests.tiny import FAMILIES, random_moment, tiny_model
 
 SITES = ("resid_post", "mlp_out", "attn_out")
@@ -75,7 +75,7 @@ def of_model(lm: LanguageModel, small: bool, folder: Path) -> Iterator[tuple[str
         maps.append(trace(lm, FACT.prompt, config, answer=" Paris"))
         yield f"trace.{site}", maps[-1]
     yield "preview", preview(lm, FACT.prompt, settings, answer=" Paris")
-    effects = [FactEffect(str(i), m.clean, m.corrupted, {"mlp_out": grouped(m)}) for i, m in enumerate(maps)]
+    effects = [FactEffect(str(i), m.clean, m.corrupted, {"mlp_out": group_effects(m)}) for i, m in enumerate(maps)]
     yield "average", average(effects)
     if not small:
         yield "average.known", list(fact_effects(lm, load_facts()[:2], replace(settings, samples=2), sites=["mlp_out"]))

@@ -12,9 +12,8 @@ from torch import Tensor
 from rome_core.editing.edit import Edit
 from rome_core.model.hooks import Batch, Overlay, batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Recording, record, run_block
+from rome_core.model.replay import Recording, record, replay_note, run_block
 from rome_core.model.tokens import as_target, target_ids, text_ids
-from rome_core.tracing.restoration import replay_note
 
 Final = Callable[[Sequence[Overlay]], Float[Tensor, "batch pos d_model"]]
 States = Callable[[LanguageModel, Batch, int, Sequence[Edit]], Final]

@@ -31,10 +31,10 @@ from rome_core.errors import EditError
 from rome_core.model.edits import Update, outputs_of
 from rome_core.model.hooks import Point, activations
 from rome_core.model.language_model import LanguageModel
+from rome_core.model.replay import replay_note
 from rome_core.model.tokens import EditRequest
 from rome_core.progress import Track
 from rome_core.settings import setting
-from rome_core.tracing.restoration import replay_note
 
 AUTHORS = "Meng et al. 2022, the authors' code"
 ScaleAt = Literal["prefixed prompts", "bare prompt"]

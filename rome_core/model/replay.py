@@ -17,11 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_core.model.edits import Update
-from rome_core.model.hooks import Batch, Overlay, Patch, Point, hidden_states, hooked
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.hooks import Batch, Overlay, Patch, Point, batch_of, hidden_states, hooked
+from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.layout import cache_argument
+from rome_core.model.tokens import text_ids
 
 Module = Literal["attn_out", "mlp_out"]
+REPLAY = Kept[str]("whether replay agrees with plain hooks", limit=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,3 +314,53 @@ def _restore(source: Tensor, token: int) -> Patch:
         return state
 
     return patch
+
+
+# ------------------------------------------------------------------------------------------------------- the self-check
+
+
+def replay_note(lm: LanguageModel) -> str:
+    """Empty where replay agrees with plain hooks on this model, else a sentence. Checked once a model.
+
+    A check that runs out of memory says nothing about the model: it raises, and is made again the next time.
+    """
+    return lm.remember(REPLAY, (), lambda: _compare_with_hooks(lm))
+
+
+@torch.no_grad()
+def _compare_with_hooks(lm: LanguageModel) -> str:
+    """Restore one token of two runs in which it has a neighbour's embedding, at a middle layer, in each of the ways."""
+    ids = text_ids(lm.tokenizer, "The home of the green dragon is far")
+    token, layer = len(ids) // 2, lm.n_layers // 2
+
+    def corrupt(embedded: Tensor) -> Tensor:
+        embedded = embedded.clone()
+        embedded[:, token] = embedded[0, [token - 1, token + 1]]
+        return embedded
+
+    corruption: tuple[Point, Patch] = (Point("embed"), corrupt)
+    try:
+        clean = record(lm, batch_of(lm, [ids]))
+        corrupted = record(lm, batch_of(lm, [ids, ids]), patches=[corruption])
+        start, stop = max(0, layer - 1), layer + 1
+        for cell in (
+            Cell(token, layer, resid=layer),
+            Cell(token, layer, windows=(Window("mlp_out", start, stop, clean),)),
+            Cell(token, layer, windows=(Window("attn_out", start, stop, clean),)),
+        ):
+            (resumed,) = [state for finished in sweep(lm, clean, corrupted, [cell], 1) for _, state in finished]
+            whole = plain_cell(lm, clean, corrupted.batch, cell, corruption=[corruption])[:, -1:]
+            p_resumed, p_whole = lm.logits(resumed).softmax(-1), lm.unembed(whole).softmax(-1)
+            if not torch.allclose(p_resumed, p_whole, atol=1e-5 if lm.dtype == torch.float32 else 2e-2):
+                return f"Replay differs from plain hooks on this model (by {(p_resumed - p_whole).abs().max():.1e})."
+    except (StopIteration, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if _is_out_of_memory(error):
+            raise
+        return f"This model's blocks cannot be resumed ({type(error).__name__}), so every cell is a whole pass."
+    return ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Accelerators have a type or a sentence for it, the processor's allocator only a sentence."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate" in said

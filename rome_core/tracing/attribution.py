@@ -1,4 +1,4 @@
-"""A first look at a heat map in one forward and one backward pass: attribution patching, a linear approximation."""
+"""Attribution patching: a first look at heat maps in one forward and one backward pass, by a linear approximation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import Trace, empty_trace
 from rome_core.tracing.restoration import window_of
-from rome_core.tracing.runs import Runs, TraceConfig, TracedSite, prepare
-
-SITES: tuple[TracedSite, ...] = ("resid_post", "mlp_out", "attn_out")
+from rome_core.tracing.runs import SITES, Runs, TraceConfig, TracedSite, TraceRequest, prepare
 
 
 def preview(
@@ -35,26 +33,17 @@ def preview(
     Windows add their layers up. A saturated softmax makes it wrong (AtP*, Kramár et al. 2024): it is a preview, and
     `trace` gives the values.
     """
-    return previews(lm, prompt, [config], noise=noise, answer=answer, foil=foil, edits=edits)[0]
+    runs = prepare(lm, TraceRequest(prompt, config, answer, foil, tuple(edits)), noise=noise)
+    return previews(lm, runs, [config.site])[config.site]
 
 
-def previews(
-    lm: LanguageModel,
-    prompt: Prompt,
-    configs: Sequence[TraceConfig],
-    *,
-    noise: Float[Tensor, "samples n d_model"] | None = None,
-    answer: str | None = None,
-    foil: str | None = None,
-    edits: Sequence[Update] = (),
-) -> list[Trace]:
-    """Previews of several kinds from one pass; the configs may differ in site and window only."""
-    runs = prepare(lm, prompt, configs[0], noise=noise, answer=answer, foil=foil, edits=edits)
-    effects = _effects(lm, runs, configs[0])
-    return [_as_trace(lm, prompt, config, runs, foil, effects[config.site]) for config in configs]
+def previews(lm: LanguageModel, runs: Runs, sites: Sequence[TracedSite] = SITES) -> dict[str, Trace]:
+    """Previews of several kinds from one pass."""
+    effects = _effects(lm, runs)
+    return {site: _as_trace(lm, runs, site, effects[site]) for site in sites}
 
 
-def _effects(lm: LanguageModel, runs: Runs, config: TraceConfig) -> dict[str, Float[Tensor, "pos layer"]]:
+def _effects(lm: LanguageModel, runs: Runs) -> dict[TracedSite, Float[Tensor, "pos layer"]]:
     """First-order effect of each single state, by site."""
     points = [Point(site, layer) for site in SITES for layer in range(lm.n_layers)]
     kept: dict[Point, Tensor] = {}
@@ -70,7 +59,7 @@ def _effects(lm: LanguageModel, runs: Runs, config: TraceConfig) -> dict[str, Fl
             input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
         ).last_hidden_state
     with torch.enable_grad():
-        scores = runs.scores(config.metric, lm.unembed(final[:, -len(runs.answer) :]))
+        scores = runs.scores(runs.request.config.metric, lm.unembed(final[:, -len(runs.answer) :]))
         gradients = dict(zip(points, torch.autograd.grad(scores.mean(), [kept[p] for p in points]), strict=True))
     n = len(runs.labels)
     return {
@@ -90,17 +79,15 @@ def _clean(runs: Runs, site: TracedSite, layer: int) -> Float[Tensor, "1 pos d_m
     return runs.clean.states[layer + 1] if site == "resid_post" else runs.clean.outputs[site][layer]
 
 
-def _as_trace(
-    lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Runs, foil: str | None, effect: Tensor
-) -> Trace:
-    if config.site != "resid_post":
-        windows = [window_of(layer, config.window, lm.n_layers) for layer in range(lm.n_layers)]
+def _as_trace(lm: LanguageModel, runs: Runs, site: TracedSite, effect: Float[Tensor, "pos layer"]) -> Trace:
+    if site != "resid_post":
+        windows = [window_of(layer, runs.request.config.window, lm.n_layers) for layer in range(lm.n_layers)]
         effect = torch.stack([effect[:, start:stop].sum(1) for start, stop in windows], 1)
     effect = effect.float().cpu()
     effect[: runs.subject[0]] = 0.0
-    frame = empty_trace(lm, prompt, config, runs, foil)
+    frame = empty_trace(lm, runs, site)
     guess = torch.full_like(effect, torch.nan)
-    if config.metric == "p":
+    if frame.config.metric == "p":
         guess = (frame.corrupted + effect).clamp(0, 1)
     return replace(
         frame,

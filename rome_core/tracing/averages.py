@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,8 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
 from rome_core.progress import Track, silent
-from rome_core.tracing.heat_map import Trace, trace
-from rome_core.tracing.restoration import DEFAULT_BUDGET
-from rome_core.tracing.runs import TraceConfig, TracedSite
+from rome_core.tracing.heat_map import Trace, heat_map_steps
+from rome_core.tracing.runs import DEFAULT_BUDGET, SITES, TraceConfig, TracedSite, TraceRequest, prepare
 
 GROUPS = (
     "first subject token",
@@ -31,7 +30,6 @@ GROUPS = (
     "further tokens",
     "last token",
 )
-SITES: tuple[TracedSite, ...] = ("resid_post", "mlp_out", "attn_out")
 RESAMPLES = 2_000
 
 
@@ -79,7 +77,7 @@ def token_groups(subject: tuple[int, int], n_tokens: int) -> list[int]:
     return groups
 
 
-def grouped(result: Trace) -> Float[Tensor, "group layer"]:
+def group_effects(result: Trace) -> Float[Tensor, "group layer"]:
     """Mean indirect effect of the tokens of each group."""
     groups = torch.tensor(token_groups(result.subject, len(result.labels)))
     rows = [result.indirect_effect[groups == g] for g in range(len(GROUPS))]
@@ -108,30 +106,25 @@ def fact_effects(
         if fact.id in done:
             continue
         try:
-            yield _one(lm, fact, config, sites, edits, budget, track)
+            request = TraceRequest(fact.prompt, config, as_target(fact.target_true), edits=tuple(edits), budget=budget)
+            yield _trace_fact(lm, fact.id, request, sites, track)
         except RomeError as error:
             yield FactEffect(fact.id, float("nan"), float("nan"), {}, str(error))
 
 
-def _one(
-    lm: LanguageModel,
-    fact: Fact,
-    config: TraceConfig,
-    sites: Sequence[TracedSite],
-    edits: Sequence[Update],
-    budget: int,
-    track: Track,
+def _trace_fact(
+    lm: LanguageModel, fact: str, request: TraceRequest, sites: Sequence[TracedSite], track: Track
 ) -> FactEffect:
-    answer = as_target(fact.target_true)
-    known = score(lm, [(fact.prompt.text, answer)], edits=edits)[0]
+    assert request.answer is not None
+    known = score(lm, [(request.prompt.text, request.answer)], edits=request.edits)[0]
     if not all(known.hits):
-        return FactEffect(fact.id, known.p_joint, float("nan"), {}, "the model's answer is another one")
+        return FactEffect(fact, known.p_joint, float("nan"), {}, "the model's answer is another one")
+    runs = prepare(lm, request)
     effects: dict[str, Tensor] = {}
     for site in sites:
-        asked = replace(config, site=site)
-        result = trace(lm, fact.prompt, asked, answer=answer, edits=edits, budget=budget, track=track)
-        effects[site] = grouped(result)
-    return FactEffect(fact.id, result.clean, result.corrupted, effects)
+        *_, result = heat_map_steps(lm, runs, site, track=track)
+        effects[site] = group_effects(result)
+    return FactEffect(fact, result.clean, result.corrupted, effects)
 
 
 def average(rows: Sequence[FactEffect], *, seed: int = 0) -> Averages:
@@ -162,8 +155,8 @@ def _average_effect(rows: Sequence[FactEffect], site: str, weights: npt.NDArray[
     count = present.sum(0)
     mean = np.divide(np.nan_to_num(values).sum(0), count, out=np.full(count.shape, np.nan), where=count > 0)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    some = count > 0
-    low[some], high[some] = np.nanpercentile(means[:, some], [2.5, 97.5], axis=0)
+    filled = count > 0
+    low[filled], high[filled] = np.nanpercentile(means[:, filled], [2.5, 97.5], axis=0)
     return AverageEffect(mean, low, high)
 
 

@@ -1,4 +1,8 @@
-"""Causal tracing: which states carry a fact (Meng et al. 2022, section 2; arXiv 2202.05262)."""
+"""Causal tracing: which states carry a fact (Meng et al. 2022, section 2; arXiv 2202.05262).
+
+The subject is made unreadable, and one state at a time is restored to its clean value. By how much that brings the
+answer back is the state's indirect effect; a heat map holds it for every token and layer.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from torch import Tensor
 from rome_core.model.edits import Update
 from rome_core.model.hooks import attention_pattern, batch_of
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Cell, Window
+from rome_core.model.replay import Cell, Window, replay_note
 from rome_core.model.tokens import Prompt, encode, labels
 from rome_core.progress import Track, silent
-from rome_core.tracing.restoration import DEFAULT_BUDGET, n_steps, replay_note, restored_states, window_of
-from rome_core.tracing.runs import Runs, TraceConfig, prepare
+from rome_core.tracing.restoration import n_steps, restored_states, window_of
+from rome_core.tracing.runs import DEFAULT_BUDGET, KINDS, Runs, TraceConfig, TracedSite, TraceRequest, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +69,16 @@ class Trace:
         return self.engine == "attribution"
 
 
-def cells_of(lm: LanguageModel, runs: Runs, config: TraceConfig) -> list[Cell]:
+def cells_of(lm: LanguageModel, runs: Runs, site: TracedSite) -> list[Cell]:
     """All cells that can differ from the corrupted run: every layer at every token from the subject's first on."""
     cells = []
     for token in range(runs.subject[0], len(runs.labels)):
         for layer in range(lm.n_layers):
-            if config.site == "resid_post":
+            if site == "resid_post":
                 cells.append(Cell(token, layer, resid=layer))
             else:
-                start, stop = window_of(layer, config.window, lm.n_layers)
-                cells.append(Cell(token, layer, windows=(Window(config.site, start, stop, runs.clean),)))
+                start, stop = window_of(layer, runs.request.config.window, lm.n_layers)
+                cells.append(Cell(token, layer, windows=(Window(site, start, stop, runs.clean),)))
     return cells
 
 
@@ -91,24 +95,26 @@ def trace_steps(
     track: Track = silent,
 ) -> Iterator[Trace]:
     """The heat map as it fills, at least once a second on a laptop. The last one is complete."""
-    runs = prepare(lm, prompt, config, noise=noise, answer=answer, foil=foil, edits=edits)
-    cells = cells_of(lm, runs, config)
-    result = empty_trace(lm, prompt, config, runs, foil)
-    yield result
-    steps = restored_states(lm, runs, cells, budget)
-    for finished in track(steps, _KIND[config.site], n_steps(lm, runs, cells, budget)):
+    request = TraceRequest(prompt, config, answer, foil, tuple(edits), budget)
+    yield from heat_map_steps(lm, prepare(lm, request, noise=noise), config.site, track=track)
+
+
+def heat_map_steps(lm: LanguageModel, runs: Runs, site: TracedSite, *, track: Track = silent) -> Iterator[Trace]:
+    """The heat map of one kind as it fills, from runs that are prepared once for all kinds."""
+    cells = cells_of(lm, runs, site)
+    heat_map = empty_trace(lm, runs, site)
+    yield heat_map
+    for finished in track(restored_states(lm, runs, cells), KINDS[site], n_steps(lm, runs, cells)):
         if finished:
-            result = _filled(result, runs, finished)
-        yield result
-
-
-_KIND = {"resid_post": "Residual stream", "mlp_out": "MLP", "attn_out": "Attention"}
+            heat_map = _fill(heat_map, runs, finished)
+        yield heat_map
 
 
 @torch.no_grad()
-def empty_trace(lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Runs, foil: str | None) -> Trace:
+def empty_trace(lm: LanguageModel, runs: Runs, site: TracedSite) -> Trace:
     """The frame of a heat map: both ends of its scale, the rows before the subject, and NaN elsewhere."""
-    tail = len(runs.answer)
+    request, tail = runs.request, len(runs.answer)
+    config = replace(request.config, site=site)
     clean, corrupted = (lm.logits(run.states[-1][:, -tail:]) for run in (runs.clean, runs.corrupted))
     shape = len(runs.labels), lm.n_layers
     before = torch.full(shape, torch.nan)
@@ -117,15 +123,15 @@ def empty_trace(lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Ru
     for name, value in (("probabilities", p.mean()), ("spread", p.std(correction=0)), ("indirect_effect", 0.0)):
         grid[name][: runs.subject[0]] = float(value)
     return Trace(
-        prompt=prompt,
+        prompt=request.prompt,
         config=config,
         model=lm.name,
         fingerprint=lm.fingerprint,
         labels=runs.labels,
         subject=runs.subject,
         answer="".join(labels(lm.tokenizer, runs.answer)),
-        asked=runs.asked,
-        foil=foil,
+        asked=request.answer,
+        foil=request.foil,
         clean=float(runs.log_p_of_logits(clean).exp()[0]),
         corrupted=float(p.mean()),
         clean_score=float(runs.scores(config.metric, clean)[0]),
@@ -138,7 +144,7 @@ def empty_trace(lm: LanguageModel, prompt: Prompt, config: TraceConfig, runs: Ru
     )
 
 
-def _filled(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
+def _fill(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
     grids = {n: getattr(trace, n).clone() for n in ("probabilities", "spread", "indirect_effect")}
     for cell, logits in finished:
         p = runs.log_p_of_logits(logits).exp()
@@ -176,33 +182,25 @@ def trace(
 
 @torch.no_grad()
 def restored_top_tokens(
-    lm: LanguageModel,
-    prompt: Prompt,
-    config: TraceConfig,
-    token: int,
-    layer: int,
-    *,
-    answer: str | None = None,
-    foil: str | None = None,
-    edits: Sequence[Update] = (),
-    k: int = 5,
+    lm: LanguageModel, runs: Runs, site: TracedSite, token: int, layer: int, *, k: int = 5
 ) -> dict[str, list[tuple[str, float]]]:
     """The k most probable next tokens of the clean, the corrupted and one cell's restored run."""
-    runs = prepare(lm, prompt, config, answer=answer, foil=foil, edits=edits)
-    found = {
+    logits = {  # each [samples vocab]
         "clean": lm.logits(runs.clean.states[-1][:, -len(runs.answer)]),
         "corrupted": lm.logits(runs.corrupted.states[-1][:, -len(runs.answer)]),
     }
-    wanted = [cell for cell in cells_of(lm, runs, config) if (cell.token, cell.layer) == (token, layer)]
-    found["restored"] = found["corrupted"]  # before the subject nothing can differ
-    for finished in restored_states(lm, runs, wanted, DEFAULT_BUDGET):
-        for _, logits in finished:
-            found["restored"] = logits[:, 0]
-    tops = {name: logits.softmax(-1).mean(0).topk(k) for name, logits in found.items()}
-    return {
-        name: list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
-        for name, top in tops.items()
-    }
+    logits["restored"] = logits["corrupted"]  # before the subject nothing can differ
+    cells = [cell for cell in cells_of(lm, runs, site) if (cell.token, cell.layer) == (token, layer)]
+    for finished in restored_states(lm, runs, cells):
+        for _, of_cell in finished:
+            logits["restored"] = of_cell[:, 0]
+    return {name: top_tokens(lm, of_run.softmax(-1).mean(0), k) for name, of_run in logits.items()}
+
+
+def top_tokens(lm: LanguageModel, p: Float[Tensor, " vocab"], k: int) -> list[tuple[str, float]]:
+    """The k most probable tokens, as they read, with their probabilities."""
+    top = p.topk(k)
+    return list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
 
 
 def attention(

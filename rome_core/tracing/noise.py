@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.tokens import Prompt
 from rome_core.progress import Track, silent
-from rome_core.tracing.runs import TraceConfig, prepare
+from rome_core.tracing.runs import Runs, corrupt_again
 
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 
@@ -29,18 +27,10 @@ class NoiseLevel:
 
 @torch.no_grad()
 def noise_study(
-    lm: LanguageModel,
-    prompt: Prompt,
-    config: TraceConfig = TraceConfig(),
-    *,
-    scales: Sequence[float] = SCALES,
-    answer: str | None = None,
-    edits: Sequence[Update] = (),
-    track: Track = silent,
+    lm: LanguageModel, runs: Runs, *, scales: Sequence[float] = SCALES, track: Track = silent
 ) -> Iterator[NoiseLevel]:
     """One level after the other. All use the same seeded draw, so that the levels differ by their size alone."""
-    plain = replace(config, metric="p")
     for scale in track(scales, "Noise levels", len(scales)):
-        runs = prepare(lm, prompt, replace(plain, noise_scale=scale), answer=answer, edits=edits)
-        p = runs.log_p(lm, runs.corrupted.states[-1][:, -len(runs.answer) :]).exp()
+        corrupted = corrupt_again(lm, runs, scale).corrupted
+        p = runs.log_p(lm, corrupted.states[-1][:, -len(runs.answer) :]).exp()
         yield NoiseLevel(scale, float(p.mean()), float(p.std(correction=0)), float(p.min()), float(p.max()))

@@ -1,22 +1,26 @@
-"""Severed paths: how much of a restored state's effect flows through the MLPs or the attention above it
-(Meng et al. 2022, section 2.2 and figure 3)."""
+"""Path severing: how much of a restored state's effect flows through the MLPs or the attention above it.
+
+The state is restored while the outputs of one module type above it stay those of the corrupted run (Meng et al. 2022,
+section 2.2 and figure 3).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Cell, Window
+from rome_core.model.replay import Cell, Module, Window
 from rome_core.model.tokens import Prompt
 from rome_core.progress import Track, silent
-from rome_core.tracing.restoration import DEFAULT_BUDGET, n_steps, restored_states
-from rome_core.tracing.runs import TraceConfig, prepare
+from rome_core.tracing.restoration import n_steps, restored_states
+from rome_core.tracing.runs import Runs, TraceConfig
+
+SEVERED_BY: dict[Module, str] = {"mlp_out": "without_mlp", "attn_out": "without_attention"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,46 +47,31 @@ class Severed:
         return self.plain - self.without_attention
 
 
-def severed_steps(
-    lm: LanguageModel,
-    prompt: Prompt,
-    config: TraceConfig,
-    *,
-    noise: Float[Tensor, "samples n d_model"] | None = None,
-    answer: str | None = None,
-    foil: str | None = None,
-    edits: Sequence[Update] = (),
-    budget: int = DEFAULT_BUDGET,
-    track: Track = silent,
-) -> Iterator[Severed]:
-    """The three curves as they fill. Site and window of the config do not matter here."""
-    runs = prepare(lm, prompt, config, noise=noise, answer=answer, foil=foil, edits=edits)
-    token, n = runs.subject[1] - 1, lm.n_layers
-    names: dict[Cell, str] = {}
+def path_severing_steps(lm: LanguageModel, runs: Runs, *, track: Track = silent) -> Iterator[Severed]:
+    """The three curves as they fill. Site and window of the runs' config do not matter here."""
+    config, token, n = runs.request.config, runs.subject[1] - 1, lm.n_layers
+    curve_of: dict[Cell, str] = {}
     for layer in range(n):
-        names[Cell(token, layer, resid=layer)] = "plain"
+        curve_of[Cell(token, layer, resid=layer)] = "plain"
         if layer + 1 < n:  # above the last block there is nothing to sever
-            for site, name in (("mlp_out", "without_mlp"), ("attn_out", "without_attention")):
-                window = Window(site, layer + 1, n, runs.corrupted)  # type: ignore[arg-type]
-                names[Cell(token, layer, resid=layer, windows=(window,))] = name
+            for site, curve in SEVERED_BY.items():
+                window = Window(site, layer + 1, n, runs.corrupted)
+                curve_of[Cell(token, layer, resid=layer, windows=(window,))] = curve
+    cells = list(curve_of)
     empty = torch.full((n,), torch.nan)
-    result = Severed(prompt, config, token, empty, empty, empty)
+    result = Severed(runs.request.prompt, config, token, empty, empty, empty)
     corrupted = float(runs.scores(config.metric, lm.logits(runs.corrupted.states[-1][:, -len(runs.answer) :])).mean())
-    steps = restored_states(lm, runs, list(names), budget)
-    for finished in track(steps, "Severed paths", n_steps(lm, runs, list(names), budget)):
+    for finished in track(restored_states(lm, runs, cells), "Severed paths", n_steps(lm, runs, cells)):
         for cell, logits in finished:
             effect = float(runs.scores(config.metric, logits).mean()) - corrupted
-            curves = [names[cell]] if cell.layer + 1 < n else ["plain", "without_mlp", "without_attention"]
-            for curve in curves:
+            for curve in [curve_of[cell]] if cell.layer + 1 < n else ["plain", *SEVERED_BY.values()]:
                 values = getattr(result, curve).clone()
                 values[cell.layer] = effect
                 result = replace(result, **{curve: values})
         yield result
 
 
-def severed(
-    lm: LanguageModel, prompt: Prompt, config: TraceConfig = TraceConfig(), *, edits: Sequence[Update] = ()
-) -> Severed:
+def sever_paths(lm: LanguageModel, runs: Runs) -> Severed:
     """All three curves."""
-    *_, last = severed_steps(lm, prompt, config, edits=edits)
-    return last
+    *_, result = path_severing_steps(lm, runs)
+    return result

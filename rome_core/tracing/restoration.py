@@ -1,4 +1,7 @@
-"""The restored runs, step 3 of causal tracing: by replay where it agrees with plain hooks, else by plain hooks."""
+"""Restoration: the corrupted run with some of its states set back to what they were in the clean one.
+
+Step 3 of causal tracing (Meng et al. 2022, section 2): by replay where it agrees with plain hooks, else by plain hooks.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.model.language_model import Kept, LanguageModel
-from rome_core.model.replay import Cell, Finished, Window, batches, plain_cell, sweep
-from rome_core.model.tokens import Prompt
-from rome_core.tracing.runs import Runs, TraceConfig, prepare
-
-REPLAY = Kept[str]("whether replay agrees with plain hooks", limit=1)
-DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.replay import Cell, Finished, batches, plain_cell, replay_note, sweep
+from rome_core.tracing.runs import Runs
 
 
 def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
@@ -23,7 +22,7 @@ def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
 
 
 def restored_states(
-    lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int
+    lm: LanguageModel, runs: Runs, cells: Sequence[Cell]
 ) -> Iterator[list[tuple[Cell, Float[Tensor, "samples tail vocab"]]]]:
     """Logits at the answer's positions of the restored runs, by replay where it was found to agree with plain hooks."""
     tail = len(runs.answer)
@@ -34,7 +33,7 @@ def restored_states(
             )
             yield [(cell, lm.unembed(hidden[:, -tail:]))]
         return
-    for group in batches(lm, runs.corrupted, cells, budget):
+    for group in batches(lm, runs.corrupted, cells, runs.request.budget):
         for finished in sweep(lm, runs.clean, runs.corrupted, group, tail):
             yield _read(lm, finished)
 
@@ -47,43 +46,14 @@ def _read(lm: LanguageModel, finished: Finished) -> list[tuple[Cell, Float[Tenso
     read: list[tuple[Cell, Tensor]] = []
     at_once = max(1, HEAD_ROWS // max(1, finished[0][1].shape[:2].numel())) if finished else 1
     for at in range(0, len(finished), at_once):
-        some = finished[at : at + at_once]
-        logits = lm.logits(torch.stack([state for _, state in some]))
-        read += [(cell, own) for (cell, _), own in zip(some, logits, strict=True)]
+        chunk = finished[at : at + at_once]
+        logits = lm.logits(torch.stack([state for _, state in chunk]))  # [cell samples tail vocab]
+        read += [(cell, of_cell) for (cell, _), of_cell in zip(chunk, logits, strict=True)]
     return read
 
 
-def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell], budget: int) -> int:
+def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell]) -> int:
     """How often `restored_states` yields."""
     if replay_note(lm):
         return len(cells)
-    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, budget))
-
-
-def replay_note(lm: LanguageModel) -> str:
-    """Empty where replay agrees with plain hooks on this model, else a sentence. Checked once a model."""
-    return lm.remember(REPLAY, (), lambda: _check_replay(lm))
-
-
-@torch.no_grad()
-def _check_replay(lm: LanguageModel) -> str:
-    prompt = Prompt("The home of the {} is far", "green dragon")
-    config = TraceConfig(samples=2, noise_from="vocabulary")
-    try:
-        runs = prepare(lm, prompt, config)
-        token, middle = runs.subject[1] - 1, lm.n_layers // 2
-        window = window_of(middle, 2, lm.n_layers)
-        cells = [
-            Cell(token, middle, resid=middle),
-            Cell(token, middle, windows=(Window("mlp_out", *window, runs.clean),)),
-            Cell(token, middle, windows=(Window("attn_out", *window, runs.clean),)),
-        ]
-        for cell in cells:
-            (fast,) = [state for done in sweep(lm, runs.clean, runs.corrupted, [cell], 1) for _, state in done]
-            plain = plain_cell(lm, runs.clean, runs.corrupted.batch, cell, corruption=[runs.corruption])[:, -1:]
-            p_fast, p_plain = lm.logits(fast).softmax(-1), lm.unembed(plain).softmax(-1)
-            if not torch.allclose(p_fast, p_plain, atol=1e-5 if lm.dtype == torch.float32 else 2e-2):
-                return f"Replay differs from plain hooks on this model (by {(p_fast - p_plain).abs().max():.1e})."
-    except (StopIteration, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        return f"This model's blocks cannot be resumed ({type(error).__name__}), so every cell is a whole pass."
-    return ""
+    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, runs.request.budget))

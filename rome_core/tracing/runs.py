@@ -1,10 +1,13 @@
-"""The clean and the corrupted run of a prompt: steps 1 and 2 of causal tracing (Meng et al. 2022, section 2)."""
+"""Clean and corrupted run: a prompt as it is, and with noise on its subject's embeddings.
+
+Steps 1 and 2 of causal tracing (Meng et al. 2022, section 2). Everything that is traced of a prompt starts from the
+same two recorded runs: they are prepared once, and restored from as often as is asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +25,9 @@ from rome_core.settings import setting
 
 TracedSite = Literal["resid_post", "mlp_out", "attn_out"]
 Metric = Literal["p", "log p", "logit difference"]
+SITES: tuple[TracedSite, ...] = ("resid_post", "mlp_out", "attn_out")
+KINDS: dict[str, str] = {"resid_post": "Residual stream", "mlp_out": "MLP", "attn_out": "Attention"}
+DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,39 @@ class TraceConfig:
     seed: int = setting(1, "Seed", "Of the one noise draw that all cells share.", low=0, high=2**31 - 1, step=1)
 
 
+@dataclass(frozen=True)
+class TraceRequest:
+    """What is traced: everything that the two runs depend on, besides the model.
+
+    answer: text whose joint probability is followed, e.g. " Rome"; None is the clean run's most probable next token.
+    foil: the second answer, which the logit difference needs. budget: bytes of activations that one batch of restored
+    runs may take, which changes no number.
+    """
+
+    prompt: Prompt
+    config: TraceConfig = TraceConfig()
+    answer: str | None = None
+    foil: str | None = None
+    edits: tuple[Update, ...] = ()
+    budget: int = DEFAULT_BUDGET
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the numbers depend on."""
+        return ("trace", self.prompt, self.config, self.answer, self.foil, tuple(edit.id for edit in self.edits))
+
+
 @dataclass(frozen=True, eq=False)
 class Runs:
     """The clean and the corrupted run of one prompt, and how an answer is read off a run's last states.
 
-    asked: the answer as it was given; None if it is the clean run's most probable next token.
+    subject: its tokens [first, stop). answer, foil: token ids. sigma: NaN where the noise was ready-made.
     """
 
+    request: TraceRequest
     labels: tuple[str, ...]
     subject: tuple[int, int]
     answer: tuple[int, ...]
-    asked: str | None
     foil: int | None
     sigma: float
     clean: Recording
@@ -130,24 +158,21 @@ def draw_noise(
 
 @torch.no_grad()
 def prepare(
-    lm: LanguageModel,
-    prompt: Prompt,
-    config: TraceConfig,
-    *,
-    noise: Float[Tensor, "samples n d_model"] | None = None,
-    answer: str | None = None,
-    foil: str | None = None,
-    edits: Sequence[Update] = (),
+    lm: LanguageModel, request: TraceRequest, *, noise: Float[Tensor, "samples n d_model"] | None = None
 ) -> Runs:
-    """The clean and the corrupted run. Without `answer` it is the clean run's most probable next token."""
+    """Record the clean and the corrupted run.
+
+    noise: a ready-made draw for the subject's n tokens, already scaled. Raises PromptError.
+    """
+    prompt, config = request.prompt, request.config
     encoded = encode(lm.tokenizer, prompt)
     first, stop = encoded.subject
-    if answer is None:
-        top = next_logits(lm, batch_of(lm, [encoded.ids]), edits=edits)[0].argmax()
-        answer_ids: tuple[int, ...] = (int(top),)
+    if request.answer is None:
+        top = next_logits(lm, batch_of(lm, [encoded.ids]), edits=request.edits)[0].argmax()
+        answer: tuple[int, ...] = (int(top),)
     else:
-        answer_ids = target_ids(lm.tokenizer, prompt.text, answer)
-    foil_id = _foil(lm, prompt, foil, answer_ids) if config.metric == "logit difference" else None
+        answer = target_ids(lm.tokenizer, prompt.text, request.answer)
+    foil = _foil(lm, request, answer) if config.metric == "logit difference" else None
     if noise is None:
         noise, sigma = draw_noise(lm, config, stop - first)
     else:
@@ -158,23 +183,43 @@ def prepare(
                 f"The subject '{prompt.subject}' has {stop - first} token{'s' if stop - first > 1 else ''} here.",
                 "",
             )
+    ids = encoded.ids + answer[:-1]  # a longer answer is read with its own tokens in front
+    clean = record(lm, batch_of(lm, [ids]), edits=request.edits)
+    corruption = _corruption(encoded.subject, noise)
+    corrupted = record(lm, batch_of(lm, [ids] * len(noise)), edits=request.edits, patches=[corruption])
+    return Runs(request, encoded.labels, encoded.subject, answer, foil, sigma, clean, corrupted, corruption)
+
+
+@torch.no_grad()
+def corrupt_again(lm: LanguageModel, runs: Runs, noise_scale: float) -> Runs:
+    """The same clean run beside one that the same draw corrupts at another level (in σ)."""
+    config = replace(runs.request.config, noise_scale=noise_scale)
+    first, stop = runs.subject
+    noise, sigma = draw_noise(lm, config, stop - first)
+    corruption = _corruption(runs.subject, noise)
+    rows = batch_of(lm, runs.clean.batch.ids.tolist() * len(noise))
+    corrupted = record(lm, rows, edits=runs.clean.edits, patches=[corruption])
+    request = replace(runs.request, config=config)
+    return replace(runs, request=request, sigma=sigma, corrupted=corrupted, corruption=corruption)
+
+
+def _corruption(subject: tuple[int, int], noise: Float[Tensor, "samples n d_model"]) -> tuple[Point, Patch]:
+    """Noise on the subject's embeddings."""
 
     def corrupt(state: Tensor) -> Tensor:
         state = state.clone()
-        state[:, first:stop] += noise.to(state)
+        state[:, slice(*subject)] += noise.to(state)
         return state
 
-    ids = encoded.ids + answer_ids[:-1]  # a longer answer is read with its own tokens in front
-    corruption: tuple[Point, Patch] = (Point("embed"), corrupt)
-    clean = record(lm, batch_of(lm, [ids]), edits=edits)
-    corrupted = record(lm, batch_of(lm, [ids] * len(noise)), edits=edits, patches=[corruption])
-    return Runs(encoded.labels, encoded.subject, answer_ids, answer, foil_id, sigma, clean, corrupted, corruption)
+    return Point("embed"), corrupt
 
 
-def _foil(lm: LanguageModel, prompt: Prompt, foil: str | None, answer_ids: tuple[int, ...]) -> int:
-    if not foil:
+def _foil(lm: LanguageModel, request: TraceRequest, answer: tuple[int, ...]) -> int:
+    if not request.foil:
         raise PromptError("The logit difference needs a second answer.", "", "Write one, e.g. ' Paris'.")
-    first = target_ids(lm.tokenizer, prompt.text, foil)[0]
-    if first == answer_ids[0]:
-        raise PromptError(f"'{foil}' begins with the same token as the answer.", "", "Choose another second answer.")
+    first = target_ids(lm.tokenizer, request.prompt.text, request.foil)[0]
+    if first == answer[0]:
+        raise PromptError(
+            f"'{request.foil}' begins with the same token as the answer.", "", "Choose another second answer."
+        )
     return first

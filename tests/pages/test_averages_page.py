@@ -29,7 +29,8 @@ from rome_core.facts.datasets import Fact, Facts
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.tokens import encode
 from rome_core.progress import silent
-from rome_core.tracing.averages import GROUPS, SITES, Averages, FactEffect, average
+from rome_core.tracing.averages import GROUPS, Averages, FactEffect, average
+from rome_core.tracing.runs import SITES
 from tests.pages.conftest import SECONDS, goto, texts
 from tests.tiny import tiny_model
 

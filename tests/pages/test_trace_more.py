@@ -11,11 +11,11 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.tracing import further_studies as trace_more
 from pages.parts.tracing import noise_figure
 from pages.parts.tracing import path_severing_figure as severed_figure
-from pages.parts.tracing.run import Question
 from pages.shared.track import Job
 from rome_core import Prompt, Trace, TraceConfig, trace
 from rome_core.tracing.noise import SCALES, NoiseLevel
 from rome_core.tracing.path_severing import Severed
+from rome_core.tracing.runs import TraceRequest
 from tests.pages.conftest import goto, texts
 from tests.pages.test_averages_page import end_of_jobs
 from tests.tiny import tiny_model
@@ -57,12 +57,12 @@ def test_closed_panels_cost_nothing_and_open_ones_run_their_study(app: AppTest) 
 
 def test_studies_ask_what_the_run_asked(traced: Trace) -> None:
     lm = tiny_model("llama", layers=4)
-    question = Question(PROMPT, replace(QUICK, noise_scale=2.5), answer=" Paris")
+    request = TraceRequest(PROMPT, replace(QUICK, noise_scale=2.5), answer=" Paris")
 
-    *_, curves = trace_more.SEVERED.steps(lm, question, Job("test"))
-    *_, found = trace_more.NOISE.steps(lm, question, Job("test"))
+    *_, curves = trace_more.SEVERED.steps(lm, request, Job("test"))
+    *_, found = trace_more.NOISE.steps(lm, request, Job("test"))
 
-    same = trace(lm, PROMPT, question.config, answer=" Paris")
+    same = trace(lm, PROMPT, request.config, answer=" Paris")
     torch.testing.assert_close(curves.plain, same.indirect_effect[curves.token], atol=1e-5, rtol=0)
     assert [level.scale for level in found] == sorted({*SCALES, 2.5})
     chosen = next(level for level in found if level.scale == 2.5)

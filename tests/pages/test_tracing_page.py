@@ -15,11 +15,11 @@ from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing import figures
 from pages.parts.tracing import run as trace_run
-from pages.parts.tracing.run import Question, TraceRun, agreement, run_steps
+from pages.parts.tracing.run import TraceRun, agreement, run_steps
 from pages.shared.text import read_prompt
 from rome_core import Prompt, Trace, TraceConfig
 from rome_core.progress import silent
-from rome_core.tracing.attribution import SITES
+from rome_core.tracing.runs import SITES, TraceRequest
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import tiny_model
 
@@ -34,7 +34,7 @@ def tracing(app: AppTest) -> AppTest:
 
 @pytest.fixture(scope="module")
 def finished() -> TraceRun:
-    *_, run = run_steps(tiny_model("llama", layers=4), Question(PROMPT, QUICK), silent)
+    *_, run = run_steps(tiny_model("llama", layers=4), TraceRequest(PROMPT, QUICK), silent)
     return run
 
 
@@ -178,7 +178,7 @@ def test_a_failure_in_the_worker_is_one_sentence(tracing: AppTest, monkeypatch: 
 
 
 def test_the_run_shows_previews_first_and_ends_exact() -> None:
-    runs = list(run_steps(tiny_model("llama", layers=4), Question(PROMPT, QUICK), silent))
+    runs = list(run_steps(tiny_model("llama", layers=4), TraceRequest(PROMPT, QUICK), silent))
 
     assert set(runs[0].preview) == set(SITES)
     assert not runs[0].exact
@@ -190,7 +190,7 @@ def test_agreement_is_spearmans() -> None:
     from scipy.stats import spearmanr
 
     lm = tiny_model("llama", layers=4)
-    *_, run = run_steps(lm, Question(PROMPT, QUICK), silent)
+    *_, run = run_steps(lm, TraceRequest(PROMPT, QUICK), silent)
     approximate, exact = run.preview["mlp_out"], run.exact["mlp_out"]
     first = exact.subject[0]
 

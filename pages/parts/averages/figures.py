@@ -10,9 +10,9 @@ from plotly.subplots import make_subplots
 
 from pages.parts.averages.run import About
 from pages.parts.tracing.figures import COLOURS, MARGIN_TOP, ROW, Theme, _axis, colour_scale, frame, theme
-from pages.parts.tracing.run import KINDS
 from pages.shared.text import count, number
-from rome_core.tracing.averages import GROUPS, SITES, Averages
+from rome_core.tracing.averages import GROUPS, Averages
+from rome_core.tracing.runs import KINDS, SITES
 
 SITES_OF_INTEREST = ("last subject token", "first subsequent token", "last token")
 LABEL_WIDTH = 164  # px, of the token groups

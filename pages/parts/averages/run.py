@@ -21,7 +21,8 @@ from rome_core.errors import DataError
 from rome_core.facts.datasets import Fact
 from rome_core.files import STUDIES
 from rome_core.progress import Track
-from rome_core.tracing.averages import GROUPS, SITES, Averages, FactEffect, fact_effects
+from rome_core.tracing.averages import GROUPS, Averages, FactEffect, fact_effects
+from rome_core.tracing.runs import SITES
 
 STUDY = STUDIES / "average_effects.jsonl"
 Rows = MutableMapping[str, FactEffect]  # by fact id

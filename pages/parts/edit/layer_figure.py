@@ -8,10 +8,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from pages.parts.edit.figures import AFTER, BEFORE, framed, legend_below_title
-from pages.parts.tracing.figures import COLOURS, KINDS, Theme
+from pages.parts.tracing.figures import COLOURS, Theme
 from pages.shared.text import number
 from rome_core.evaluation import Score
 from rome_core.tracing.averages import GROUPS, Averages
+from rome_core.tracing.runs import KINDS
 
 LAST_SUBJECT = 2  # of GROUPS: where the edits act
 NAMES = {

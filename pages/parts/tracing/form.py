@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.parts.tracing.run import Question, next_tokens, warnings
+from pages.parts.tracing.run import next_tokens, warnings
 from pages.shared import session
 from pages.shared.forms import widget
 from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show_token
@@ -15,7 +15,7 @@ from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probab
 from rome_core.errors import PromptError
 from rome_core.model.tokens import as_target
 from rome_core.settings import about
-from rome_core.tracing.restoration import DEFAULT_BUDGET
+from rome_core.tracing.runs import DEFAULT_BUDGET, TraceRequest
 
 TEMPLATE, SUBJECT = EXAMPLES[0]
 SHOWN_TOKENS = 4
@@ -34,8 +34,8 @@ def fill(template: str, subject: str) -> None:
     st.session_state.update(template=template, subject=subject, answer="", foil="")
 
 
-def question_form(lm: LanguageModel) -> tuple[Question | None, bool]:
-    """The question that the form asks, None when it cannot be asked (a sentence says why), and whether to run it."""
+def request_form(lm: LanguageModel) -> tuple[TraceRequest | None, bool]:
+    """What the form asks to be traced, None when it cannot be (a sentence says why), and whether to run it."""
     columns = st.columns([5, 2.5, 2])
     text = columns[0].text_input(
         "Prompt",
@@ -62,11 +62,11 @@ def question_form(lm: LanguageModel) -> tuple[Question | None, bool]:
     config, foil, budget = settings_form(lm)
     row = st.container(horizontal=True, vertical_alignment="center")
     place = row.empty()
-    question = _question(text or "", subject or "", answer or "", foil, config, budget)
+    request = _read_request(text or "", subject or "", answer or "", foil, config, budget)
     guessed = "" if "{}" in (text or "") or (subject or "").strip() else guess_subject(text or "")
-    ready = question is not None and _say(row, lm, question, guessed)
+    ready = request is not None and _say(row, lm, request, guessed)
     run = place.button("Trace", type="primary", shortcut="Ctrl+Enter", disabled=not ready, key="run")
-    return (question if ready else None), run
+    return (request if ready else None), run
 
 
 def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
@@ -105,7 +105,9 @@ def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
     return TraceConfig(**values), (foil or "").strip(), int(memory * GIB)
 
 
-def _question(text: str, subject: str, answer: str, foil: str, config: TraceConfig, budget: int) -> Question | None:
+def _read_request(
+    text: str, subject: str, answer: str, foil: str, config: TraceConfig, budget: int
+) -> TraceRequest | None:
     try:
         prompt = read_prompt(text, subject)
         if config.metric == "logit difference" and not foil:
@@ -113,21 +115,21 @@ def _question(text: str, subject: str, answer: str, foil: str, config: TraceConf
     except RomeError as error:
         session.show_error(error)
         return None
-    wanted = as_target(answer) if answer.strip() else None
+    followed = as_target(answer) if answer.strip() else None
     second = as_target(foil) if config.metric == "logit difference" else None
-    return Question(prompt, config, wanted, second, session.active(), budget)
+    return TraceRequest(prompt, config, followed, second, session.active(), budget)
 
 
-def _say(place: DeltaGenerator, lm: LanguageModel, question: Question, guessed: str) -> bool:
-    """What the model answers now, and what may be wrong with the question. False if it cannot be asked at all."""
+def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guessed: str) -> bool:
+    """What the model answers now, and what may be wrong with the request. False if it cannot be traced at all."""
     try:
-        top, p_answer = _clean_run(lm, question)
-        found = warnings(lm, question, top, p_answer)
+        top, p_answer = _clean_run(lm, request)
+        found = warnings(lm, request, top, p_answer)
     except RomeError as error:
         session.show_error(error)
         return False
     continuation = ", ".join(f"`{show_token(token)}` {number(p)}" for token, p in top[:SHOWN_TOKENS])
-    who = "The edited model" if question.edits else "The model"
+    who = "The edited model" if request.edits else "The model"
     subject = f"Subject guessed: **{guessed}**. " if guessed else ""
     place.caption(f"{subject}{who} continues with {continuation}.")
     for sentence in found:
@@ -135,13 +137,13 @@ def _say(place: DeltaGenerator, lm: LanguageModel, question: Question, guessed: 
     return True
 
 
-def _clean_run(lm: LanguageModel, question: Question) -> tuple[list[tuple[str, float]], float]:
-    key = ("clean", lm.fingerprint, question.key)
+def _clean_run(lm: LanguageModel, request: TraceRequest) -> tuple[list[tuple[str, float]], float]:
+    key = ("clean", lm.fingerprint, request.key)
     if (known := session.recall(key)) is None:
-        top = next_tokens(lm, question.prompt.text, question.edits)
+        top = next_tokens(lm, request.prompt.text, request.edits)
         p = top[0][1]
-        if question.answer:
-            [p] = continuation_probabilities(lm, question.prompt.text, [question.answer], edits=question.edits)
+        if request.answer:
+            [p] = continuation_probabilities(lm, request.prompt.text, [request.answer], edits=request.edits)
         known = top, p
         session.remember(key, known)
     return known

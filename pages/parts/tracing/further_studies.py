@@ -11,11 +11,12 @@ import streamlit as st
 
 from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
 from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
-from pages.parts.tracing.run import Question, TraceRun
+from pages.parts.tracing.run import TraceRun
 from pages.shared import session, track
 from rome_core import LanguageModel, Trace
 from rome_core.tracing.noise import SCALES, NoiseLevel, noise_study
-from rome_core.tracing.path_severing import Severed, severed_steps
+from rome_core.tracing.path_severing import Severed, path_severing_steps
+from rome_core.tracing.runs import TraceRequest, prepare
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Study:
     question: str
     why: str
     button: str
-    steps: Callable[[LanguageModel, Question, track.Job], Iterator[Any]]
+    steps: Callable[[LanguageModel, TraceRequest, track.Job], Iterator[Any]]
     figure: Callable[[Trace, Any, bool], go.Figure]
     says: Callable[[Trace, Any], str]
 
@@ -44,19 +45,19 @@ def panels(lm: LanguageModel, run: TraceRun, id: str, config: Callable[[str], di
 
 def _show(lm: LanguageModel, run: TraceRun, study: Study, config: Callable[[str], dict[str, Any]]) -> None:
     """A button, then the job that it started."""
-    trace, asked = run.first, run.question
+    trace, request = run.first, run.request
     assert trace is not None
-    key = (study.name, lm.fingerprint, asked.key)
+    key = (study.name, lm.fingerprint, request.key)
     job: track.Job | None = session.recall(key)
     again = job is None or job.state in ("stopped", "error")
     if again and st.button(study.button, key=f"run-{study.name}"):
 
         def work(job: track.Job) -> Any:
-            for so_far in study.steps(lm, asked, job):
+            for so_far in study.steps(lm, request, job):
                 job.partial = so_far
             return job.partial
 
-        session.remember(key, track.submit(f"{study.label}: “{asked.prompt.text}”", work))
+        session.remember(key, track.submit(f"{study.label}: “{request.prompt.text}”", work))
         st.rerun()  # the whole page, so that the sidebar shows the job as well
 
     def draw(job: track.Job) -> None:
@@ -69,17 +70,16 @@ def _show(lm: LanguageModel, run: TraceRun, study: Study, config: Callable[[str]
         track.panel(job, draw)
 
 
-def _severed(lm: LanguageModel, question: Question, job: track.Job) -> Iterator[Severed]:
-    yield from severed_steps(lm, question.prompt, question.config, **question.options, track=job.track)
+def _sever(lm: LanguageModel, request: TraceRequest, job: track.Job) -> Iterator[Severed]:
+    yield from path_severing_steps(lm, prepare(lm, request), track=job.track)
 
 
-def _levels(lm: LanguageModel, question: Question, job: track.Job) -> Iterator[list[NoiseLevel]]:
-    found = list[NoiseLevel]()
-    scales = sorted({*SCALES, question.config.noise_scale})
-    options: dict[str, Any] = {"answer": question.answer, "edits": question.edits, "track": job.track}
-    for level in noise_study(lm, question.prompt, question.config, scales=scales, **options):
-        found.append(level)
-        yield list(found)
+def _measure_levels(lm: LanguageModel, request: TraceRequest, job: track.Job) -> Iterator[list[NoiseLevel]]:
+    levels = list[NoiseLevel]()
+    scales = sorted({*SCALES, request.config.noise_scale})
+    for level in noise_study(lm, prepare(lm, request), scales=scales, track=job.track):
+        levels.append(level)
+        yield list(levels)
 
 
 # ------------------------------------------------------------------------------------------------------------- studies
@@ -92,7 +92,7 @@ SEVERED = Study(
     why="The residual state at the subject's last token is restored at one layer, as above; then again while that "
     "token's MLP (or attention) outputs in the layers above stay corrupted. What is lost flowed through them.",
     button="Sever the paths",
-    steps=_severed,
+    steps=_sever,
     figure=severed_figure,
     says=severed_words,
 )
@@ -103,7 +103,7 @@ NOISE = Study(
     why="Too little noise leaves the answer standing; too much takes the states far from any text. A level is enough "
     f"once less than {LITTLE:.0%} of the clean probability is left.",
     button="Measure the levels",
-    steps=_levels,
+    steps=_measure_levels,
     figure=noise_figure,
     says=enough,
 )

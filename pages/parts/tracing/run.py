@@ -15,43 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pages.shared.text import number, show_token
-from rome_core import LanguageModel, Prompt, Trace, TraceConfig, trace_steps
-from rome_core.editing.edit import Edit
+from rome_core import LanguageModel, Prompt, Trace
+from rome_core.model.edits import Update
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.tokens import encode, labels
 from rome_core.progress import Track
-from rome_core.tracing.attribution import SITES, previews
-from rome_core.tracing.restoration import DEFAULT_BUDGET, window_of
+from rome_core.tracing.attribution import previews
+from rome_core.tracing.heat_map import heat_map_steps
+from rome_core.tracing.restoration import window_of
+from rome_core.tracing.runs import SITES, TraceRequest, prepare
 
-KINDS: dict[str, str] = {"resid_post": "Residual stream", "mlp_out": "MLP", "attn_out": "Attention"}
 UNSURE = 0.1  # below this clean probability there is little to restore
-
-
-@dataclass(frozen=True)
-class Question:
-    """Everything that a trace of the three kinds depends on, besides the model."""
-
-    prompt: Prompt
-    config: TraceConfig
-    answer: str | None = None
-    foil: str | None = None
-    edits: tuple[Edit, ...] = ()
-    budget: int = DEFAULT_BUDGET  # bytes of activations; changes no number, so it is no part of the key
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return ("trace", self.prompt, self.config, self.answer, self.foil, tuple(edit.id for edit in self.edits))
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"answer": self.answer, "foil": self.foil, "edits": self.edits}
 
 
 @dataclass(frozen=True, eq=False)
 class TraceRun:
     """The three heat maps so far: approximate ones at first, exact ones as their cells are finished."""
 
-    question: Question
+    request: TraceRequest
     preview: Mapping[str, Trace] = field(default_factory=dict)
     exact: Mapping[str, Trace] = field(default_factory=dict)
 
@@ -69,17 +50,14 @@ class TraceRun:
         return self.exact.get(site) or self.preview.get(site)
 
 
-def run_steps(lm: LanguageModel, question: Question, track: Track) -> Iterator[TraceRun]:
+def run_steps(lm: LanguageModel, request: TraceRequest, track: Track) -> Iterator[TraceRun]:
     """The run as it grows: previews of all kinds at once, then the exact cells of each kind."""
-    run = TraceRun(question)
-    configs = {site: replace(question.config, site=site) for site in SITES}
-    approximate = previews(lm, question.prompt, list(configs.values()), **question.options)
-    run = replace(run, preview=dict(zip(SITES, approximate, strict=True)))
+    runs = prepare(lm, request)
+    run = TraceRun(request, previews(lm, runs))
     yield run
-    for site, config in track(configs.items(), "Heat maps", len(SITES)):
-        steps = trace_steps(lm, question.prompt, config, **question.options, budget=question.budget, track=track)
-        for trace in steps:
-            run = replace(run, exact={**run.exact, site: trace})
+    for site in track(SITES, "Heat maps", len(SITES)):
+        for heat_map in heat_map_steps(lm, runs, site, track=track):
+            run = replace(run, exact={**run.exact, site: heat_map})
             yield run
 
 
@@ -87,24 +65,24 @@ def run_steps(lm: LanguageModel, question: Question, track: Track) -> Iterator[T
 
 
 @torch.no_grad()
-def next_tokens(lm: LanguageModel, text: str, edits: Sequence[Edit] = (), k: int = 10) -> list[tuple[str, float]]:
+def next_tokens(lm: LanguageModel, text: str, edits: Sequence[Update] = (), k: int = 10) -> list[tuple[str, float]]:
     """The k most probable next tokens of a text."""
     ids = lm.tokenizer(text)["input_ids"]
     top = next_logits(lm, batch_of(lm, [ids]), edits=edits)[0].softmax(-1).topk(k)
     return list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
 
 
-def warnings(lm: LanguageModel, question: Question, top: Sequence[tuple[str, float]], p_answer: float) -> list[str]:
+def warnings(lm: LanguageModel, request: TraceRequest, top: Sequence[tuple[str, float]], p_answer: float) -> list[str]:
     """What the user should know before running: each a sentence with what to do."""
-    prompt, found = question.prompt, []
+    prompt, found = request.prompt, []
     if prompt.text != prompt.text.rstrip():
         found.append("The prompt ends with a space. Words carry their own space in front, so leave it out.")
     if piece := split_subject(lm, prompt):
         found.append(f"The subject is cut inside the token ‘{show_token(piece)}’: the whole token counts as subject.")
     first, p_first = top[0]
-    if question.answer and p_answer < p_first and not first.strip().startswith(question.answer.strip()):
+    if request.answer and p_answer < p_first and not first.strip().startswith(request.answer.strip()):
         found.append(
-            f"‘{show_token(question.answer)}’ (p {number(p_answer)}) is not the model's first choice: "
+            f"‘{show_token(request.answer)}’ (p {number(p_answer)}) is not the model's first choice: "
             f"that is ‘{show_token(first)}’ (p {number(p_first)})."
         )
     if p_answer < UNSURE:

@@ -12,13 +12,13 @@ import streamlit as st
 
 from pages.parts.tracing import figures
 from pages.parts.tracing import further_studies as trace_more
-from pages.parts.tracing.run import KINDS, TraceRun, agreement, as_csv, as_npz, peak, restored_layers
+from pages.parts.tracing.run import TraceRun, agreement, as_csv, as_npz, peak, restored_layers
 from pages.shared import circuits, session
 from pages.shared.text import number, show_token, token_tables
 from pages.shared.track import Job
 from rome_core import LanguageModel, RomeError, Trace
-from rome_core.tracing.attribution import SITES
 from rome_core.tracing.heat_map import attention, restored_top_tokens, snippet
+from rome_core.tracing.runs import KINDS, SITES, prepare
 
 MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]
 EXPORT_WIDTH = 1000  # px
@@ -167,11 +167,11 @@ def _cell_inputs(run: TraceRun, id: str) -> tuple[str, int, int]:
 
 
 def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, layer: int) -> None:
-    key = ("cell", trace.fingerprint, run.question.key, trace.config, token, layer)
+    key = ("cell", trace.fingerprint, run.request.key, trace.config, token, layer)
     tops = session.recall(key)
     if tops is None:
         try:
-            tops = restored_top_tokens(lm, trace.prompt, trace.config, token, layer, **run.question.options)
+            tops = restored_top_tokens(lm, prepare(lm, run.request), trace.config.site, token, layer)
         except RomeError as error:
             session.show_error(error)
             return
@@ -188,9 +188,9 @@ def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, la
 
 
 def _cached_attention(lm: LanguageModel, run: TraceRun, layer: int) -> Any:
-    key = ("attention", lm.fingerprint, run.question.key, layer)
+    key = ("attention", lm.fingerprint, run.request.key, layer)
     if (known := session.recall(key)) is None:
-        known = attention(lm, run.question.prompt, layer, edits=run.question.edits)
+        known = attention(lm, run.request.prompt, layer, edits=run.request.edits)
         session.remember(key, known)
     return known
 

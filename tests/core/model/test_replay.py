@@ -18,7 +18,7 @@ from rome_core.editing.edit import Edit
 from rome_core.model import replay
 from rome_core.model.hooks import Patch, Point, batch_of
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Cell, Recording, Window, batches, plain_cell, record, run_block, sweep
+from rome_core.model.replay import Cell, Recording, Window, batches, plain_cell, record, replay_note, run_block, sweep
 from rome_core.model.tokens import Prompt, encode
 from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model
 
@@ -273,3 +273,68 @@ def test_recordings_carry_their_edits() -> None:
 
     assert isinstance(recording, Recording)
     assert recording.edits == (edit,)
+
+
+@each_family
+@pytest.mark.parametrize("layers", [4, 1])  # in a model of one block there is nothing above the restored one
+def test_replay_is_found_to_agree(family: str, layers: int) -> None:
+    assert replay_note(tiny_model(family, layers=layers)) == ""
+
+
+def wrong_at(layer: int) -> Callable[..., Tensor]:
+    """A replay that is a little off in one block, by what no norm takes away."""
+    off = torch.linspace(0, 0.1, 16)
+    return lambda lm, recording, at, *args: run_block(lm, recording, at, *args) + (off if at == layer else 0)
+
+
+def raising(error: Exception) -> Callable[..., Tensor]:
+    def run(*args: object) -> Tensor:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("replaced", "sentence"),
+    [
+        (wrong_at(1), "Replay differs from plain hooks"),
+        (wrong_at(3), "Replay differs from plain hooks"),
+        (raising(TypeError("another argument")), "cannot be resumed (TypeError)"),
+        (raising(RuntimeError("shapes do not match")), "cannot be resumed (RuntimeError)"),
+    ],
+)
+def test_where_replay_is_wrong_a_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch, replaced: Callable[..., Tensor], sentence: str
+) -> None:
+    monkeypatch.setattr(replay, "run_block", replaced)
+
+    assert sentence in replay_note(tiny_model())
+
+
+def test_the_check_runs_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    assert replay_note(lm) == ""
+
+    monkeypatch.setattr(replay, "run_block", raising(TypeError()))
+
+    assert replay_note(lm) == ""
+    assert replay_note(tiny_model()) != ""  # another object is another model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("of an accelerator"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_too_little_memory_is_raised_and_not_remembered(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    lm = tiny_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "run_block", raising(error))
+        with pytest.raises(RuntimeError) as raised:
+            replay_note(lm)
+
+    assert raised.value is error
+    assert replay_note(lm) == ""

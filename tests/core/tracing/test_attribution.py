@@ -11,7 +11,7 @@ from torch import Tensor
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.attribution import preview, previews
 from rome_core.tracing.heat_map import trace
-from rome_core.tracing.runs import TraceConfig
+from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
 from tests.tiny import plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
@@ -50,11 +50,12 @@ def test_every_kind_is_the_gradient_times_the_difference(family: str, metric: st
         "log p": lambda logits: logits.log_softmax(-1)[:, paris],
         "logit difference": lambda logits: logits[:, paris] - logits[:, rome],
     }[metric]
-    configs = [replace(CONFIG, metric=metric, site=site) for site in SITES]
+    request = TraceRequest(PROMPT, replace(CONFIG, metric=metric), " Paris", " Rome")
 
-    maps = previews(lm, PROMPT, configs, noise=NOISE, answer=" Paris", foil=" Rome")
+    maps = previews(lm, prepare(lm, request, noise=NOISE))
 
-    for site, found in zip(SITES, maps, strict=True):
+    assert tuple(maps) == SITES
+    for site, found in maps.items():
         for token, layer in ((2, 0), (5, 2)):
             expected = by_hand(lm, site, token, layer, score)
             assert float(found.indirect_effect[token, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-9), site
@@ -97,9 +98,8 @@ def test_it_says_that_it_is_a_guess_and_shares_the_exact_maps_frame() -> None:
 
 def test_one_pass_serves_all_kinds() -> None:
     lm = tiny_model()
-    together = previews(lm, PROMPT, [replace(CONFIG, site=site) for site in SITES])
 
-    for site, found in zip(SITES, together, strict=True):
+    for site, found in previews(lm, prepare(lm, TraceRequest(PROMPT, CONFIG))).items():
         assert torch.equal(found.indirect_effect, preview(lm, PROMPT, replace(CONFIG, site=site)).indirect_effect)
         assert found.config.site == site
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from rome_core.facts.datasets import Fact
-from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.hooks import Batch, batch_of, next_logits
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.replay import Recording
 from rome_core.model.tokens import Prompt, encode
-from rome_core.tracing.averages import GROUPS, FactEffect, average, fact_effects, grouped, token_groups
+from rome_core.tracing import runs
+from rome_core.tracing.averages import GROUPS, FactEffect, average, fact_effects, group_effects, token_groups
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.runs import TraceConfig
 from tests.tiny import tiny_model
@@ -34,7 +38,7 @@ def test_groups(subject: tuple[int, int], n: int, expected: list[int]) -> None:
 
 def test_a_facts_effects_are_means_over_the_groups_tokens() -> None:
     result = trace(tiny_model(), Prompt("The {} is located in the city of", "Eiffel Tower"), CONFIG)
-    rows = grouped(result)
+    rows = group_effects(result)
     last = len(result.labels) - 1
     assert rows.shape == (len(GROUPS), 4)
     torch.testing.assert_close(rows[2], result.indirect_effect[2])
@@ -87,3 +91,18 @@ def test_facts_stream_and_a_stopped_run_goes_on() -> None:
         assert row.clean == pytest.approx(trace(lm, fact.prompt, CONFIG, answer=f" {fact.target_true.strip()}").clean)
     rest = list(fact_effects(lm, facts, CONFIG, done={"u", "f0"}))
     assert [row.fact for row in rest] == ["f1"]
+
+
+def test_a_fact_is_prepared_once_for_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, record = tiny_model("llama"), runs.record
+    rows: list[int] = []
+
+    def count(lm: LanguageModel, batch: Batch, **options: Any) -> Recording:
+        rows.append(len(batch.ids))
+        return record(lm, batch, **options)
+
+    monkeypatch.setattr(runs, "record", count)
+    [effect] = fact_effects(lm, [known_fact(lm, 0)], CONFIG)
+
+    assert set(effect.effects) == set(runs.SITES)
+    assert rows == [1, CONFIG.samples]  # the clean and the corrupted run

@@ -15,7 +15,7 @@ from rome_core.model import replay
 from rome_core.model.tokens import Prompt, target_ids
 from rome_core.tracing import heat_map as tracing
 from rome_core.tracing.heat_map import attention, restored_top_tokens, snippet, trace, trace_steps
-from rome_core.tracing.runs import TraceConfig, draw_noise
+from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
 from tests.tiny import plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
@@ -267,14 +267,16 @@ def test_top_tokens_of_the_three_runs() -> None:
         "restored": restored(lm, IDS, noise, "resid_post", range(1, 2), 2),
     }
 
-    found = restored_top_tokens(lm, PROMPT, CONFIG, token=2, layer=1, k=3)
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG))
+
+    found = restored_top_tokens(lm, runs, "resid_post", token=2, layer=1, k=3)
 
     for name, logits in expected.items():
         p = logits[:, -1].softmax(-1).mean(0)
         top = p.argsort(descending=True)[:3]
         assert [label for label, _ in found[name]] == tracing.labels(lm.tokenizer, tuple(top.tolist()))
         assert [value for _, value in found[name]] == pytest.approx(p[top].tolist(), rel=1e-4)
-    before = restored_top_tokens(lm, PROMPT, CONFIG, token=0, layer=1)
+    before = restored_top_tokens(lm, runs, "resid_post", token=0, layer=1)
     assert before["restored"] == before["corrupted"]
 
 

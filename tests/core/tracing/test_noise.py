@@ -9,7 +9,7 @@ import pytest
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.noise import noise_study
-from rome_core.tracing.runs import TraceConfig, draw_noise
+from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
 from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is far", "green dragon")
@@ -18,7 +18,7 @@ CONFIG = TraceConfig(samples=3, noise_from="vocabulary")
 
 def test_each_level_is_the_corrupted_run_of_a_trace() -> None:
     lm = tiny_model("llama")
-    levels = list(noise_study(lm, PROMPT, CONFIG, scales=(0.01, 1.0, 3.0)))
+    levels = list(noise_study(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)), scales=(0.01, 1.0, 3.0)))
     assert [level.scale for level in levels] == [0.01, 1.0, 3.0]
     for level in levels:
         expected = trace(lm, PROMPT, replace(CONFIG, noise_scale=level.scale))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import trace
-from rome_core.tracing.path_severing import severed
-from rome_core.tracing.runs import TraceConfig, draw_noise
+from rome_core.tracing.path_severing import sever_paths
+from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
 from tests.tiny import plain_run, plain_states, tiny_model, tiny_tokenizer
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
@@ -37,7 +37,7 @@ def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
     noise, _ = draw_noise(lm, CONFIG, 2)
     embed = {lm.layout.embed: corrupt(noise)}
     answer = int(plain_run(lm, [IDS])[0, -1].argmax())
-    result = severed(lm, PROMPT, CONFIG)
+    result = sever_paths(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)))
 
     def p(hooks: dict) -> float:
         return float(plain_run(lm, [IDS] * 3, hooks)[:, -1].double().softmax(-1)[:, answer].mean())
@@ -67,4 +67,6 @@ def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
 def test_the_plain_curve_is_the_heat_maps_row() -> None:
     lm = tiny_model("llama")
     row = trace(lm, PROMPT, CONFIG).indirect_effect[TOKEN]
-    torch.testing.assert_close(severed(lm, PROMPT, CONFIG).plain, row, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(
+        sever_paths(lm, prepare(lm, TraceRequest(PROMPT, CONFIG))).plain, row, atol=1e-7, rtol=1e-4
+    )

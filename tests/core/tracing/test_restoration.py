@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rome_core.model import replay
-from rome_core.model.replay import Cell, Window
+from rome_core.model.replay import REPLAY, Cell, Window, replay_note
 from rome_core.model.tokens import Prompt
-from rome_core.tracing.restoration import n_steps, replay_note, restored_states, window_of
-from rome_core.tracing.runs import TraceConfig, prepare
-from tests.tiny import FAMILIES, tiny_model
+from rome_core.tracing.restoration import n_steps, restored_states, window_of
+from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
+from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is far", "green dragon")
 CONFIG = TraceConfig(samples=2, noise_from="vocabulary")
@@ -41,12 +41,6 @@ def test_windows(layer: int, width: int, n_layers: int, expected: tuple[int, int
     assert window_of(layer, width, n_layers) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_replay_is_found_to_agree_on_every_family(family: str) -> None:
-    assert replay_note(tiny_model(family)) == ""
-    assert replay_note(tiny_model(family, layers=1)) == ""  # where there is nothing above the first block
-
-
 def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
     return run_block(*args, **kwargs) * 1.01
 
@@ -65,7 +59,7 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
     monkeypatch: pytest.MonkeyPatch, broken: Any, sentence: str
 ) -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, CONFIG, answer=" far away")
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, " far away"))
     cells = [
         Cell(2, 1, resid=1),
         Cell(2, 1, windows=(Window("mlp_out", 0, 3, runs.clean),)),
@@ -74,10 +68,10 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
     ]
 
     def logits() -> dict[int, torch.Tensor]:
-        return {cells.index(c): state for done in restored_states(lm, runs, cells, 2**31) for c, state in done}
+        return {cells.index(c): state for done in restored_states(lm, runs, cells) for c, state in done}
 
     right = logits()
-    lm.memo.clear()
+    lm.forget(REPLAY)
     monkeypatch.setattr(replay, "run_block", broken)
 
     assert sentence in replay_note(lm)
@@ -88,22 +82,13 @@ def test_where_replay_is_wrong_it_says_so_and_the_numbers_stay_right(
         torch.testing.assert_close(found[at], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_check_runs_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = tiny_model()
-    assert replay_note(lm) == ""
-
-    monkeypatch.setattr(replay, "run_block", impossible)
-
-    assert replay_note(lm) == ""
-    assert replay_note(tiny_model()) != ""  # another object is another model
-
-
 @pytest.mark.parametrize("budget", [1, 2**31])
 def test_the_number_of_steps_is_known_before(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, CONFIG)
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, budget=budget))
     cells = [Cell(token, layer, resid=layer) for token in (1, 3) for layer in (0, 2)]
 
-    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget)))
-    lm.memo["replay"] = "Not on this model."
-    assert n_steps(lm, runs, cells, budget) == len(list(restored_states(lm, runs, cells, budget))) == 4
+    assert n_steps(lm, runs, cells) == len(list(restored_states(lm, runs, cells)))
+    lm.forget(REPLAY)
+    lm.remember(REPLAY, (), lambda: "Not on this model.")
+    assert n_steps(lm, runs, cells) == len(list(restored_states(lm, runs, cells))) == 4

@@ -12,7 +12,7 @@ import torch
 from rome_core.errors import PromptError
 from rome_core.facts.datasets import load_facts
 from rome_core.model.tokens import Prompt
-from rome_core.tracing.runs import TraceConfig, draw_noise, noise_sigma, prepare
+from rome_core.tracing.runs import TraceConfig, TraceRequest, corrupt_again, draw_noise, noise_sigma, prepare
 from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model, tokenizer_with_start
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
@@ -83,7 +83,7 @@ def test_the_two_runs_are_the_models_own(family: str) -> None:
     ids = lm.tokenizer(PROMPT.text)["input_ids"]
     noise = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
 
-    runs = prepare(lm, PROMPT, CONFIG, noise=noise)
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG), noise=noise)
 
     def corrupt(out):
         out = out.clone()
@@ -103,16 +103,32 @@ def test_without_noise_of_ones_own_the_seeded_draw_is_used() -> None:
     lm = tiny_model()
     noise, sigma = draw_noise(lm, CONFIG, 2)
 
-    drawn, given = prepare(lm, PROMPT, CONFIG), prepare(lm, PROMPT, CONFIG, noise=noise)
+    request = TraceRequest(PROMPT, CONFIG)
+    drawn, given = prepare(lm, request), prepare(lm, request, noise=noise)
 
     assert drawn.sigma == sigma
     assert torch.equal(drawn.corrupted.states[-1], given.corrupted.states[-1])
 
 
+def test_another_level_is_the_run_that_is_prepared_at_it() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+    request = TraceRequest(PROMPT, CONFIG, " Paris, the", edits=(edit,))
+    runs = prepare(lm, request)
+    expected = prepare(lm, replace(request, config=replace(CONFIG, noise_scale=0.5)))
+
+    other = corrupt_again(lm, runs, 0.5)
+
+    assert other.clean is runs.clean and other.request == expected.request
+    assert torch.equal(other.corrupted.states[-1], expected.corrupted.states[-1])
+    assert other.corrupted.edits == (edit,)
+    assert not torch.equal(other.corrupted.states[-1], runs.corrupted.states[-1])
+
+
 def test_the_answer_is_the_edited_models_own() -> None:
     lm = tiny_model()
     edit = random_edit(lm, size=1.0)
-    free, steered = prepare(lm, PROMPT, CONFIG), prepare(lm, PROMPT, CONFIG, edits=[edit])
+    free, steered = (prepare(lm, TraceRequest(PROMPT, CONFIG, edits=edits)) for edits in ((), (edit,)))
 
     assert free.answer != steered.answer
     assert steered.clean.edits == steered.corrupted.edits == (edit,)
@@ -121,12 +137,12 @@ def test_the_answer_is_the_edited_models_own() -> None:
 @pytest.mark.parametrize("shape", [(3, 1, 16), (3, 2, 8)])
 def test_noise_of_another_shape_has_a_sentence(shape: tuple[int, ...]) -> None:
     with pytest.raises(PromptError, match=r"The noise has shape .*; \(samples, 2, 16\) is needed.*has 2 tokens here"):
-        prepare(tiny_model(), PROMPT, CONFIG, noise=torch.zeros(shape))
+        prepare(tiny_model(), TraceRequest(PROMPT, CONFIG), noise=torch.zeros(shape))
 
 
 def test_log_p_is_joint_over_the_answers_tokens() -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, CONFIG, answer=" Paris, the")
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, " Paris, the"))
     logits = torch.randn(5, 3, 400, generator=torch.Generator().manual_seed(0))
     p = np.exp(logits.double().numpy())
     p /= p.sum(-1, keepdims=True)
@@ -140,7 +156,7 @@ def test_log_p_is_joint_over_the_answers_tokens() -> None:
 
 def test_the_logit_difference_is_that_of_the_two_first_tokens() -> None:
     lm = tiny_model()
-    runs = prepare(lm, PROMPT, replace(CONFIG, metric="logit difference"), answer=" Paris", foil=" Rome")
+    runs = prepare(lm, TraceRequest(PROMPT, replace(CONFIG, metric="logit difference"), " Paris", " Rome"))
     paris, rome = (lm.tokenizer(PROMPT.text + a)["input_ids"][-1] for a in (" Paris", " Rome"))
     logits = torch.randn(5, 1, 400)
 
@@ -154,9 +170,9 @@ def test_the_logit_difference_is_that_of_the_two_first_tokens() -> None:
 )  # fmt: skip
 def test_a_second_answer_that_does_not_serve_has_a_sentence(foil: str | None, sentence: str) -> None:
     with pytest.raises(PromptError, match=sentence):
-        prepare(tiny_model(), PROMPT, replace(CONFIG, metric="logit difference"), answer=" Paris", foil=foil)
+        prepare(tiny_model(), TraceRequest(PROMPT, replace(CONFIG, metric="logit difference"), " Paris", foil))
 
 
 def test_a_prompt_longer_than_the_model_reads_has_a_sentence() -> None:
     with pytest.raises(PromptError, match="16"):
-        prepare(tiny_model("gpt2", n_positions=16), PROMPT.behind("So. " * 10), CONFIG)
+        prepare(tiny_model("gpt2", n_positions=16), TraceRequest(PROMPT.behind("So. " * 10), CONFIG))

@@ -21,6 +21,7 @@ from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
+from rome_core.model.replay import REPLAY
 from rome_core.model.scoring import continuation_probabilities
 from rome_core.model.tokens import EditRequest, Prompt, encode
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
