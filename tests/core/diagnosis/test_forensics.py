@@ -71,7 +71,9 @@ def test_the_overlay_is_the_edited_model_and_its_negative_the_base(tmp_path: Pat
     if export is merged:
         edited = load_model(tmp_path, device="cpu")
         torch.testing.assert_close(logits(edited), logits(lm, edit), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(logits(edited, replace(found.scaled(-1.0), base=edited.fingerprint)), logits(lm), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits(edited, replace(found.scaled(-1.0), base=edited.fingerprint)), logits(lm), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_model_itself_has_no_changes(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_a_sequence_of_solved_edits_of_any_method() -> None:
     rome = solve(lm, [REQUEST], METHODS["rome"](layer=1, clamp=2.0, steps=2, prefixes=("", "x. ")), moments=moments(lm))
     many = replace(random_edit(lm, 2), config=METHODS["memit"](layer=2), keys=None)
 
-    by_key, by_size, broken = diagnose_sequence(lm, [rome, many, replace(rome, keys=replace(rome.known_keys, k_0=rome.k_0 * 0))], moments=moments(lm))
+    by_key, by_size, broken = diagnose_sequence(
+        lm, [rome, many, replace(rome, keys=replace(rome.known_keys, k_0=rome.k_0 * 0))], moments=moments(lm)
+    )
 
     assert by_key.diagnosis is not None and by_key.diagnosis.method == "rome"
     assert by_size.diagnosis is None and by_size.verdict == size_of(lm, many).verdict

@@ -121,7 +121,9 @@ def test_memit_spreads_what_is_left_over_the_layers(lm: LanguageModel, moments: 
     done: list[Edit] = [below]
     prompts = [prompts_of(lm, request, PREFIXES) for request in REQUESTS]
     for index, layer in enumerate((1, 2)):
-        k = np.stack([mean_key(states_at(lm, p, [Point("mlp_key", layer)], done)[0][p.rows]).numpy() for p in prompts], 1)
+        k = np.stack(
+            [mean_key(states_at(lm, p, [Point("mlp_key", layer)], done)[0][p.rows]).numpy() for p in prompts], 1
+        )
         h = np.stack([states_at(lm, p, [Point("resid_post", 2)], done)[0][0].numpy() for p in prompts], 1)
         r = (edit.v_star.numpy().T - h) / (2 - index)
         C = moments[layer].C.numpy()

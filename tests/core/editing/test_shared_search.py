@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
-from rome_core.editing.methods.emmet import Emmet
 from rome_core.editing.method import FoundValue, MethodConfig, ignore
+from rome_core.editing.methods.emmet import Emmet
 from rome_core.editing.shared_search import policies, reuse
 from rome_core.progress import silent
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model

@@ -14,8 +14,8 @@ from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.editing.methods.n_rome import other_keys
 from rome_core.editing.methods.rome import RomePolicy, Terms, rank_one
-from rome_core.editing.shared_search import repolicy
 from rome_core.editing.second_moment import Moment
+from rome_core.editing.shared_search import repolicy
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import make_namesakes
@@ -171,9 +171,7 @@ def test_scaling_c_changes_nothing(policy: str) -> None:
     _, moment, keys, delta = float64_case()
     terms = policy_terms(policy, keys, delta)
 
-    one, other = (
-        rank_one("m", terms, replace(moment, C=scale * moment.C), RIDGE).matrix() for scale in (1.0, 1e3)
-    )
+    one, other = (rank_one("m", terms, replace(moment, C=scale * moment.C), RIDGE).matrix() for scale in (1.0, 1e3))
 
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
