@@ -6,14 +6,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.parts.averages import run as average_run
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
 from pages.parts.averages.form import SHOWN_PROBLEMS, inquiry_form, text_of
-from pages.parts.averages.run import About, Inquiry, Rows, Source, about_run, as_csv, as_json, read_rows
 from pages.parts.tracing.view import chart_config, dark
 from pages.shared import frame, session, track
 from pages.shared.text import count, number
 from rome_core import LanguageModel, RomeError
+from rome_core.tracing import average_records
+from rome_core.tracing.average_records import About, Inquiry, Rows, Source, averages_csv, records_of, write_records
 from rome_core.tracing.averages import Averages, average
 
 HERE, STUDY = "This session's run", "The shipped study"
@@ -72,7 +72,7 @@ def start(lm: LanguageModel, inquiry: Inquiry) -> None:
         rows = rows_of(lm, inquiry)
 
         def work(job: track.Job) -> int:
-            return sum(1 for _ in average_run.collect(lm, inquiry, rows, job.track))
+            return sum(1 for _ in average_records.collect(lm, inquiry, rows, track=job.track))
 
         job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work)
         session.remember(key, job)
@@ -97,7 +97,7 @@ def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
 def show(lm: LanguageModel, inquiry: Inquiry | None, opened: Source | None) -> None:
     """The choice between the sources that there are, and the chosen one."""
     job = session.recall((lm.fingerprint, inquiry.key)) if inquiry else None
-    here = bool(inquiry and (job or average_run.finished(inquiry, rows_of(lm, inquiry))))
+    here = bool(inquiry and (job or records_of(inquiry, rows_of(lm, inquiry))))
     sources = {opened.name: opened} if opened else {}
     if shipped := shipped_study():
         sources = {STUDY: shipped, **sources}
@@ -123,8 +123,8 @@ def show(lm: LanguageModel, inquiry: Inquiry | None, opened: Source | None) -> N
 
 
 def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> None:
-    rows = average_run.finished(inquiry, rows_of(lm, inquiry))
-    source = Source(HERE, tuple(rows), about_run(lm, inquiry))
+    rows = records_of(inquiry, rows_of(lm, inquiry))
+    source = Source(HERE, tuple(rows), average_records.describe(lm, inquiry))
     known = sum(not row.dropped for row in rows)
     if not rows:
         st.caption("The first fact is being traced.")
@@ -138,7 +138,7 @@ def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> Non
 
 def shipped_study() -> Source | None:
     try:
-        return average_run.study()
+        return average_records.shipped_records()
     except RomeError as error:
         session.show_error(error)
         return None
@@ -151,7 +151,7 @@ def opened_file() -> Source | None:
         if file is None:
             return None
         try:
-            return read_rows(text_of(file), Path(file.name).name)
+            return average_records.read_records(text_of(file), Path(file.name).name)
         except RomeError as error:
             session.show_error(error)
             return None
@@ -159,7 +159,7 @@ def opened_file() -> Source | None:
 
 def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:
     """Take records of a file into this session's run, if they were made as the form says."""
-    why_not = average_run.why_not_continued(source.about, source.rows, lm, inquiry)
+    why_not = average_records.why_not_continued(source.about, source.rows, lm, inquiry)
 
     def take() -> None:
         rows_of(lm, inquiry).update({row.fact: row for row in source.rows})
@@ -223,10 +223,16 @@ def files(source: Source) -> None:
     averages = cached_average(source)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.download_button(
-            "CSV, one row a cell", lambda: as_csv(averages, metric(source.about)), "averages.csv", on_click="ignore"
+            "CSV, one row a cell",
+            lambda: averages_csv(averages, metric(source.about)),
+            "averages.csv",
+            on_click="ignore",
         )
         st.download_button(
-            "Records (JSON), to go on later", lambda: as_json(source), "average-effects.json", on_click="ignore"
+            "Records (JSON), to go on later",
+            lambda: write_records(source),
+            "average-effects.json",
+            on_click="ignore",
         )
         st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
 

@@ -6,10 +6,10 @@ import streamlit as st
 
 from pages.parts.tracing import form as trace_form
 from pages.parts.tracing import view as trace_view
-from pages.parts.tracing.run import TraceRun, run_steps
 from pages.shared import frame, session, track
 from pages.shared.text import count
 from rome_core import LanguageModel
+from rome_core.tracing.kinds import TraceRun, trace_kinds
 from rome_core.tracing.runs import TraceRequest
 
 
@@ -47,7 +47,7 @@ def start(lm: LanguageModel, request: TraceRequest) -> None:
             former.stop()
 
         def work(job: track.Job) -> TraceRun:
-            for run in run_steps(lm, request, job.track):
+            for run in trace_kinds(lm, request, track=job.track):
                 job.partial = run
             return job.partial
 

@@ -10,26 +10,12 @@ import argparse
 import random
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from rome_core import TraceConfig, load_facts, load_model
-from rome_core.tracing.averages import FactEffect, fact_effects
-from studies.common import RESULTS, append, read
-
-
-def load(path: Path) -> list[FactEffect]:
-    """The stored records."""
-    return [
-        FactEffect(
-            r["fact"],
-            r["clean"],
-            r["corrupted"],
-            {site: torch.tensor(values) for site, values in r["effects"].items()},
-            r["dropped"],
-        )
-        for r in read(path)
-    ]
+from rome_core.tracing.average_records import as_record, read_records
+from rome_core.tracing.averages import fact_effects
+from studies.common import RESULTS, append
 
 
 def main() -> None:
@@ -41,14 +27,12 @@ def main() -> None:
     lm = load_model()
     facts = list(load_facts())
     random.Random(args.seed).shuffle(facts)
-    rows = load(args.out)
+    rows = read_records(args.out.read_text(encoding="utf-8"), args.out.name).rows if args.out.exists() else ()
     known = sum(not row.dropped for row in rows)
     bar = tqdm(total=args.facts, initial=known)
     steps = fact_effects(lm, facts, TraceConfig(), done={row.fact for row in rows})
     while known < args.facts and (row := next(steps, None)) is not None:
-        effects = {site: values.tolist() for site, values in row.effects.items()}
-        record = {"fact": row.fact, "clean": row.clean, "corrupted": row.corrupted, "dropped": row.dropped}
-        append(args.out, {**record, "effects": effects})
+        append(args.out, as_record(row))
         known += not row.dropped
         bar.update(not row.dropped)
 

@@ -8,8 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rome_core.tracing.average_records import read_records
 from rome_core.tracing.averages import GROUPS, average
-from studies.average_effects import load
 from studies.common import RESULTS
 
 IMAGES = RESULTS.parent / "images"
@@ -22,7 +22,7 @@ KINDS = {
 
 def average_effects(path: Path) -> go.Figure:
     """AIE by token group and layer, the three kinds on one scale."""
-    result = average(load(path))
+    result = average(read_records(path.read_text(encoding="utf-8"), path.name).rows)
     high = max(float(np.nanmax(effect.mean)) for effect in result.effects.values())
     titles = []
     for site, (name, _) in KINDS.items():

@@ -1,4 +1,4 @@
-"""Resuming a recorded run at (block, token): what makes tracing and v* fast, and exact.
+"""Replay: a recorded run is resumed at (block, token), which makes tracing and v* fast, and exact.
 
 A change at token i of block b leaves everything below b and, by causality, everything before i as it was. So a run is
 recorded once (block inputs, attention keys and values, module outputs, the arguments that each block was called with),
@@ -163,9 +163,9 @@ def batches(lm: LanguageModel, corrupted: Recording, cells: Sequence[Cell], budg
     samples, width, _ = corrupted.states[0].shape
     grouped: list[list[Cell]] = []
     for token in sorted({cell.token for cell in cells}):
-        mine = sorted((cell for cell in cells if cell.token == token), key=lambda cell: cell.entry)
+        of_token = sorted((cell for cell in cells if cell.token == token), key=lambda cell: cell.entry)
         size = max(1, budget // (samples * _bytes_per_row(lm, width - token, width)))
-        grouped += [mine[at : at + size] for at in range(0, len(mine), size)]
+        grouped += [of_token[at : at + size] for at in range(0, len(of_token), size)]
     return grouped
 
 
@@ -188,45 +188,48 @@ def sweep(
     token, (samples, width, _) = cells[0].token, corrupted.states[0].shape
     each = torch.arange(samples, device=corrupted.states[0].device)
     active: list[list[Cell]] = []  # runs, each with the cells that it has stood for so far
+    # [run·samples, width − token, d_model]: run r has rows r·samples, …; before the first entry there is none.
     state = corrupted.states[0][:0, token:]
     last = lm.n_layers - 1
     for layer in range(cells[0].entry, lm.n_layers):
         if active:
             active, origin = _split(active, layer)
             if len(origin) > len(state) // samples:
+                # [run·samples …] → [run samples …] → one copy a part, [part samples …] → [part·samples …]
                 state = state.unflatten(0, (-1, samples))[origin].flatten(0, 1)
             changes = _patches(layer, token, active, samples)
             if layer == last and token < width - tail:
                 changes = _tail_only(last, tail, width - token)
             state = run_block(lm, corrupted, layer, token, state, each.repeat(len(active)), changes)
-        if fresh := [cell for cell in cells if cell.entry == layer]:
-            runs, _ = _split([fresh], layer)
-            own = torch.cat([_entered(lm, clean, corrupted, run, each) for run in runs])
+        if entering := [cell for cell in cells if cell.entry == layer]:
+            runs, _ = _split([entering], layer)
+            own = torch.cat([_enter(lm, clean, corrupted, run, each) for run in runs])  # [run·samples, 1, d_model]
+            # [samples, width − token − 1, d_model] → [run·samples, …]
             rest = corrupted.states[layer + 1][:, token + 1 :].repeat(len(runs), 1, 1)
-            state = torch.cat([state, torch.cat([own, rest], 1)])
+            state = torch.cat([state, torch.cat([own, rest], 1)])  # along the tokens, then along the runs
             active += runs
         yield [] if layer < last else _unstack(active, state[:, -tail:], samples)
 
 
 def _split(runs: Sequence[Sequence[Cell]], layer: int) -> tuple[list[list[Cell]], list[int]]:
-    """Runs whose cells want different things of this layer become several; with the index of each one's origin."""
+    """Runs whose cells restore different things in this layer become several; with the index of each one's origin."""
     parts: list[list[Cell]] = []
     origin: list[int] = []
     for index, run in enumerate(runs):
-        wishes: dict[object, list[Cell]] = {}
+        alike: dict[object, list[Cell]] = {}
         for cell in run:
-            wish = (cell.resid == layer, *((w.site, id(w.source)) for w in _acting(cell, layer)))
-            wishes.setdefault(wish, []).append(cell)
-        parts += wishes.values()
-        origin += [index] * len(wishes)
+            restored = (cell.resid == layer, *((w.site, id(w.source)) for w in _windows_at(cell, layer)))
+            alike.setdefault(restored, []).append(cell)
+        parts += alike.values()
+        origin += [index] * len(alike)
     return parts, origin
 
 
-def _acting(cell: Cell, layer: int) -> list[Window]:
+def _windows_at(cell: Cell, layer: int) -> list[Window]:
     return [window for window in cell.windows if window.start <= layer < window.stop]
 
 
-def _entered(
+def _enter(
     lm: LanguageModel, clean: Recording, corrupted: Recording, run: Sequence[Cell], each: Tensor
 ) -> Float[Tensor, "samples 1 d_model"]:
     """The run's own token after its entry block, where no other token has changed yet: one row to run, or none."""
@@ -239,7 +242,7 @@ def _entered(
 
 
 def _unstack(runs: Sequence[Sequence[Cell]], state: Tensor, samples: int) -> Finished:
-    states = state.unflatten(0, (len(runs), samples))
+    states = state.unflatten(0, (len(runs), samples))  # [run·samples tail d_model] → [run samples tail d_model]
     return [(cell, run_state) for run, run_state in zip(runs, states, strict=True) for cell in run]
 
 
@@ -254,15 +257,15 @@ def _patches(layer: int, token: int, runs: Sequence[Sequence[Cell]], samples: in
     """Patches that give the runs' windows, in a batch where run r has rows [r·samples, (r+1)·samples)."""
     patches: list[tuple[Point, Patch]] = []
     for site in ("attn_out", "mlp_out"):
-        wanted = [
+        restored = [  # run, and what its token's output becomes, [1 or samples, d_model]
             (r, window.source.outputs[site][layer][:, token])
             for r, run in enumerate(runs)
-            for window in _acting(run[0], layer)
+            for window in _windows_at(run[0], layer)
             if window.site == site
         ]
-        if wanted:
-            index = torch.cat([torch.arange(r * samples, (r + 1) * samples) for r, _ in wanted])
-            source = torch.cat([value.expand(samples, -1) for _, value in wanted])
+        if restored:
+            index = torch.cat([torch.arange(r * samples, (r + 1) * samples) for r, _ in restored])
+            source = torch.cat([value.expand(samples, -1) for _, value in restored])  # [run·samples d_model]
             patches.append((Point(site, layer), _put(index.to(source.device), source)))
     return patches
 

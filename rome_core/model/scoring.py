@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rome_core.errors import PromptError
 from rome_core.model.edits import Update
-from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.hooks import batch_of, hidden_states, next_logits
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.tokens import target_ids, text_ids
+from rome_core.model.tokens import labels, target_ids, text_ids
 
 BATCH_TOKENS = 4_096  # tokens of one forward pass
 
@@ -97,3 +97,15 @@ def kl_divergence(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n voca
     """KL(before ‖ after) of each row in nats, float64, from log-probabilities."""
     p, q = before.double(), after.double()
     return (p.exp() * (p - q)).sum(-1)
+
+
+@torch.no_grad()
+def next_tokens(lm: LanguageModel, text: str, *, edits: Sequence[Update] = (), k: int = 10) -> list[tuple[str, float]]:
+    """The k most probable next tokens of a text."""
+    return top_tokens(lm, next_logits(lm, batch_of(lm, [text_ids(lm.tokenizer, text)]), edits=edits)[0].softmax(-1), k)
+
+
+def top_tokens(lm: LanguageModel, p: Float[Tensor, " vocab"], k: int) -> list[tuple[str, float]]:
+    """The k most probable tokens, as they read, with their probabilities."""
+    top = p.topk(k)
+    return list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))

@@ -115,6 +115,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
     return Encoded(ids, tuple(labels(tokenizer, ids)), (inside[0], inside[-1] + 1))
 
 
+def cut_token(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The token that holds both a part of the subject and a letter beside it; empty if there is none."""
+    encoded = encode(tokenizer, prompt)
+    offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+    start, stop = prompt.span
+    for token in (encoded.subject[0], encoded.subject[1] - 1):
+        a, b = offsets[token]
+        if (prompt.text[a:start] + prompt.text[stop:b]).strip():
+            return encoded.labels[token]
+    return ""
+
+
 def labels(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> list[str]:
     """One readable piece of text a token. Tokens that hold a part of a character show its bytes' token instead."""
     pieces = [str(tokenizer.decode([token])) for token in ids]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -97,3 +97,28 @@ def _as_trace(lm: LanguageModel, runs: Runs, site: TracedSite, effect: Float[Ten
         engine="attribution",
         note="First-order approximation (attribution patching).",
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a preview foretold the exact effects: rank correlation, and the cells it missed by most."""
+
+    correlation: float
+    worst: tuple[tuple[int, int, float, float], ...]  # token, layer, approximate, exact
+
+
+def compare_with_exact(approximate: Trace, exact: Trace, n: int = 3) -> Agreement:
+    """Spearman's correlation over the cells from the subject on, and the n worst of them."""
+    first = exact.subject[0]
+    a, b = approximate.indirect_effect[first:].double(), exact.indirect_effect[first:].double()
+    order = (a - b).abs().flatten().argsort(descending=True)[:n].tolist()
+    cells = [divmod(at, a.shape[1]) for at in order]
+    worst = tuple((first + i, layer, float(a[i, layer]), float(b[i, layer])) for i, layer in cells)
+    ranks = torch.stack([average_ranks(a.flatten()), average_ranks(b.flatten())])
+    return Agreement(float(torch.corrcoef(ranks)[0, 1]), worst)
+
+
+def average_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Ranks from 1 on; equal values share the mean of theirs, as Spearman's correlation has it."""
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2)[place].double()

@@ -1,4 +1,7 @@
-"""Average effects over facts: AIE and ATE by token group (Meng et al. 2022, section 2.2 and figure 2)."""
+"""Average indirect effect (AIE) and average total effect (ATE) over facts (Meng et al. 2022, section 2.2 and figure 2).
+
+Prompts differ in length, so a fact's heat map is first averaged over the tokens that play one role: the token groups.
+"""
 
 from __future__ import annotations
 

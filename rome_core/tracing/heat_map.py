@@ -18,6 +18,7 @@ from rome_core.model.edits import Update
 from rome_core.model.hooks import attention_pattern, batch_of
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell, Window, replay_note
+from rome_core.model.scoring import top_tokens
 from rome_core.model.tokens import Prompt, encode, labels
 from rome_core.progress import Track, silent
 from rome_core.tracing.restoration import n_steps, restored_states, window_of
@@ -180,6 +181,26 @@ def trace(
     return last
 
 
+def peak(trace: Trace) -> tuple[int, int]:
+    """Token and layer of the largest indirect effect computed so far.
+
+    In the residual stream only within the subject: at the last token the last layer is the answer itself.
+    """
+    effects = trace.indirect_effect.nan_to_num(nan=-torch.inf)
+    if trace.config.site == "resid_post":
+        effects = effects[: trace.subject[1]]
+    token, layer = divmod(int(effects.argmax()), effects.shape[1])
+    return token, layer
+
+
+def restored_layers(trace: Trace, layer: int) -> tuple[int, int]:
+    """First and last layer that the cell restores."""
+    if trace.config.site == "resid_post":
+        return layer, layer
+    start, stop = window_of(layer, trace.config.window, trace.indirect_effect.shape[1])
+    return start, stop - 1
+
+
 @torch.no_grad()
 def restored_top_tokens(
     lm: LanguageModel, runs: Runs, site: TracedSite, token: int, layer: int, *, k: int = 5
@@ -195,12 +216,6 @@ def restored_top_tokens(
         for _, of_cell in finished:
             logits["restored"] = of_cell[:, 0]
     return {name: top_tokens(lm, of_run.softmax(-1).mean(0), k) for name, of_run in logits.items()}
-
-
-def top_tokens(lm: LanguageModel, p: Float[Tensor, " vocab"], k: int) -> list[tuple[str, float]]:
-    """The k most probable tokens, as they read, with their probabilities."""
-    top = p.topk(k)
-    return list(zip(labels(lm.tokenizer, tuple(top.indices.tolist())), top.values.tolist(), strict=True))
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""The noise study: how much of the answer survives how much noise, so that the level can be chosen and not guessed."""
+"""Noise study: how much of the answer survives how much noise, so that the level can be chosen and not guessed."""
 
 from __future__ import annotations
 

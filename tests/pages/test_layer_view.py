@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.averages import run as average_run
 from pages.parts.edit import layer_figure, layer_view
 from pages.parts.tracing.figures import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
@@ -17,6 +16,7 @@ from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import Score
 from rome_core.evaluation.layer_sweep import Swept, as_record
 from rome_core.evaluation.scores import Case
+from rome_core.tracing.average_records import shipped_records
 from rome_core.tracing.averages import average
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_moment
@@ -73,7 +73,7 @@ def test_the_search_takes_the_settings_of_the_form() -> None:
 def test_the_figure_has_both_curves() -> None:
     one = {name: Score(0.5, 0.4, 0.6, 8) for name in ("ES", "PS", "NS", "S")}
     two = {**one, "S": Score(0.7, 0.6, 0.8, 8)}
-    source = average_run.study()
+    source = shipped_records()
     assert source is not None
     effects = average(source.rows)
     fig = layer_figure.layers_figure({0: one, 8: two}, effects, "caption", LIGHT)

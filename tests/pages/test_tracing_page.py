@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +11,11 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing import figures
-from pages.parts.tracing import run as trace_run
-from pages.parts.tracing.run import TraceRun, agreement, run_steps
 from pages.shared.text import read_prompt
 from rome_core import Prompt, Trace, TraceConfig
-from rome_core.progress import silent
-from rome_core.tracing.runs import SITES, TraceRequest
+from rome_core.tracing import kinds
+from rome_core.tracing.kinds import TraceRun, trace_kinds
+from rome_core.tracing.runs import TraceRequest
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import tiny_model
 
@@ -34,7 +30,7 @@ def tracing(app: AppTest) -> AppTest:
 
 @pytest.fixture(scope="module")
 def finished() -> TraceRun:
-    *_, run = run_steps(tiny_model("llama", layers=4), TraceRequest(PROMPT, QUICK), silent)
+    *_, run = trace_kinds(tiny_model("llama", layers=4), TraceRequest(PROMPT, QUICK))
     return run
 
 
@@ -167,55 +163,11 @@ def test_a_failure_in_the_worker_is_one_sentence(tracing: AppTest, monkeypatch: 
     def fail(*args: Any, **options: Any) -> Any:
         raise ZeroDivisionError("by nobody")
 
-    monkeypatch.setattr(trace_run, "previews", fail)
+    monkeypatch.setattr(kinds, "previews", fail)
     run_job(tracing)
 
     assert "Something unforeseen happened (ZeroDivisionError: by nobody)" in texts(tracing.error)
     assert not tracing.exception
-
-
-# ------------------------------------------------------------------------------------------------------- the run itself
-
-
-def test_the_run_shows_previews_first_and_ends_exact() -> None:
-    runs = list(run_steps(tiny_model("llama", layers=4), TraceRequest(PROMPT, QUICK), silent))
-
-    assert set(runs[0].preview) == set(SITES)
-    assert not runs[0].exact
-    assert runs[-1].complete
-    assert all(trace.approximate for trace in runs[0].preview.values())
-
-
-def test_agreement_is_spearmans() -> None:
-    from scipy.stats import spearmanr
-
-    lm = tiny_model("llama", layers=4)
-    *_, run = run_steps(lm, TraceRequest(PROMPT, QUICK), silent)
-    approximate, exact = run.preview["mlp_out"], run.exact["mlp_out"]
-    first = exact.subject[0]
-
-    found = agreement(approximate, exact, n=1)
-
-    a, b = approximate.indirect_effect[first:].flatten(), exact.indirect_effect[first:].flatten()
-    assert found.correlation == pytest.approx(spearmanr(a, b).statistic, abs=1e-6)
-    [(token, layer, guess, value)] = found.worst
-    assert abs(guess - value) == pytest.approx(float((a - b).abs().max()), rel=1e-5)
-    assert exact.indirect_effect[token, layer] == pytest.approx(value)
-
-
-def test_the_files_hold_every_finished_cell(finished: TraceRun) -> None:
-    rows = list(csv.DictReader(io.StringIO(trace_run.as_csv(finished))))
-    arrays = np.load(io.BytesIO(trace_run.as_npz(finished)))
-    about = json.loads(str(arrays["about"]))
-    trace = finished.exact["mlp_out"]
-
-    assert len(rows) == 3 * trace.indirect_effect.numel()
-    row = next(r for r in rows if r["kind"] == "mlp_out" and r["position"] == "3" and r["layer"] == "2")
-    assert float(row["p"]) == pytest.approx(float(trace.probabilities[3, 2]))
-    assert (row["first_restored"], row["last_restored"]) == ("1", "2")
-    assert torch.equal(torch.from_numpy(arrays["mlp_out.indirect_effect"]), trace.indirect_effect)
-    assert about["subject"] == "Colosseum"
-    assert about["config"]["seed"] == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.averages.run import About
 from pages.parts.tracing.figures import COLOURS, MARGIN_TOP, ROW, Theme, _axis, colour_scale, frame, theme
 from pages.shared.text import count, number
+from rome_core.tracing.average_records import About
 from rome_core.tracing.averages import GROUPS, Averages
 from rome_core.tracing.runs import KINDS, SITES
 

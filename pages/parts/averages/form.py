@@ -8,13 +8,13 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.parts.averages.run import Inquiry
 from pages.shared import session
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import LanguageModel, RomeError, TraceConfig
 from rome_core.facts.datasets import Facts, load_facts, parse_facts
 from rome_core.settings import about
+from rome_core.tracing.average_records import Inquiry
 
 N_FACTS = 20
 SHOWN_PROBLEMS = 5

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.parts.averages import run as average_run
 from pages.parts.edit import layer_figure
 from pages.parts.edit.views import chart, look, once
 from pages.shared import session, track
@@ -20,6 +19,7 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation.layer_sweep import Swept, as_record, by_layer, from_record, sweep
 from rome_core.facts.datasets import facts_of
 from rome_core.files import STUDIES
+from rome_core.tracing import average_records
 from rome_core.tracing.averages import Averages, average
 
 STUDY = STUDIES / "layers.jsonl"
@@ -56,7 +56,7 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) ->
             track.panel(job, lambda job: None)
         st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
         if found := effects(lm):
-            words = f"{lm.name} · docs/studies/{average_run.STUDY.name}, {count(found.n, 'fact')}"
+            words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(found.n, 'fact')}"
             chart(layer_figure.layers_figure({}, found, words, look()), "sweep-none")
     form(lm, config)
 
@@ -83,7 +83,7 @@ def effects(lm: LanguageModel) -> Averages | None:
     """The shipped average tracing effects, which are the default model's."""
     if lm.name != DEFAULT_MODEL:
         return None
-    source = average_run.study()
+    source = average_records.shipped_records()
     return None if source is None else once(("sweep effects", len(source.rows)), lambda: average(source.rows))
 
 
@@ -128,7 +128,7 @@ def caption(lm: LanguageModel, records: Records, policy: str) -> str:
     failed = sum(1 for row in records.rows if row.error)
     lost = f" · {count(failed, 'edit')} failed" if failed else ""
     found = effects(lm)
-    traced = f" · tracing: docs/studies/{average_run.STUDY.name}, {count(found.n, 'fact')}" if found else ""
+    traced = f" · tracing: docs/studies/{average_records.STUDY.name}, {count(found.n, 'fact')}" if found else ""
     return (
         f"{lm.name} · {policy}, clamp {', '.join(f'{c:g}' for c in clamps)}, six prefixes · {count(facts, 'fact')}, "
         f"each edited by itself, 95 % intervals over facts{lost} · {records.settings}{traced}"

@@ -14,9 +14,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.tracing.run import peak, restored_layers
 from pages.shared.text import count, number, show_token
 from rome_core import Trace
+from rome_core.tracing.heat_map import peak, restored_layers
 from rome_core.tracing.runs import KINDS
 
 COLOURS = {"resid_post": "#6A51A3", "mlp_out": "#238B45", "attn_out": "#CB181D"}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.parts.tracing.run import next_tokens, warnings
 from pages.shared import session
 from pages.shared.forms import widget
 from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show_token
 from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
 from rome_core.errors import PromptError
-from rome_core.model.tokens import as_target
+from rome_core.model.scoring import next_tokens
+from rome_core.model.tokens import as_target, cut_token
 from rome_core.settings import about
 from rome_core.tracing.runs import DEFAULT_BUDGET, TraceRequest
 
 TEMPLATE, SUBJECT = EXAMPLES[0]
 SHOWN_TOKENS = 4
+UNSURE = 0.1  # below this clean probability there is little to restore
 GIB = 2**30
 
 
@@ -124,7 +126,7 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
     """What the model answers now, and what may be wrong with the request. False if it cannot be traced at all."""
     try:
         top, p_answer = _clean_run(lm, request)
-        found = warnings(lm, request, top, p_answer)
+        doubts = warnings(lm, request, top, p_answer)
     except RomeError as error:
         session.show_error(error)
         return False
@@ -132,15 +134,37 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
     who = "The edited model" if request.edits else "The model"
     subject = f"Subject guessed: **{guessed}**. " if guessed else ""
     place.caption(f"{subject}{who} continues with {continuation}.")
-    for sentence in found:
+    for sentence in doubts:
         st.warning(sentence)
     return True
+
+
+def warnings(lm: LanguageModel, request: TraceRequest, top: Sequence[tuple[str, float]], p_answer: float) -> list[str]:
+    """What the user should know before running: each a sentence with what to do."""
+    prompt, sentences = request.prompt, list[str]()
+    if prompt.text != prompt.text.rstrip():
+        sentences.append("The prompt ends with a space. Words carry their own space in front, so leave it out.")
+    if token := cut_token(lm.tokenizer, prompt):
+        sentences.append(
+            f"The subject is cut inside the token ‘{show_token(token)}’: the whole token counts as subject."
+        )
+    first, p_first = top[0]
+    if request.answer and p_answer < p_first and not first.strip().startswith(request.answer.strip()):
+        sentences.append(
+            f"‘{show_token(request.answer)}’ (p {number(p_answer)}) is not the model's first choice: "
+            f"that is ‘{show_token(first)}’ (p {number(p_first)})."
+        )
+    if p_answer < UNSURE:
+        sentences.append(
+            f"The model is unsure (p {number(p_answer)}): with so little to restore, heat maps say little."
+        )
+    return sentences
 
 
 def _clean_run(lm: LanguageModel, request: TraceRequest) -> tuple[list[tuple[str, float]], float]:
     key = ("clean", lm.fingerprint, request.key)
     if (known := session.recall(key)) is None:
-        top = next_tokens(lm, request.prompt.text, request.edits)
+        top = next_tokens(lm, request.prompt.text, edits=request.edits)
         p = top[0][1]
         if request.answer:
             [p] = continuation_probabilities(lm, request.prompt.text, [request.answer], edits=request.edits)

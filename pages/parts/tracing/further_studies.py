@@ -11,9 +11,9 @@ import streamlit as st
 
 from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
 from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
-from pages.parts.tracing.run import TraceRun
 from pages.shared import session, track
 from rome_core import LanguageModel, Trace
+from rome_core.tracing.kinds import TraceRun
 from rome_core.tracing.noise import SCALES, NoiseLevel, noise_study
 from rome_core.tracing.path_severing import Severed, path_severing_steps
 from rome_core.tracing.runs import TraceRequest, prepare

@@ -12,12 +12,14 @@ import streamlit as st
 
 from pages.parts.tracing import figures
 from pages.parts.tracing import further_studies as trace_more
-from pages.parts.tracing.run import TraceRun, agreement, as_csv, as_npz, peak, restored_layers
 from pages.shared import circuits, session
 from pages.shared.text import number, show_token, token_tables
 from pages.shared.track import Job
 from rome_core import LanguageModel, RomeError, Trace
-from rome_core.tracing.heat_map import attention, restored_top_tokens, snippet
+from rome_core.tracing.attribution import compare_with_exact
+from rome_core.tracing.export import heat_maps_csv, heat_maps_npz
+from rome_core.tracing.heat_map import attention, peak, restored_layers, restored_top_tokens, snippet
+from rome_core.tracing.kinds import TraceRun
 from rome_core.tracing.runs import KINDS, SITES, prepare
 
 MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]
@@ -218,13 +220,13 @@ def compare_with_preview(run: TraceRun) -> None:
     for site, trace in run.exact.items():
         if not trace.complete or site not in run.preview:
             continue
-        found = agreement(run.preview[site], trace)
+        agreement = compare_with_exact(run.preview[site], trace)
         worst = [
             f"{show_token(trace.labels[token])} · {layer}: {approximate:+.3g} instead of {exact:+.3g}"
-            for token, layer, approximate, exact in found.worst
+            for token, layer, approximate, exact in agreement.worst
         ]
         rows.append(
-            {"kind": KINDS[site], "rank correlation": f"{found.correlation:.2f}", "worst cells": "   ".join(worst)}
+            {"kind": KINDS[site], "rank correlation": f"{agreement.correlation:.2f}", "worst cells": "   ".join(worst)}
         )
     if rows:
         with st.expander("How good was the preview?"):
@@ -239,8 +241,8 @@ def files(run: TraceRun) -> None:
     st.subheader("Take it away")
     code = "\n\n".join(snippet(trace) for trace in run.exact.values())
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button("CSV, one row a cell", as_csv(run), "trace.csv", "text/csv", on_click="ignore")
-        st.download_button("Arrays (npz)", as_npz(run), "trace.npz", on_click="ignore")
+        st.download_button("CSV, one row a cell", heat_maps_csv(run.exact), "trace.csv", "text/csv", on_click="ignore")
+        st.download_button("Arrays (npz)", heat_maps_npz(run.exact), "trace.npz", on_click="ignore")
         st.download_button("Python", code, "trace.py", "text/x-python", on_click="ignore")
         if find_spec("kaleido"):
             st.download_button("Figures (zip)", partial(figure_zip, run), "trace-figures.zip", on_click="ignore")

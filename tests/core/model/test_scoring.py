@@ -9,7 +9,8 @@ import torch
 
 from rome_core.errors import PromptError
 from rome_core.model import scoring
-from rome_core.model.scoring import Scored, continuation_probabilities, score
+from rome_core.model.scoring import Scored, continuation_probabilities, next_tokens, score
+from rome_core.model.tokens import labels
 from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tokenizer_with_start
 
 TEXT = "The Eiffel Tower is located in the city of"
@@ -159,3 +160,17 @@ def test_a_text_longer_than_the_model_reads_has_a_sentence() -> None:
 
     with pytest.raises(PromptError, match="16"):
         continuation_probabilities(lm, TEXT * 2, [" Rome"])
+
+
+def test_the_most_probable_next_tokens() -> None:
+    lm = tiny_model()
+    text = "The Colosseum is located in the city of"
+    p = plain_run(lm, [lm.tokenizer(text)["input_ids"]])[0, -1].softmax(-1)
+    order = p.argsort(descending=True)[:3]
+
+    tokens = next_tokens(lm, text, k=3)
+
+    assert [label for label, _ in tokens] == labels(lm.tokenizer, tuple(order.tolist()))
+    assert [value for _, value in tokens] == pytest.approx(p[order].tolist(), rel=1e-5)
+    edit = random_edit(lm, size=1.0)
+    assert next_tokens(lm, text, edits=[edit], k=3) != tokens

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rome_core.errors import PromptError
-from rome_core.model.tokens import EditRequest, Prompt, as_target, encode, labels, target_ids, text_ids
+from rome_core.model.tokens import EditRequest, Prompt, as_target, cut_token, encode, labels, target_ids, text_ids
 from tests.tiny import tiny_tokenizer, tokenizer_with_start
 
 PROMPTS = [
@@ -170,3 +170,19 @@ def test_a_label_reads_as_its_text_and_a_part_of_a_character_as_its_bytes() -> N
     assert found[:2] == ["The", " Eiffel"]
     assert len(found) == len(ids) and all(found)
     assert not any("\ufffd" in label for label in found)
+
+
+@pytest.mark.parametrize(
+    ("template", "subject", "cut"),
+    [
+        ("The {} is far", "green dragon", False),
+        ("The Colosseum is loc{} in", "ated", True),
+        ("The {}gon is", "dra", True),
+    ],
+)
+def test_a_subject_that_begins_or_ends_inside_a_token(template: str, subject: str, cut: bool) -> None:
+    prompt = Prompt(template, subject)
+    token = cut_token(tiny_tokenizer(), prompt)
+
+    assert bool(token) == cut
+    assert token in prompt.text and (token.strip() not in subject) == cut  # it holds more than the subject

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from rome_core.model.tokens import Prompt
-from rome_core.tracing.attribution import preview, previews
+from rome_core.tracing.attribution import average_ranks, compare_with_exact, preview, previews
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
 from tests.tiny import plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
@@ -120,3 +121,29 @@ def test_edits_count_and_nothing_stays_on_the_model() -> None:
     assert (edited - free).abs().max() > 0.05
     assert torch.equal(preview(lm, PROMPT, config, answer=" Paris").indirect_effect, free)
     assert all(p.grad is None and not p.requires_grad for p in lm.hf.parameters())
+
+
+def test_agreement_is_spearmans() -> None:
+    lm = tiny_model()
+    approximate, exact = preview(lm, PROMPT, CONFIG), trace(lm, PROMPT, CONFIG)
+    first = exact.subject[0]
+
+    agreement = compare_with_exact(approximate, exact, n=1)
+
+    a, b = approximate.indirect_effect[first:].flatten(), exact.indirect_effect[first:].flatten()
+    assert agreement.correlation == pytest.approx(spearmanr(a, b).statistic, abs=1e-6)
+    [(token, layer, guess, value)] = agreement.worst
+    assert abs(guess - value) == pytest.approx(float((a - b).abs().max()), rel=1e-5)
+    assert exact.indirect_effect[token, layer] == pytest.approx(value)
+
+
+def test_equal_effects_share_their_rank() -> None:
+    """As many are: what the last block makes of a token that nothing reads has no effect at all."""
+    values = torch.tensor([0.5, 0.0, -1.0, 0.0, 0.5, 0.0, 2.0])
+    assert average_ranks(values).tolist() == rankdata(values).tolist()
+
+    exact = trace(tiny_model(), PROMPT, CONFIG)
+    coarse = [replace(exact, indirect_effect=(exact.indirect_effect * scale).round()) for scale in (1e3, 4e3)]
+    a, b = (heat_map.indirect_effect[exact.subject[0] :].flatten() for heat_map in coarse)
+    assert len(a.unique()) < len(a) / 2
+    assert compare_with_exact(*coarse).correlation == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)

@@ -1,10 +1,12 @@
-"""The work behind the page of averages, without its widgets: which facts, their records as they finish, files."""
+"""Records behind average effects: which facts are traced, one record a fact as they finish, and their files.
+
+A record is one fact's effects by token group. A run is stopped and gone on with by its records, and so is another
+with more facts or in another order: each counts the records that it would have made itself.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import random
@@ -15,14 +17,15 @@ from typing import Any
 
 import torch
 
-from rome_core import DEFAULT_MODEL, LanguageModel, TraceConfig
-from rome_core.editing.edit import Edit
 from rome_core.errors import DataError
 from rome_core.facts.datasets import Fact
-from rome_core.files import STUDIES
-from rome_core.progress import Track
+from rome_core.files import STUDIES, csv_text
+from rome_core.model.default_model import DEFAULT_MODEL
+from rome_core.model.edits import Update
+from rome_core.model.language_model import LanguageModel
+from rome_core.progress import Track, silent
 from rome_core.tracing.averages import GROUPS, Averages, FactEffect, fact_effects
-from rome_core.tracing.runs import SITES
+from rome_core.tracing.runs import SITES, TraceConfig
 
 STUDY = STUDIES / "average_effects.jsonl"
 Rows = MutableMapping[str, FactEffect]  # by fact id
@@ -37,7 +40,7 @@ class Inquiry:
     relations: tuple[str, ...] = ()
     order_seed: int = 0
     config: TraceConfig = field(default_factory=TraceConfig)
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[Update, ...] = ()
 
     @property
     def rows_key(self) -> tuple[Any, ...]:
@@ -62,11 +65,10 @@ def digest(facts: Sequence[Fact]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
+def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, *, track: Track = silent) -> Iterator[FactEffect]:
     """Fill `rows` until n of the facts are known, and give each known one. What is in `rows` already is not redone."""
-    known = finished(inquiry, rows)
-    missing = inquiry.n - sum(not row.dropped for row in known)
-    steps = _known(lm, inquiry, rows, track)
+    missing = inquiry.n - sum(not row.dropped for row in records_of(inquiry, rows))
+    steps = _trace_known(lm, inquiry, rows, track)
     yield from islice(steps, inquiry.n - missing)
     for _ in track(range(missing), "Facts", missing):
         if (row := next(steps, None)) is None:  # no facts left
@@ -74,7 +76,7 @@ def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> It
         yield row
 
 
-def _known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
+def _trace_known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
     for fact in inquiry.order:
         for row in fact_effects(lm, [fact], inquiry.config, done=rows.keys(), edits=inquiry.edits, track=track):
             rows[fact.id] = row
@@ -82,15 +84,15 @@ def _known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Ite
             yield rows[fact.id]
 
 
-def finished(inquiry: Inquiry, rows: Mapping[str, FactEffect]) -> list[FactEffect]:
-    """The records that belong to the inquiry: from the start of its order until n of them are known."""
-    found, known = list[FactEffect](), 0
+def records_of(inquiry: Inquiry, rows: Mapping[str, FactEffect]) -> list[FactEffect]:
+    """The finished records that belong to the inquiry: from the start of its order until n of them are known."""
+    records, known = list[FactEffect](), 0
     for fact in inquiry.order:
         if known == inquiry.n or fact.id not in rows:
             break
-        found.append(rows[fact.id])
+        records.append(rows[fact.id])
         known += not rows[fact.id].dropped
-    return found
+    return records
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -110,69 +112,74 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Records with what is known of their making: this session's run, the shipped study, or an opened file."""
+    """Records with what is known of their making: a run, the shipped study, or a file."""
 
     name: str
     rows: tuple[FactEffect, ...]
     about: About = field(default_factory=About)
 
 
-def about_run(lm: LanguageModel, inquiry: Inquiry) -> About:
+def describe(lm: LanguageModel, inquiry: Inquiry) -> About:
+    """What the records of an inquiry are made from."""
     edits = tuple(edit.id for edit in inquiry.edits)
     return About(lm.name, lm.fingerprint, digest(inquiry.facts), edits, inquiry.config, inquiry.order_seed)
 
 
 def why_not_continued(about: About, rows: Sequence[FactEffect], lm: LanguageModel, inquiry: Inquiry) -> str:
-    """Why a run of the form may not go on from these records; empty if it may."""
-    here = about_run(lm, inquiry)
+    """Why the inquiry may not go on from these records; empty if it may."""
+    here = describe(lm, inquiry)
     layers = next((row.effects["mlp_out"].shape[1] for row in rows if not row.dropped), lm.n_layers)
-    told = {
+    differs = {
         "model": layers != lm.n_layers or (about.fingerprint and about.fingerprint != here.fingerprint),
         "facts": about.facts and about.facts != here.facts,
         "list of active edits": about.fingerprint and about.edits != here.edits,
         "trace settings": about.config and about.config != here.config,
     }
     if about.model and not about.fingerprint:
-        told["model"] = told["model"] or about.model != lm.name
-        told["list of active edits"] = bool(here.edits)
-    other = [name for name, differs in told.items() if differs]
+        differs["model"] = differs["model"] or about.model != lm.name
+        differs["list of active edits"] = bool(here.edits)
+    other = [name for name, differing in differs.items() if differing]
     return f"It was made with {' and '.join(f'another {name}' for name in other)}." if other else ""
 
 
-def as_json(source: Source) -> str:
-    """The records with everything that they were made from. Where a number is missing, null."""
+def write_records(source: Source) -> str:
+    """JSON: the records with everything that they were made from."""
     about = {k: v for k, v in asdict(source.about).items() if v is not None}
-    rows = [
-        {
-            "fact": row.fact,
-            "clean": _number(row.clean),
-            "corrupted": _number(row.corrupted),
-            "dropped": row.dropped,
-            "effects": {
-                site: [[_number(v) for v in line] for line in values.tolist()] for site, values in row.effects.items()
-            },
-        }
-        for row in source.rows
-    ]
+    rows = [as_record(row) for row in source.rows]
     return json.dumps({"about": about, "rows": rows}, ensure_ascii=False, allow_nan=False)
 
 
-def _number(value: float) -> float | None:
+def as_record(row: FactEffect) -> dict[str, Any]:
+    """What JSON holds of a fact's effects. Where a number is missing, null."""
+    return {
+        "fact": row.fact,
+        "clean": _null_if_nan(row.clean),
+        "corrupted": _null_if_nan(row.corrupted),
+        "dropped": row.dropped,
+        "effects": {
+            site: [[_null_if_nan(value) for value in group] for group in values.tolist()]
+            for site, values in row.effects.items()
+        },
+    }
+
+
+def _null_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def read_rows(text: str, name: str) -> Source:
-    """Records from a JSON file of this page, or from JSONL with one record a line. A cut-off last line is left out."""
+def read_records(text: str, name: str) -> Source:
+    """Records from what `write_records` wrote, or from JSONL with one record a line, of which a cut-off last one is
+    left out. Raises DataError."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError:
         data = _json_lines(text, name)
     if isinstance(data, dict) and "rows" not in data:
         data = [data]
-    records, about = (data["rows"], _about(data, name)) if isinstance(data, dict) else (data, About())
+    records, about = (data["rows"], _read_about(data, name)) if isinstance(data, dict) else (data, About())
     if not isinstance(records, list) or not records:
         raise DataError(f"'{name}' holds no records.", "", "Open a JSON file saved on this page, or a study's JSONL.")
-    rows = tuple(_row(record, f"{name}, record {i + 1}") for i, record in enumerate(records))
+    rows = tuple(_read_row(record, f"{name}, record {i + 1}") for i, record in enumerate(records))
     shapes = {tuple(values.shape) for row in rows for values in row.effects.values()}
     if len(shapes) > 1:
         raise DataError(f"'{name}' mixes models: its records have {sorted(s[1] for s in shapes)} layers.")
@@ -191,18 +198,18 @@ def _json_lines(text: str, name: str) -> list[Any]:
     return records
 
 
-def _about(data: dict[str, Any], name: str) -> About:
+def _read_about(data: dict[str, Any], name: str) -> About:
     try:
-        told = dict(data.get("about") or {})
-        config = told.pop("config", None)
+        about = dict(data.get("about") or {})
+        config = about.pop("config", None)
         known = {f.name for f in fields(About)}
-        options: dict[str, Any] = {k: tuple(v) if k == "edits" else v for k, v in told.items() if k in known}
+        options: dict[str, Any] = {k: tuple(v) if k == "edits" else v for k, v in about.items() if k in known}
         return About(**options, config=TraceConfig(**config) if config else None)
     except (TypeError, ValueError) as error:
         raise DataError(f"'{name}': its description cannot be read ({error}).") from None
 
 
-def _row(record: Any, place: str) -> FactEffect:
+def _read_row(record: Any, place: str) -> FactEffect:
     try:
         effects = {site: torch.tensor(_floats(values)) for site, values in record["effects"].items()}
         dropped = str(record["dropped"])
@@ -225,29 +232,28 @@ def _float(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def study() -> Source | None:
+def shipped_records() -> Source | None:
     """The records that ship with the project, if they are there: the default model, default settings."""
     try:
         text = STUDY.read_text(encoding="utf-8")
     except OSError:
         return None
     name = f"docs/studies/{STUDY.name}"
-    rows = read_rows(text, name).rows if text.strip() else ()
+    rows = read_records(text, name).rows if text.strip() else ()
     return Source(name, rows, About(model=DEFAULT_MODEL, config=TraceConfig(), order_seed=0)) if rows else None
 
 
 COLUMNS = ("kind", "token_group", "layer", "aie", "low", "high", "facts", "metric")
 
 
-def as_csv(averages: Averages, metric: str) -> str:
-    """One row a kind, token group and layer: AIE with its 95 % interval."""
-    out = io.StringIO()
-    rows = csv.writer(out)
-    rows.writerow(COLUMNS)
-    for site, effect in averages.effects.items():
-        for i, group in enumerate(GROUPS):
-            for layer in range(effect.mean.shape[1]):
-                values = (effect.mean[i, layer], effect.low[i, layer], effect.high[i, layer])
-                told = ["" if math.isnan(v) else float(v) for v in values]
-                rows.writerow([site, group, layer, *told, averages.n, metric])
-    return out.getvalue()
+def averages_csv(averages: Averages, metric: str) -> str:
+    """One row a kind, token group and layer: AIE with its 95 % interval, empty where no fact has the group."""
+    return csv_text(
+        COLUMNS,
+        (
+            [site, group, layer, *("" if math.isnan(v) else float(v) for v in values), averages.n, metric]
+            for site, effect in averages.effects.items()
+            for i, group in enumerate(GROUPS)
+            for layer, values in enumerate(zip(effect.mean[i], effect.low[i], effect.high[i], strict=True))
+        ),
+    )
