@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import fields, replace
 
@@ -248,3 +249,40 @@ def test_a_disabling_edit_of_one_visitor_leaves_the_others_outputs_bit_identical
     assert len(seen) == 30 and not any(torch.allclose(logits, before, rtol=0.1) for logits in seen)
     assert all(torch.equal(logits, before) for logits in [*mine, next_logits(lm, batch)])
     assert fingerprint(lm.hf) == weights
+
+
+def test_a_diagnosis_by_another_c_says_so() -> None:
+    lm = tiny_model()
+    edit = solved(lm, "r-rome")
+    other = {1: random_moment(lm, 1, seed=9)}
+
+    own, foreign, unknown = (
+        diagnose(lm, edit, moments(lm)),
+        diagnose(lm, edit, other),
+        diagnose(lm, replace(edit, moment_keys={}), other),  # a file from before keys were kept
+    )
+
+    assert not own.other_moment and "another C" not in own.explanation
+    assert foreign.other_moment and foreign.explanation.endswith(
+        "solved with another C than the one that judges it here."
+    )
+    assert foreign.moment_key == other[1].key != own.moment_key == edit.moment_keys[1]
+    assert not unknown.other_moment
+
+
+def test_a_hundred_diagnoses_keep_no_more_than_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of tensors that are alive, C loaded anew by every caller that may: they must not pile up."""
+    lm = tiny_model()
+    edit = solved(lm, "r-rome")
+
+    def alive() -> int:
+        gc.collect()
+        return sum(x.untyped_storage().nbytes() for x in gc.get_objects() if type(x) is torch.Tensor)
+
+    for _ in range(5):
+        diagnose(lm, edit, moments(lm))
+    before = alive()
+    for _ in range(100):
+        diagnose(lm, edit, moments(lm))
+
+    assert alive() - before < 24 * 24 * 8  # less than one C

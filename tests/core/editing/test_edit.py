@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rome_core.editing.edit import merge_edits
+from rome_core.editing.edit import Keys, merge_edits
 from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError
 from rome_core.model.edits import factors
@@ -73,8 +73,8 @@ def test_an_edit_without_keys_says_so() -> None:
 
 def test_one_request_of_a_batch_has_its_own_rows() -> None:
     edit = random_edit(tiny_model())
-    rows = replace(edit.known_keys, **{name: torch.stack([getattr(edit, name)] * 2) for name in ("k_0", "v_0")})
-    rows = replace(rows, k_star=torch.stack([edit.k_star, 2 * edit.k_star]), v_star=torch.stack([edit.v_star] * 2))
+    k, v = edit.known_keys.k_star, edit.known_keys.v_star
+    rows = Keys(torch.stack([k, 2 * k]), torch.stack([v, v]), torch.stack([k, k]), torch.stack([v, v]))
     both = replace(edit, requests=edit.requests * 2, keys=rows)
 
     second = both.of_request(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from rome_core.editing.second_moment import (
     Moment,
     convergence,
     estimate_moment,
+    kept_path,
     load_moment,
     memory_needed,
     moment_steps,
@@ -373,3 +376,40 @@ def test_without_moments_what_is_missing_is_made_once_and_kept(little: None, mon
     assert found[2].n_tokens == 40
     monkeypatch.setattr(module, "estimate_moment", None)  # not called again
     torch.testing.assert_close(moments_for(lm, [2], None)[2].C, found[2].C, rtol=1e-6, atol=1e-6)
+
+
+def test_a_key_is_of_everything_that_c_is_and_outlives_its_file(tmp_path: Path) -> None:
+    lm = tiny_model()
+    moment = random_moment(lm, 1)
+    others = [
+        replace(moment, **{name: value})
+        for name, value in (("C", 2 * moment.C), ("layer", 2), ("corpus", "other"), ("n_tokens", 7), ("seed", 3))
+    ]
+
+    save_moment(moment, tmp_path / "c.npz")
+
+    assert load_moment(tmp_path / "c.npz", lm).key == moment.key == random_moment(lm, 1).key
+    assert len({moment.key, *(other.key for other in others)}) == 6
+
+
+def test_a_factor_never_belongs_to_another_matrix() -> None:
+    moment = random_moment(tiny_model(), 1)
+    first = moment.factor(1e-6)
+    twice = replace(moment, C=2 * moment.C)
+
+    factor = twice.factor(1e-6)
+
+    np.testing.assert_allclose(factor @ factor.T, 2 * first @ first.T, rtol=1e-9)
+    assert moment.factor(1e-6) is first  # computed once
+    assert pickle.loads(pickle.dumps(moment)).key == moment.key
+
+
+def test_c_is_loaded_once_a_model_and_layer_and_shared() -> None:
+    lm = tiny_model()
+    save_moment(random_moment(lm, 1), kept_path(lm, 1))
+    first = moments_for(lm, [1], None)[1]
+
+    assert moments_for(lm, [1], None)[1] is first and stored_moment(lm, 1) is first
+    save_moment(random_moment(lm, 1, seed=1), kept_path(lm, 1))  # a new file is another C
+    os.utime(kept_path(lm, 1), ns=(1, 1))
+    assert moments_for(lm, [1], None)[1].key != first.key

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rome_core.errors import ModelError
-from rome_core.model.language_model import LanguageModel, fingerprint, from_pretrained_parts, load_model
+from rome_core.model.language_model import Kept, LanguageModel, fingerprint, from_pretrained_parts, load_model
 from tests.tiny import FAMILIES, plain_run, plain_states, tiny_model, tiny_tokenizer
 
 IDS = tiny_tokenizer()("The Eiffel Tower is located in")["input_ids"]
@@ -213,3 +213,17 @@ def test_parts_in_memory_are_frozen_and_know_their_family() -> None:
 
     assert lm.name == "mine" and lm.layout.mlp_out == "mlp.c_proj"
     assert not hf.training and not any(p.requires_grad for p in hf.parameters())
+
+
+def test_what_is_kept_with_a_model_is_bounded_and_the_least_used_goes_first() -> None:
+    lm, made = tiny_model(), list[int]()
+    kind = Kept[int]("squares", limit=2)
+
+    def square(n: int) -> int:
+        return lm.remember(kind, n, lambda: made.append(n) or n * n)
+
+    assert [square(n) for n in (1, 2, 1, 3, 1, 2)] == [1, 4, 1, 9, 1, 4]
+    assert made == [1, 2, 3, 2]  # 2 was used longest ago when 3 came
+    assert tiny_model().remember(kind, 1, lambda: 5) == 5  # another model's are its own
+    lm.forget(kind)
+    assert square(1) == 1 and made[-1] == 1

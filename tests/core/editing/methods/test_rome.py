@@ -333,9 +333,9 @@ def test_a_layer_that_is_not_there_has_a_sentence(layer: int) -> None:
         solve(lm, [REQUEST], config("r-rome", layer=layer), moments={layer: random_moment(lm, LAYER)})
 
 
-@pytest.mark.parametrize("n", [0, 2])
-def test_one_request_at_a_time(n: int) -> None:
-    with pytest.raises(EditError, match=f"r-rome edits one fact at a time; {n} were given"):
+@pytest.mark.parametrize(("n", "sentence"), [(0, "There is no fact"), (2, "r-rome edits one fact at a time; 2 were")])
+def test_one_request_at_a_time(n: int, sentence: str) -> None:
+    with pytest.raises(EditError, match=sentence):
         solve(tiny_model(), [REQUEST] * n, config("r-rome"))
 
 
@@ -395,13 +395,6 @@ def test_every_method_has_a_name_a_title_and_a_formula() -> None:
         assert issubclass(method, MethodConfig)
         method()  # works without arguments
         assert all(field.name in {"prefixes", "checkpoint"} or "about" in field.metadata for field in fields(method))
-
-
-def test_the_base_of_the_methods_solves_nothing() -> None:
-    with pytest.raises(TypeError, match="base of the methods"):
-        MethodConfig().solve(
-            tiny_model(), [], moments=None, edits=[], track=lambda i, _, __: i, report=lambda step: None
-        )
 
 
 # ------------------------------------------------------------------------------------------------------ other subjects
