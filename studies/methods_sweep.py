@@ -23,11 +23,11 @@ from rome_core import load_model
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
-from rome_core.evaluation import Case, case_of, summarise
+from rome_core.evaluation import ask, pairs_of, questions_about, score_pairs, summarise_values
 from rome_core.evaluation.comparison import solved
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
-from studies.methods_table import KINDS, SCORES, configs
+from studies.methods_table import SCORES, configs
 from studies.tables import cell
 
 CLAMPS = (0.75, 1.5)
@@ -57,8 +57,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(record["variant"] for record in records):
         some = [record for record in records if record["variant"] == name and not record.get("error")]
         if some:
-            cases = [Case(r["fact"], *(tuple(map(tuple, r["case"][kind])) for kind in KINDS)) for r in some]
-            scores = summarise(cases)
+            scores = summarise_values([score_pairs(record["case"]) for record in some])
             cells = " | ".join(cell(scores[score]) for score in SCORES)
             lines.append(f"| {name} | {len(some)} | {cells} | {median(r['relative_norm'] for r in some):.3g} |")
     return lines
@@ -91,9 +90,8 @@ def main() -> None:
             if found.edit is None:
                 append(args.out, {**about, "error": found.error})
                 continue
-            case = case_of(lm, fact, edits=[found.edit])
-            cases = {kind: getattr(case, kind) for kind in KINDS}
-            append(args.out, {**about, "case": cases, "relative_norm": size_of(lm, found.edit).relative_F})
+            case = pairs_of(ask(lm, questions_about(fact), edits=[found.edit]))
+            append(args.out, {**about, "case": case, "relative_norm": size_of(lm, found.edit).relative_F})
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.editing.shared_search import reuse
 from rome_core.errors import RomeError
-from rome_core.evaluation.measures import next_token_kl
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.scoring import score
+from rome_core.model.scoring import kl_divergence, score
 from rome_core.model.tokens import EditRequest, as_target, text_ids
 from rome_core.progress import Track, silent
 
@@ -96,7 +95,8 @@ def bench(
                 continue
             values, size = _values(lm, task, [*edits, edit]), size_of(lm, edit)
             if before is not None:
-                values["nkl"] = next_token_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
+                after = _next_log_probs(lm, task.neighbours, [*edits, edit])
+                values["nkl"] = float(kl_divergence(before, after).mean())
             values |= {"relative_norm": size.relative_F, "seconds": found.seconds}
             yield Row(name, found.config, edit, values, _text(lm, task, [*edits, edit]), size.verdict, found.shared)
         except RomeError as error:

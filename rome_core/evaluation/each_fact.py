@@ -9,7 +9,9 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
-from rome_core.evaluation.scores import Case, Score, case_of, summarise
+from rome_core.evaluation.answers import ask, questions_about
+from rome_core.evaluation.measures import score_answers
+from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -20,8 +22,8 @@ class Record:
     """One fact before and after its own edit, or the reason why there is no edit."""
 
     fact: str
-    before: Case | None
-    after: Case | None
+    before: dict[str, float] | None
+    after: dict[str, float] | None
     delta_norm: float
     error: str = ""
 
@@ -55,8 +57,8 @@ def evaluate(
     records = tuple(track(measure(lm, facts, config, moments=moments, edits=edits), "Editing facts", len(facts)))
     done = [record for record in records if record.after is not None]
     return Evaluation(
-        summarise([record.after for record in done if record.after is not None]),
-        summarise([record.before for record in done if record.before is not None]),
+        summarise_values([record.after for record in done if record.after is not None]),
+        summarise_values([record.before for record in done if record.before is not None]),
         records,
     )
 
@@ -73,9 +75,9 @@ def measure(
     for fact in facts:
         before = None
         try:
-            before = case_of(lm, fact, edits=edits)
+            before = score_answers(ask(lm, questions_about(fact), edits=edits))
             edit = solve(lm, [fact.request], config, moments=moments, edits=edits)
-            after = case_of(lm, fact, edits=[*edits, edit])
+            after = score_answers(ask(lm, questions_about(fact), edits=[*edits, edit]))
         except RomeError as error:
             yield Record(fact.id, before, None, float("nan"), str(error))
             continue

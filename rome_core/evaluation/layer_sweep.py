@@ -12,7 +12,9 @@ from rome_core.editing.methods import solve
 from rome_core.editing.second_moment import moments_for
 from rome_core.editing.shared_search import policies, repolicy
 from rome_core.errors import RomeError
-from rome_core.evaluation.scores import Case, Score, case_of, summarise
+from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
+from rome_core.evaluation.measures import score_pairs
+from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -23,13 +25,14 @@ UPDATES = {name: method for name, method in policies().items() if not method.sam
 
 @dataclass(frozen=True)
 class Swept:
-    """One fact edited in one layer: its case under every policy, and ‖Δ‖/‖W‖; or the reason why there is no edit."""
+    """One fact edited in one layer: by policy the probabilities on its prompts, and ‖Δ‖/‖W‖; or the reason why there is
+    no edit."""
 
     layer: int
     fact: str
     clamp: float
     loss: float
-    cases: Mapping[str, Case]
+    cases: Mapping[str, Pairs]
     norms: Mapping[str, float]
     error: str = ""
 
@@ -64,11 +67,11 @@ def sweep(
     moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
     for layer, fact in track(todo, "Layers and facts", len(todo)):
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
-        here = {layer: moments[layer]}
+        questions, here = questions_about(fact), {layer: moments[layer]}
         try:
             edit = solve(lm, [fact.request], config.at_layer(layer) or config, moments=here, edits=edits, track=track)
             made = {name: repolicy(lm, edit, name, here) for name in UPDATES}
-            cases = {name: case_of(lm, fact, edits=[*edits, one]) for name, one in made.items()}
+            cases = {name: pairs_of(ask(lm, questions, edits=[*edits, one])) for name, one in made.items()}
         except RomeError as error:
             yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, str(error))
             continue
@@ -81,8 +84,12 @@ def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score
     """Scores with intervals of one policy, layers in ascending order; facts that could not be edited are left out."""
     layers = sorted({record.layer for record in records if policy in record.cases})
     return {
-        layer: summarise(
-            [record.cases[policy] for record in records if record.layer == layer and policy in record.cases]
+        layer: summarise_values(
+            [
+                score_pairs(record.cases[policy])
+                for record in records
+                if record.layer == layer and policy in record.cases
+            ]
         )
         for layer in layers
     }
@@ -98,10 +105,7 @@ def as_record(swept: Swept) -> dict[str, Any]:
         "fact": swept.fact,
         "clamp": None if swept.error else swept.clamp,
         "loss": None if swept.error else swept.loss,
-        "cases": {
-            name: {"edit": case.edit, "paraphrase": case.paraphrase, "neighbour": case.neighbour}
-            for name, case in swept.cases.items()
-        },
+        "cases": dict(swept.cases),
         "norms": dict(swept.norms),
         "error": swept.error,
     }
@@ -109,13 +113,9 @@ def as_record(swept: Swept) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Swept:
     """The record of such a line."""
-
-    def pairs(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
-        return tuple((float(new), float(true)) for new, true in rows)
-
     cases = {
-        name: Case(record["fact"], *(pairs(case[kind]) for kind in ("edit", "paraphrase", "neighbour")))
-        for name, case in record["cases"].items()
+        policy: {kind: [(float(new), float(true)) for new, true in pairs] for kind, pairs in by_kind.items()}
+        for policy, by_kind in record["cases"].items()
     }
     clamp, loss = (float("nan") if record[name] is None else float(record[name]) for name in ("clamp", "loss"))
     return Swept(record["layer"], record["fact"], clamp, loss, cases, record["norms"], record.get("error", ""))

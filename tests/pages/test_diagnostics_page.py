@@ -78,7 +78,7 @@ def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     monkeypatch.setattr(
         diagnosis_report, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits)
     )
-    monkeypatch.setattr("pages.parts.edit.report.NEW_TOKENS", 5)
+    monkeypatch.setattr("rome_core.evaluation.before_after.NEW_TOKENS", 5)
     monkeypatch.setattr(diagnosis_report, "OTHERS", 15)
     return goto(app, "diagnostics")
 

@@ -20,12 +20,11 @@ from pages.parts.tracing.figures import DARK, LIGHT
 from pages.shared import probe_panel
 from pages.shared.track import Job
 from rome_core import EditRequest, Prompt
-from rome_core.evaluation.probes import Answered, Question
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
 from rome_core.facts.datasets import Facts
 from tests.core.evaluation.test_sequence import FACTS, LAYERS, config
 from tests.pages.conftest import SECONDS, goto, texts
-from tests.tiny import random_moment, tiny_model
+from tests.tiny import change_by_hand, random_moment, tiny_model
 
 QUICK = {"facts": 3, "pace-check_every": 2, "pace-passages": 1, "pace-new_tokens": 2}
 
@@ -182,12 +181,13 @@ def test_files_hold_every_step_and_the_settings(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_probes_of_one_edit_and_on_average() -> None:
-    question = Question("reversed", "A is", "x y", "B is", "x y")
-    asked = Question("what is near", "Near A is", "C", "Near A is", "D")
+    back = change_by_hand("reversed", "A is", (0.1, 0.2), (0.3, 0.2))
+    question = replace(back.question, true_text="B is")
+    back = replace(back, before=replace(back.before, question=question))
 
-    assert probe_panel.row(Answered(question, (0.1, 0.2), (0.3, 0.2)))["question"] == "A is … / B is …"
-    line = probe_panel.row(Answered(asked, (0.1, 0.2), (0.1, 0.1)))
-    assert (line["new / true"], line["p before"], line["follows the edit"]) == ("C / D", "0.100 / 0.200", "no")
+    assert probe_panel.row(back)["question"] == "A is … / B is …" and probe_panel.row(back)["new / true"] == "new"
+    line = probe_panel.row(change_by_hand("what is near", "Near A is", (0.1, 0.2), (0.1, 0.1)))
+    assert (line["new / true"], line["p before"], line["follows the edit"]) == ("new / true", "0.100 / 0.200", "no")
     tower = EditRequest(Prompt("The {} is in", "Eiffel Tower"), "Rome", "Paris")
     found = [question.text for question in probe_panel.questions(tower)]
     assert "A famous sight in the city of Rome is the" in found

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pages.parts.edit.report import Continuation, Probe, continuations, generation_texts, probe, questions
 from pages.shared import verdicts
 from pages.shared.text import number, show_token
 from pages.shared.verdicts import large
@@ -16,6 +15,8 @@ from rome_core.diagnosis.neighbourhood import Shift, other_prompts, shifts
 from rome_core.diagnosis.verdict import Diagnosis, forecast
 from rome_core.editing.edit import Edit
 from rome_core.evaluation import perplexity
+from rome_core.evaluation.answers import Change, ask_before_and_after
+from rome_core.evaluation.before_after import Continuation, choose_questions, continuations, generation_texts
 from rome_core.progress import Track, silent
 
 SAFER = ("n-rome", "h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
@@ -49,7 +50,7 @@ class Aftermath:
     target: str
     verdict: str  # what the forecast was
     perplexity: tuple[float, float]
-    probes: tuple[Probe, ...]
+    changes: tuple[Change, ...]
     continuations: tuple[Continuation, ...]
     shifts: tuple[Shift, ...]  # of other prompts, most moved first
     seed: int  # of their choice
@@ -90,7 +91,7 @@ def try_out(
         request.target_new.strip(),
         diagnosis.verdict,
         (without, with_it),
-        probe(lm, edit, below, questions(request, 1), track),
+        ask_before_and_after(lm, choose_questions(request, 1), [edit], below, track),
         continuations(lm, edit, below, generation_texts(request)[:1], track=track),
         tuple(shifts(lm, edit, other_prompts(request, OTHERS, SEED), below, track)),
         SEED,

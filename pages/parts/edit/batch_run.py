@@ -12,14 +12,14 @@ from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
-from pages.parts.edit.report import Question, answers, questions
 from pages.shared.track import Stopped
 from rome_core import EditRequest, LanguageModel, Moment, RomeError, solve
 from rome_core.editing.edit import Edit
 from rome_core.editing.method import ignore
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.second_moment import moments_for
-from rome_core.model.scoring import score
+from rome_core.evaluation.answers import Question, ask
+from rome_core.evaluation.before_after import choose_questions
 from rome_core.progress import Track, silent
 
 ASKED = 4  # paraphrases and neighbours of a fact that the project's set has
@@ -102,28 +102,27 @@ def run(
 
 def measure(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
     """What each solved request's prompts say without the edits and with all of them."""
-    asked = [questions(request, ASKED) for request in batch.done]
-    pairs = [(q.text, answer) for one in asked for q in one if q.kind != "reversed" for answer in _asked(q)]
-    states = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
-    before, after = (iter([one.p_joint for one in score(lm, pairs, edits=edits)]) for edits in list(states))
-    for request, one in zip(batch.done, asked, strict=True):
+    asked = [_questions(request) for request in batch.done]
+    stacks = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
+    every = [question for questions in asked for question in questions]
+    before, after = (iter(ask(lm, every, edits=stack)) for stack in stacks)
+    for questions in asked:
         values: dict[str, list[tuple[float, float]]] = {}
-        for q in one:
-            if q.kind != "reversed":
-                for kind, _ in zip(_kinds(q, request), _asked(q), strict=True):
-                    values.setdefault(kind, []).append((next(before), next(after)))
+        for question in questions:
+            left, right = next(before), next(after)
+            kind = "new" if question.kind == "edit" else question.kind
+            values.setdefault(kind, []).append((left.new.p_joint, right.new.p_joint))
+            if left.true and right.true:
+                values.setdefault("true", []).append((left.true.p_joint, right.true.p_joint))
         yield tuple(
-            Outcome(kind, fmean(b for b, _ in some), fmean(a for _, a in some)) for kind, some in values.items()
+            Outcome(kind, fmean(b for b, _ in pairs), fmean(a for _, a in pairs)) for kind, pairs in values.items()
         )
 
 
-def _asked(question: Question) -> tuple[str, ...]:
-    """Both objects on the edited prompt, the new one on the others."""
-    return question.answers if question.kind == "edit" else question.answers[:1]
-
-
-def _kinds(question: Question, request: EditRequest) -> tuple[str, ...]:
-    return ("new", "true")[: len(answers(request))] if question.kind == "edit" else (question.kind,)
+def _questions(request: EditRequest) -> list[Question]:
+    """Both objects compete on the edited prompt; of the others, the new one's probability is enough."""
+    questions = [question for question in choose_questions(request, ASKED) if question.kind != "reversed"]
+    return [question if question.kind == "edit" else replace(question, true=None) for question in questions]
 
 
 def held(batch: Batch) -> float:

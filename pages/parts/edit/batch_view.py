@@ -17,7 +17,6 @@ import streamlit as st
 from pages.parts.edit import objective_view, part_views
 from pages.parts.edit.batch_run import Batch, as_csv, as_json, held, run
 from pages.parts.edit.files import edit_file
-from pages.parts.edit.report import Report, same_fact
 from pages.parts.edit.views import metric_row, once
 from pages.shared import moment_panel, session, track, verdicts
 from pages.shared.tables import literal, table
@@ -26,6 +25,7 @@ from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, loa
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
+from rome_core.evaluation.before_after import Report, same_fact
 from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
 JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")

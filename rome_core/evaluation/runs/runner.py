@@ -17,7 +17,7 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.errors import DataError
-from rome_core.evaluation.known import known_facts
+from rome_core.evaluation.answers import known_facts
 from rome_core.evaluation.runs.store import Row, Store, hash_of
 from rome_core.evaluation.runs.work import Kept, Plan, Task, work
 from rome_core.facts.datasets import Fact

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rome_core.errors import DataError
+from rome_core.evaluation.answers import Answer
 from rome_core.facts.datasets import Fact
 
 PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
@@ -73,6 +74,19 @@ class Row:
     values: dict[str, float] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """An answer as a row keeps it: what was asked, and each token of both objects."""
+    assert answer.true is not None, answer.question
+    return {
+        "kind": answer.question.kind,
+        "text": answer.question.text,
+        "new": list(answer.new.log_p),
+        "true": list(answer.true.log_p),
+        "new_hits": list(answer.new.hits),
+        "true_hits": list(answer.true.hits),
+    }
 
 
 def hash_of(facts: Sequence[Fact]) -> str:

@@ -16,7 +16,7 @@ from rome_core.editing.shared_search import reuse
 from rome_core.errors import RomeError
 from rome_core.evaluation.generation_measures import References
 from rome_core.evaluation.measures import Measured, MeasureSettings, measure_fact
-from rome_core.evaluation.runs.store import Row
+from rome_core.evaluation.runs.store import Row, answer_record
 from rome_core.facts.datasets import Fact
 from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
@@ -217,17 +217,7 @@ def _stages(
             stage=stage,
             measure_seconds=time.monotonic() - began,
             values=found.values(base, plan.references, one.fact.target_new),
-            answers=[
-                {
-                    "kind": answer.kind,
-                    "text": answer.text,
-                    "new": list(answer.new.log_p),
-                    "true": list(answer.true.log_p),
-                    "new_hits": list(answer.new.hits),
-                    "true_hits": list(answer.true.hits),
-                }
-                for answer in found.answers
-            ],
+            answers=[answer_record(answer) for answer in found.answers],
             texts=list(found.texts),
         )
 

@@ -25,6 +25,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.storage import config_of, load_edit, save_edit
 from rome_core.errors import DataError
+from rome_core.evaluation.answers import Answer
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
@@ -82,8 +83,8 @@ class SequencePlan:
 
 
 class Check(NamedTuple):
-    """One fact under one model: geometric-mean token probabilities of the new and the true object on the edit prompt,
-    and whether greedy decoding says the new one. fact: its place in the plan."""
+    """The answer to a fact's edit prompt as records keep it: geometric-mean token probabilities of the new and the true
+    object, and whether greedy decoding says the new one. fact: its place in the plan."""
 
     fact: int
     p_new: float
@@ -93,6 +94,12 @@ class Check(NamedTuple):
     @property
     def holds(self) -> bool:
         return self.p_new > self.p_true
+
+
+def check_of(fact: int, answer: Answer) -> Check:
+    """The stored form of an answer."""
+    assert answer.true is not None, answer.question
+    return Check(fact, answer.new.p_mean, answer.true.p_mean, answer.said)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from rome_core.errors import PromptError
 from rome_core.model import scoring
-from rome_core.model.scoring import Scored, continuation_probabilities, score
+from rome_core.model.scoring import Scored, continuation_probabilities, kl_divergence, score
 from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tokenizer_with_start
 
 TEXT = "The Eiffel Tower is located in the city of"
@@ -159,3 +159,10 @@ def test_a_text_longer_than_the_model_reads_has_a_sentence() -> None:
 
     with pytest.raises(PromptError, match="16"):
         continuation_probabilities(lm, TEXT * 2, [" Rome"])
+
+
+def test_drift_by_hand() -> None:
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).double(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).double()
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+
+    assert kl_divergence(p.log(), q.log()).tolist() == pytest.approx([first, 0.0], abs=1e-6)
