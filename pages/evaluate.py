@@ -13,7 +13,7 @@ from pages.shared import fact_sets, frame, session, track
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
-from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.facts.datasets import Fact, Facts, facts_of
 from rome_core.settings import about
 

@@ -21,6 +21,7 @@ from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.editing.shared_search import reuse
 from rome_core.errors import RomeError
+from rome_core.evaluation.measures import MEASURES
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
@@ -28,13 +29,13 @@ from rome_core.model.scoring import kl_divergence, score
 from rome_core.model.tokens import EditRequest, as_target, text_ids
 from rome_core.progress import Track, silent
 
-MEASURES = {
-    "efficacy": "p(new) on the edited prompt",
-    "paraphrase": "mean p(new) on paraphrases",
-    "neighbour": "mean p(new) on neighbours",
-    "nkl": "NKL, nats",
-    "relative_norm": "‖Δ‖ / ‖W‖",
-    "seconds": "seconds",
+COLUMNS = {
+    "efficacy": MEASURES["p(new)"],
+    "paraphrase": MEASURES["p(new), paraphrases"],
+    "neighbour": MEASURES["p(new), neighbours"],
+    "nkl": MEASURES["NKL"],
+    "relative_norm": MEASURES["‖Δ‖/‖W‖"],
+    "seconds": MEASURES["seconds"],
 }
 
 
@@ -58,7 +59,7 @@ class Task:
 class Row:
     """One method's outcome, or the reason why there is none. The row named "before" is the model without an edit.
 
-    values: by the names of MEASURES, probabilities as geometric means over the new object's tokens. shared: the method
+    values: by the names of COLUMNS, probabilities as geometric means over the new object's tokens. shared: the method
     whose δ was taken over; `seconds` is then what was spent beyond its search.
     """
 
@@ -171,7 +172,7 @@ def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edi
 
 def as_csv(rows: Sequence[Row]) -> str:
     """One line a method; a measure without prompts has no column."""
-    names = [name for name in MEASURES if any(name in row.values for row in rows)]
+    names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     out = io.StringIO()
     lines = csv.writer(out)
     lines.writerow(["method", *names, "delta_of", "text", "error"])
@@ -187,7 +188,7 @@ def as_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[
         "fingerprint": lm.fingerprint,
         "task": asdict(task),
         "on_top_of": [edit.id for edit in edits],
-        "measures": MEASURES,
+        "measures": {name: measure.label for name, measure in COLUMNS.items()},
         "rows": [_record(row) for row in rows],
     }
     return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)

@@ -10,7 +10,7 @@ from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.answers import ask, questions_about
-from rome_core.evaluation.measures import score_answers
+from rome_core.evaluation.fact_measures import score_answers
 from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel

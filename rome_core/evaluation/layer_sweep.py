@@ -13,7 +13,7 @@ from rome_core.editing.second_moment import moments_for
 from rome_core.editing.shared_search import policies, repolicy
 from rome_core.errors import RomeError
 from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
-from rome_core.evaluation.measures import score_pairs
+from rome_core.evaluation.fact_measures import score_pairs
 from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel

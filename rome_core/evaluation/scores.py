@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rome_core.evaluation.measures import MEASURES
+
 RESAMPLES = 2_000
-# The score that is a harmonic mean of averages: on CounterFact of shares of prompts, on zsRE of token accuracies.
-HARMONIC = {"S": ("ES", "PS", "NS"), "S (zsRE)": ("efficacy", "paraphrase", "specificity")}
-LOGARITHMIC = frozenset({"perplexity"})  # averaged as mean NLL, so that one broken model does not stand for all
 Rows = npt.NDArray[np.float64]
 
 
@@ -49,16 +48,20 @@ def summarise_values(values: Sequence[Mapping[str, float]], *, seed: int = 0) ->
         for i, name in enumerate(names)
         if present[:, i].any()
     }
-    for name, parts in HARMONIC.items():
-        if all(part in scores for part in parts):
-            three = [names.index(part) for part in parts]
-            complete = resampled[:, three][~np.isnan(resampled[:, three]).any(axis=1)]
-            scores[name] = _score(_harmonic(means[None, three])[0], _harmonic(complete), len(table))
+    for measure in MEASURES.values():
+        if measure.parts and all(part in scores for part in measure.parts):
+            columns = [names.index(part) for part in measure.parts]
+            complete = resampled[:, columns][~np.isnan(resampled[:, columns]).any(axis=1)]
+            scores[measure.name] = _score(_harmonic(means[None, columns])[0], _harmonic(complete), len(table))
     return scores
 
 
 def _scaled(name: str, value: float) -> float:
-    return min(math.log(value), 700.0) if name in LOGARITHMIC and value > 0 else value
+    return min(math.log(value), 700.0) if _geometric(name) and value > 0 else value
+
+
+def _geometric(name: str) -> bool:
+    return name in MEASURES and MEASURES[name].mean == "geometric"
 
 
 def _harmonic(rows: Rows) -> Rows:
@@ -71,9 +74,7 @@ def _harmonic(rows: Rows) -> Rows:
 def _score(value: float, resampled: Rows, n: int, name: str = "") -> Score:
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     value, low, high = float(value), float(low), float(high)
-    return (
-        Score(math.exp(value), math.exp(low), math.exp(high), n) if name in LOGARITHMIC else Score(value, low, high, n)
-    )
+    return Score(math.exp(value), math.exp(low), math.exp(high), n) if _geometric(name) else Score(value, low, high, n)
 
 
 def mean_score(values: Sequence[float], *, seed: int = 0) -> Score:

@@ -16,7 +16,6 @@ from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation.figures import bars, caption_of, has, scatter
 from pages.parts.evaluation.run import Asked, parquet, shown
 from pages.parts.tracing.figures import theme
-from rome_core.evaluation.published import PUBLISHED
 from rome_core.evaluation.runs.runner import run
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import as_csv, lines
@@ -187,16 +186,6 @@ def test_a_caption_says_what_the_numbers_rest_on() -> None:
         "tiny · cities · 3 facts that it knows · order seed 7 · 6 prefixes · each fact edited by itself"
     )
     assert "groups of 5 edits" in caption_of({**about, "group": 5}, 3, False)
-
-
-def test_published_numbers_are_whole() -> None:
-    for some in PUBLISHED:
-        assert all(len(values) == len(some.columns) for values in some.rows.values())
-        for values in some.rows.values():
-            if "S" in some.columns:  # S is the harmonic mean of what stands beside it, as printed
-                row = dict(zip(some.columns, values, strict=True))
-                harmonic = 3 / sum(1 / row[name] for name in ("ES", "PS", "NS"))
-                assert row["S"] == pytest.approx(harmonic, abs=0.12)
 
 
 def test_the_csv_has_every_measure() -> None:

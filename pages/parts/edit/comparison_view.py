@@ -21,7 +21,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts, same_fact
-from rome_core.evaluation.comparison import MEASURES, Row, Task, as_csv, as_json, bench
+from rome_core.evaluation.comparison import COLUMNS, Row, Task, as_csv, as_json, bench
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -141,7 +141,7 @@ SHORT = {
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
     """A line a method that ran. A measure that has no prompts has no column."""
-    names = [name for name in MEASURES if any(name in row.values for row in rows)]
+    names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     return [
         {
             "method": row.method,

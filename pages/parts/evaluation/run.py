@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from pages.shared import session, track
 from rome_core import LanguageModel, RomeError
 from rome_core.editing.methods import METHODS, MethodConfig
-from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.runner import choose_facts, choose_known, described, run, with_layers
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import Line, as_parquet, lines

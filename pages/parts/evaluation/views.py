@@ -28,7 +28,8 @@ from rome_core.evaluation.runs.tables import (
 )
 from rome_core.facts.datasets import Fact
 
-SIZES = ("S", "S (zsRE)", "NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "specificity")
+# Of the measures of one fact, those that tell what a large update costs, the plainest first.
+SIZES = ("NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "specificity")
 
 
 def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Shown | None = None) -> None:

@@ -12,6 +12,7 @@ from pages.shared import track
 from rome_core import LanguageModel
 from rome_core.editing.edit import Edit, merge_edits
 from rome_core.editing.methods import MethodConfig
+from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.sequence.curves import rows
 from rome_core.evaluation.sequence.folder import (
     Pace,
@@ -19,7 +20,6 @@ from rome_core.evaluation.sequence.folder import (
     SequenceRun,
     branch_run,
     create_run,
-    facts_hash,
     open_run,
     runs_in,
 )
@@ -44,7 +44,7 @@ class Wish:
         """The same wish has the same name, so that it is gone on with and not begun again."""
         inputs = [
             lm.fingerprint,
-            facts_hash(self.facts),
+            hash_of(self.facts),
             *(self.config.name, asdict(self.config), asdict(self.pace), self.order_seed, self.start),
         ]
         mark = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:6]
@@ -107,7 +107,7 @@ def as_json(run: SequenceRun, records: Sequence[Record]) -> str:
         "config": asdict(plan.config),
         "pace": asdict(plan.pace),
         "order_seed": plan.order_seed,
-        "facts_hash": facts_hash(plan.facts),
+        "facts_hash": hash_of(plan.facts),
         "parent": run.parent,
         "versions": dict(run.versions),
     }

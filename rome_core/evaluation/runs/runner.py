@@ -18,7 +18,8 @@ from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.errors import DataError
 from rome_core.evaluation.answers import known_facts
-from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.folder import hash_of
+from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Kept, Plan, Task, work
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel

@@ -12,24 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rome_core.evaluation.measures import COUNTERFACT, MEASURES, ZSRE
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.scores import Score, summarise_values
 
 NO_EDIT = "no edit"
 STAGES = ("before", "after", "end")
-# The papers' column order, then what this project adds. Factor and decimals as they are printed.
-COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS", "NKL", "perplexity", "NS+", "NM+", "exact match")
-ZSRE = (
-    "S (zsRE)",
-    "efficacy",
-    "paraphrase",
-    "specificity",
-    "exact match",
-    "exact match, paraphrase",
-    "NKL",
-    "perplexity",
-)
-PLAIN = {"NKL": 3, "perplexity": 1}  # printed as they are, with so many decimals; all others times 100 with one
 
 
 @dataclass(frozen=True)
@@ -98,15 +86,9 @@ def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[s
     return [name for name in wanted if name in there]
 
 
-def shown(name: str, value: float) -> str:
-    """A number as it is printed: percent, hundredths of bits, or as it is."""
-    if name in PLAIN:
-        return f"{value:.{PLAIN[name]}f}" if value < 1e5 else f"{value:.1e}"
-    return f"{100 * value:.1f}"
-
-
 def with_interval(name: str, score: Score) -> str:
-    return f"{shown(name, score.value)} [{shown(name, score.low)}, {shown(name, score.high)}]"
+    value, low, high = map(MEASURES[name].print, (score.value, score.low, score.high))
+    return f"{value} [{low}, {high}]"
 
 
 HEADER = ("method", "stage", "n", "failed", "known")
@@ -144,7 +126,11 @@ def as_latex(some: Sequence[Line], names: Sequence[str]) -> str:
         for name in names:
             score = line.scores.get(name)
             half = 0.0 if score is None else (score.high - score.low) / 2
-            cells.append("--" if score is None else f"{shown(name, score.value)} \\tiny{{({shown(name, half)})}}")
+            cells.append(
+                "--"
+                if score is None
+                else f"{MEASURES[name].print(score.value)} \\tiny{{({MEASURES[name].print(half)})}}"
+            )
         body.append(" & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in cells) + r" \\")
     head = " & ".join(["Method", "Stage", "$n$", *names]) + r" \\"
     spec = "ll" + "r" * (1 + len(names))
@@ -157,7 +143,9 @@ def _cells(line: Line, names: Sequence[str], intervals: bool = False) -> list[st
     cells = [line.method, line.stage, str(line.n), str(line.failed), str(line.known)]
     for name in names:
         score = line.scores.get(name)
-        cells.append("" if score is None else with_interval(name, score) if intervals else shown(name, score.value))
+        cells.append(
+            "" if score is None else with_interval(name, score) if intervals else MEASURES[name].print(score.value)
+        )
     return cells
 
 

@@ -7,18 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.shared_search import reuse
 from rome_core.errors import RomeError
+from rome_core.evaluation.fact_measures import Measured, MeasureSettings, measure_fact
 from rome_core.evaluation.generation_measures import References
-from rome_core.evaluation.measures import Measured, MeasureSettings, measure_fact
 from rome_core.evaluation.runs.store import Row, answer_record
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Delta
+from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel
 
 # What one fact can run into without the run being wrong: it is recorded, and the next one's turn comes.
@@ -201,7 +199,7 @@ def _stages(
         "known": before("").known,
         "edit": one.edit.id,
         "delta_norm": one.edit.delta_norm,
-        "relative_norm": relative_norm(lm, one.edit),
+        "relative_norm": max(relative_norms(lm, [one.edit]).values(), default=0.0),
         "solve_seconds": one.seconds,
     }
     stages: dict[str, tuple[Edit, ...] | None] = {"before": None, "after": one.active}
@@ -220,13 +218,3 @@ def _stages(
             answers=[answer_record(answer) for answer in found.answers],
             texts=list(found.texts),
         )
-
-
-def relative_norm(lm: LanguageModel, edit: Edit) -> float:
-    """‖Δ‖_F/‖W‖_F, of the module where it is largest."""
-    sizes = []
-    for module in dict.fromkeys(delta.module for delta in edit.deltas):
-        some = [delta for delta in edit.deltas if delta.module == module]
-        whole = Delta(module, torch.cat([d.U for d in some], 1), torch.cat([d.V for d in some], 0))
-        sizes.append(whole.norm() / float(lm.module(module).weight.norm()))
-    return max(sizes, default=0.0)

@@ -42,7 +42,7 @@ def test_the_order_covers_the_depth_first_and_every_layer_once() -> None:
 def test_every_policy_is_measured_as_an_edit_of_its_own(lm: LanguageModel) -> None:
     (record,) = sweep(lm, [FACT], CONFIG, layers=[2])
 
-    assert record.cases.keys() == record.norms.keys() == {policy.name for policy in UPDATES}
+    assert record.cases.keys() == record.norms.keys() == set(UPDATES)
     few = replace(FACT, neighbours=FACT.neighbours[:4])
     for policy in ("rome", "h-rome"):
         config = METHODS[policy](layer=2, steps=2, clamp=1.0, prefixes=CONFIG.prefixes)

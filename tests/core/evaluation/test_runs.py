@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import pytest
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.second_moment import save_moment
 from rome_core.errors import DataError
-from rome_core.evaluation.measures import MeasureSettings, measure_fact
+from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact
+from rome_core.evaluation.runs.folder import alone, append_line, cut_off, hash_of, read_lines
 from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
-from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import (
     as_csv,
     as_latex,
@@ -32,12 +34,13 @@ from rome_core.evaluation.runs.tables import (
     merged,
     wanted_columns,
 )
-from rome_core.evaluation.runs.work import Plan, prefix_in_use, relative_norm
+from rome_core.evaluation.runs.work import Plan
 from rome_core.facts.datasets import Fact
-from rome_core.files import cache_dir
+from rome_core.files import STUDIES, cache_dir
+from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
-from tests.tiny import random_edit, random_moment, tiny_model
+from tests.tiny import random_moment, tiny_model
 
 LAYERS = 4
 FACTS = tuple(
@@ -94,14 +97,14 @@ def test_rows_are_those_of_edits_solved_one_by_one(tmp_path: Path) -> None:
     for name in ("rome", "c-rome", "emmet", "memit"):
         config = METHODS[name](**(MASS if name == "memit" else SETTINGS))
         edit = solve(lm, [FACTS[0].request], config)  # by itself; the run shared δ between the policies
-        prefix = prefix_in_use(edit)
+        prefix = edit.config.use_prefix
         assert bool(prefix) == (name == "c-rome")
         before = measure_fact(lm, FACTS[0], QUICK, prefix=prefix)
         after = measure_fact(lm, FACTS[0], QUICK, edits=[edit], prefix=prefix)
         (found,) = (row for row in rows if row.method == name and row.stage == "after" and row.position == 0)
         assert found.values == pytest.approx(after.values(before), rel=1e-3, abs=1e-4)
         assert found.delta_norm == pytest.approx(edit.delta_norm, rel=1e-4)
-        assert found.relative_norm == pytest.approx(relative_norm(lm, edit), rel=1e-4)
+        assert found.relative_norm == pytest.approx(max(relative_norms(lm, [edit]).values()), rel=1e-4)
         assert found.error == "" and found.solve_seconds > 0 and found.texts == list(after.texts)
 
 
@@ -473,15 +476,6 @@ def test_methods_at_several_layers() -> None:
     assert with_layers({"rome": METHODS["rome"]()}, []) == {"rome": METHODS["rome"]()}
 
 
-def test_relative_size_of_several_deltas_on_one_module() -> None:
-    lm = tiny_model()
-    edit = random_edit(lm)
-    twice = replace(edit, deltas=edit.deltas * 2)
-
-    W = lm.weight(1)
-    assert relative_norm(lm, twice) == pytest.approx(2 * float((edit.deltas[0].matrix()).norm() / W.norm()), rel=1e-5)
-
-
 def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
     from rome_core.evaluation.runs.runner import prepared
 
@@ -491,3 +485,35 @@ def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
     chosen = {config.prefixes for config in p.methods.values()}  # type: ignore[attr-defined]
     (prefixes,) = chosen
     assert len(prefixes) == 3 and prefixes[0] == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+
+
+def test_the_kept_runs_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    for name in ("counterfact", "known", "zsre"):
+        kept = tmp_path / name
+        shutil.copytree(STUDIES / "evaluation" / name, kept)
+        about = Store(kept).about
+        assert Store(kept, {key: about[key] for key in about.keys() - {"format", "versions", "prompts"}}).about == about
+        assert len(lines(Store(kept).rows())) > 2 and Store(kept).sittings()
+
+
+def test_a_line_that_was_cut_off_is_passed_over_and_then_removed(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    assert list(read_lines(path)) == []
+    append_line(path, {"step": 0})
+    with path.open("a") as file:
+        file.write('{"step": 1, "fac')
+
+    assert list(read_lines(path)) == [{"step": 0}]
+    cut_off(path)
+    append_line(path, {"step": 1, "name": "Zürich"})
+    assert path.read_text(encoding="utf-8").splitlines() == ['{"step": 0}', '{"step": 1, "name": "Zürich"}']
+
+
+def test_a_run_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(DataError, match="another process"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass

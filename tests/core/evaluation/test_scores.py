@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rome_core.evaluation.answers import Pairs
-from rome_core.evaluation.measures import score_pairs
+from rome_core.evaluation.fact_measures import score_pairs
 from rome_core.evaluation.scores import Score, mean_score, summarise_values
 
 # (new, true) probabilities of prompts

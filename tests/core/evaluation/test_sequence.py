@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rome_core.diagnosis.inspection import weight_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import HyperConfig
 from rome_core.editing.methods import METHODS, solve
@@ -38,10 +37,12 @@ from rome_core.evaluation import (
     plan_sequence,
     retention_matrix,
 )
+from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.sequence import steps as sequence_module
 from rome_core.evaluation.sequence.curves import rows
-from rome_core.evaluation.sequence.folder import Check, facts_hash, runs_in
+from rome_core.evaluation.sequence.folder import Check, runs_in
 from rome_core.facts.datasets import Fact
+from rome_core.files import STUDIES
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
@@ -133,7 +134,7 @@ def test_batches_are_solved_into_one_edit(tmp_path: Path, method: str) -> None:
     assert [check.fact for check in records[2].checks] == [0, 1, 2, 3]
     first = solve(lm, [f.request for f in FACTS[:2]], plan.config, moments=moments(lm))
     assert records[1].edit == first.id
-    W = {delta.module: weight_of(lm, delta.module).double() for delta in first.deltas}
+    W = {delta.module: lm.matrix(delta.module).detach().double() for delta in first.deltas}
     sizes = {delta.module: float(delta.matrix().norm() / W[delta.module].norm()) for delta in first.deltas}
     assert records[1].norms == pytest.approx(sizes, rel=1e-5)
 
@@ -277,7 +278,7 @@ def test_what_a_folder_says(tmp_path: Path) -> None:
 
     assert opened == run and opened.plan == plan and opened.records == []
     about = json.loads((run.folder / "run.json").read_text())
-    assert about["facts_hash"] == facts_hash(FACTS) != facts_hash(FACTS[::-1])
+    assert about["facts_hash"] == hash_of(FACTS) != hash_of(FACTS[::-1])
     assert about["config"]["prefixes"] == ["", "x. "] and about["order_seed"] == 3
     assert about["fingerprint"] == lm.fingerprint and about["versions"].keys() >= {"python", "torch", "transformers"}
     with pytest.raises(DataError, match="There is a run"):
@@ -366,3 +367,10 @@ def test_curves_and_table_by_hand() -> None:
     assert [row["collapsed"] for row in table] == [0, 0, 0, 1]
     assert (table[3]["retention"], table[3]["retention_n"], table[2]["efficacy"]) == (0.5, 2, 0.0)
     assert retention_matrix([]).shape == (0, 0)
+
+
+def test_the_kept_runs_are_read_although_their_facts_were_named_otherwise() -> None:
+    kept = runs_in(STUDIES / "sequence")
+
+    assert {run.folder.name for run in kept} >= {"rome", "r-rome", "n-rome", "memit-10", "emmet-100"}
+    assert all(run.records and json.loads((run.folder / "run.json").read_text())["facts_hash"] for run in kept)

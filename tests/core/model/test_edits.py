@@ -11,7 +11,7 @@ import torch
 from rome_core.editing.edit import merge_edits
 from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError
-from rome_core.model.edits import Delta, factors
+from rome_core.model.edits import Delta, factors, relative_norms
 from rome_core.model.hooks import batch_of, hidden_states
 from tests.tiny import random_edit, tiny_model
 
@@ -132,3 +132,13 @@ def test_keys_that_later_edits_need_stay_side_by_side() -> None:
     assert torch.equal(one.keys.by_layer[1], torch.cat(kept, 1))
     with pytest.raises(EditError, match="different models"):
         merge_edits([edits[0], replace(edits[1], base="another")])
+
+
+def test_the_relative_norm_of_several_updates_on_one_module_is_that_of_their_sum() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+    (delta,) = edit.deltas
+
+    W = lm.weight(1)
+    expected = {delta.module: pytest.approx(2 * float(delta.matrix().norm() / W.norm()), rel=1e-5)}
+    assert relative_norms(lm, [replace(edit, deltas=edit.deltas * 2)]) == relative_norms(lm, [edit, edit]) == expected
