@@ -24,7 +24,7 @@ from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.evaluation import ask, pairs_of, questions_about, score_pairs, summarise_values
-from rome_core.evaluation.comparison import solved
+from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.methods_table import SCORES, configs
@@ -85,13 +85,13 @@ def main() -> None:
             break
         fact = replace(fact, neighbours=fact.neighbours[:5])
         todo = [config for config in variants(base, clamp) if (fact.id, name_of(config)) not in done]
-        for found in solved(lm, fact.request, todo):
-            about = {"fact": fact.id, "variant": name_of(found.config)}
-            if found.edit is None:
-                append(args.out, {**about, "error": found.error})
+        for solved in solve_by_each(lm, fact.request, todo):
+            about = {"fact": fact.id, "variant": name_of(solved.config)}
+            if solved.edit is None:
+                append(args.out, {**about, "error": solved.error})
                 continue
-            case = pairs_of(ask(lm, questions_about(fact), edits=[found.edit]))
-            append(args.out, {**about, "case": case, "relative_norm": size_of(lm, found.edit).relative_F})
+            case = pairs_of(ask(lm, questions_about(fact), edits=[solved.edit]))
+            append(args.out, {**about, "case": case, "relative_norm": size_of(lm, solved.edit).relative_F})
 
 
 if __name__ == "__main__":

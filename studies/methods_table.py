@@ -35,7 +35,7 @@ from rome_core.evaluation import (
     score_pairs,
     summarise_values,
 )
-from rome_core.evaluation.comparison import solved
+from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.tables import cell
@@ -110,22 +110,22 @@ def main() -> None:
             append(args.out, {"fact": fact.id, "method": BEFORE, **record_of(ask(lm, questions_about(fact)), 1.0)})
         todo = [config for config in chosen if (fact.id, config.name) not in done]
         searches: dict[str, float] = {}
-        for found in solved(lm, fact.request, todo):
-            about = {"fact": fact.id, "method": found.config.name, "first": fact.prompt.span[0] == 0}
-            if found.edit is None:
-                append(args.out, {**about, "error": found.error})
+        for solved in solve_by_each(lm, fact.request, todo):
+            about = {"fact": fact.id, "method": solved.config.name, "first": fact.prompt.span[0] == 0}
+            if solved.edit is None:
+                append(args.out, {**about, "error": solved.error})
                 continue
-            searches[found.config.name] = found.seconds
-            ratio = perplexity(lm, passages, edits=[found.edit]) / without
+            searches[solved.config.name] = solved.seconds
+            ratio = perplexity(lm, passages, edits=[solved.edit]) / without
             append(
                 args.out,
                 {
                     **about,
                     **record_of(
-                        ask(lm, questions_about(fact), edits=[found.edit]), ratio if math.isfinite(ratio) else None
+                        ask(lm, questions_about(fact), edits=[solved.edit]), ratio if math.isfinite(ratio) else None
                     ),
-                    "relative_norm": size_of(lm, found.edit).relative_F,
-                    "seconds": found.seconds + searches.get(found.shared, 0.0),
+                    "relative_norm": size_of(lm, solved.edit).relative_F,
+                    "seconds": solved.seconds + searches.get(solved.shared, 0.0),
                 },
             )
 

@@ -1,10 +1,10 @@
 """Measuring edits: does it hold, does it generalise, does it leave the rest alone."""
 
 from rome_core.evaluation.answers import Answer, Question, ask, known_facts, pairs_of, questions_about
-from rome_core.evaluation.each_fact import Evaluation, evaluate, measure
 from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_answers, score_pairs
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.evaluation.runs.folder import hash_of
+from rome_core.evaluation.runs.in_memory import Evaluation, evaluate, evaluate_each
 from rome_core.evaluation.runs.runner import choose_facts, choose_known
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Plan
@@ -43,10 +43,10 @@ __all__ = [
     "curves",
     "edit_in_sequence",
     "evaluate",
+    "evaluate_each",
     "general_texts",
     "hash_of",
     "known_facts",
-    "measure",
     "measure_fact",
     "open_run",
     "pairs_of",

@@ -8,13 +8,12 @@ from typing import Any
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.method import MethodConfig
-from rome_core.editing.methods import solve
 from rome_core.editing.second_moment import moments_for
-from rome_core.editing.shared_search import policies, repolicy
-from rome_core.errors import RomeError
+from rome_core.editing.shared_search import policies
 from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
 from rome_core.evaluation.fact_measures import score_pairs
 from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -60,24 +59,28 @@ def sweep(
 
     What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
     """
-    # δ is the same by any policy; the first one's update is cheap.
-    config = config.like(next(iter(UPDATES.values()))).with_prefixes(lm, edits)
+    config = config.with_prefixes(lm, edits)
     order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
     todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
     moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
     for layer, fact in track(todo, "Layers and facts", len(todo)):
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
         questions, here = questions_about(fact), {layer: moments[layer]}
+        configs = [config.like(method).at_layer(layer) or method() for method in UPDATES.values()]
+        solutions = list(solve_by_each(lm, fact.request, configs, moments=here, edits=edits, track=track))
+        made = {solved.config.name: solved.edit for solved in solutions if solved.edit is not None}
+        error = next((solved.error for solved in solutions if solved.error), "")
         try:
-            edit = solve(lm, [fact.request], config.at_layer(layer) or config, moments=here, edits=edits, track=track)
-            made = {name: repolicy(lm, edit, name, here) for name in UPDATES}
-            cases = {name: pairs_of(ask(lm, questions, edits=[*edits, one])) for name, one in made.items()}
-        except RomeError as error:
-            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, str(error))
+            cases = {name: pairs_of(ask(lm, questions, edits=[*edits, edit])) for name, edit in made.items()}
+        except FAILURES as failure:
+            error = explain(failure)
+        if error:
+            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, error)
             continue
         norm = float(lm.weight(layer).norm())
-        norms = {name: one.delta_norm / norm for name, one in made.items()}
-        yield Swept(layer, fact.id, vars(edit.config)["clamp"], edit.history[-1].loss, cases, norms)
+        norms = {name: edit.delta_norm / norm for name, edit in made.items()}
+        first = next(iter(made.values()))
+        yield Swept(layer, fact.id, vars(first.config)["clamp"], first.history[-1].loss, cases, norms)
 
 
 def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:

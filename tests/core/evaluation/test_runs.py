@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.second_moment import save_moment
 from rome_core.errors import DataError
-from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact
+from rome_core.evaluation import solving
+from rome_core.evaluation.answers import ask, pairs_of, questions_about
+from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_pairs
+from rome_core.evaluation.perplexity import general_texts
+from rome_core.evaluation.runs import work
 from rome_core.evaluation.runs.folder import alone, append_line, cut_off, hash_of, read_lines
+from rome_core.evaluation.runs.in_memory import evaluate, evaluate_each
 from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import (
@@ -35,12 +43,14 @@ from rome_core.evaluation.runs.tables import (
     wanted_columns,
 )
 from rome_core.evaluation.runs.work import Plan
+from rome_core.evaluation.scores import summarise_values
 from rome_core.facts.datasets import Fact
 from rome_core.files import STUDIES, cache_dir
 from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
-from tests.tiny import random_moment, tiny_model
+from tests.core.evaluation.test_answers import BARE, FACT
+from tests.tiny import random_edit, random_moment, tiny_model
 
 LAYERS = 4
 FACTS = tuple(
@@ -109,12 +119,13 @@ def test_rows_are_those_of_edits_solved_one_by_one(tmp_path: Path) -> None:
 
 
 def test_delta_is_optimised_once_for_all_that_seek_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rome_core.evaluation.runs import work
-
     solved = []
-    monkeypatch.setattr(
-        work, "solve", lambda lm, requests, config, **o: solved.append(config.name) or solve(lm, requests, config, **o)
-    )
+
+    def counted(lm, requests, config, **options):
+        solved.append(config.name)
+        return solve(lm, requests, config, **options)
+
+    monkeypatch.setattr(solving, "solve", counted)
 
     list(run(tiny(), plan(FACTS[:1], ("emmet", "rome", "r-rome", "memit", "alphaedit")), tmp_path / "a"))
     assert solved == ["emmet", "rome", "memit"], "EMMET keeps no δ for others; MEMIT's stands elsewhere"
@@ -185,17 +196,54 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     assert [(row.method, row.fact) for row in run(lm, p, tmp_path / "run")] == [("rome", "long"), ("r-rome", "long")]
 
 
-def test_an_unforeseen_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rome_core.evaluation.runs import work
+@pytest.mark.parametrize(("failure", "told"), [(RuntimeError, "RuntimeError: x"), (TypeError, "TypeError: x")])
+def test_an_unforeseen_failure_is_logged_and_recorded_and_ends_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: type[Exception],
+    told: str,
+) -> None:
+    real = work.measure_fact
 
-    def broken(*args, **options):
-        raise RuntimeError("out of memory")
+    def broken(lm, fact, *args, **options):
+        if fact == FACTS[0]:
+            raise failure("x")
+        return real(lm, fact, *args, **options)
 
     monkeypatch.setattr(work, "measure_fact", broken)
+    rows = list(run(tiny(), plan(FACTS[:2], ("rome", "r-rome")), tmp_path / "run"))
+
+    assert [(row.method, row.fact, row.error) for row in rows if row.error] == [
+        (method, FACTS[0].id, told) for method in ("rome", "r-rome")
+    ]
+    assert [(line.stage, line.n, line.failed) for line in lines(rows)] == [("before", 1, 1), ("after", 1, 1)] * 2
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[0] is failure and "Group 0 by rome, r-rome" in record.getMessage()
+
+
+def test_matrices_that_cannot_be_factored_are_a_reason_and_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def singular(*args, **options):
+        raise torch.linalg.LinAlgError("C is singular")
+
+    monkeypatch.setattr(solving, "solve", singular)
     (row,) = run(tiny(), plan(FACTS[:1], ("rome",)), tmp_path / "run")
 
-    assert row.error == "RuntimeError: out of memory"
-    assert [(line.n, line.failed) for line in lines([row])] == [(0, 1)]
+    assert "C is singular" in row.error and not caplog.records
+
+
+def test_perplexity_of_the_untouched_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, calls = tiny(), list[tuple]()
+    real = work.perplexity
+    monkeypatch.setattr(work, "perplexity", lambda *args, edits: calls.append(edits) or real(*args, edits=edits))
+
+    rows = list(run(lm, plan(FACTS[:3], ("rome", "r-rome")), tmp_path / "run"))
+
+    assert calls == [()]
+    expected = real(lm, general_texts()[: QUICK.passages], edits=())
+    assert {row.values["perplexity"] for row in rows if row.stage == "before"} == {expected}
 
 
 # ------------------------------------------------------------------------------------------------------ stop and go on
@@ -517,3 +565,73 @@ def test_a_run_is_written_by_one_at_a_time(tmp_path: Path) -> None:
         pass
     with alone(tmp_path):
         pass
+
+
+# ----------------------------------------------------------------------------------------------------------- in memory
+
+
+def in_memory(**changes):
+    return METHODS["r-rome"](**{"layer": 1, "clamp": 8.0, "steps": 6, "prefixes": ("",), "ridge": 1e-3, **changes})
+
+
+def values_of(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> dict[str, float]:
+    """ES … NM, by another way."""
+    return score_pairs(pairs_of(ask(lm, questions_about(fact), edits=edits)))
+
+
+def test_every_fact_is_edited_by_itself_on_the_untouched_model() -> None:
+    lm = tiny_model()
+    moments = {1: random_moment(lm, 1)}
+    facts = (FACT, replace(FACT, id="other", target_new="Milan"))
+    seen: list[tuple[str, int]] = []
+
+    def track(items, label, total, /):
+        seen.append((label, total))
+        return items
+
+    found = evaluate(lm, facts, in_memory(), moments=moments, track=track)
+
+    expected: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
+    for fact in facts:
+        before, after = (row for row in found.rows if row.fact == fact.id)
+        edit = solve(lm, [fact.request], in_memory(), moments=moments)
+        assert (before.stage, after.stage, before.error, after.error) == ("before", "after", "", "")
+        assert after.delta_norm == pytest.approx(edit.delta_norm)
+        assert after.values != before.values
+        expected["before"].append(values_of(lm, fact))
+        expected["after"].append(values_of(lm, fact, [edit]))
+    for scores, values in ((found.before, expected["before"]), (found.scores, expected["after"])):
+        for name, score in summarise_values(values).items():
+            assert (scores[name].value, scores[name].low, scores[name].n) == (
+                *(pytest.approx(score.value, abs=1e-5), pytest.approx(score.low, abs=1e-5)),
+                score.n,
+            )
+    assert found.failed == () and seen == [("Editing facts", 2)]
+
+
+def test_edits_that_are_active_stay_active() -> None:
+    lm = tiny_model()
+    first, moments = random_edit(lm, 2), {1: random_moment(lm, 1)}
+
+    ((before, after),) = evaluate_each(lm, [FACT], in_memory(), moments=moments, edits=[first])
+
+    edit = solve(lm, [FACT.request], in_memory(), moments=moments, edits=[first])
+    for row, edits in ((before, [first]), (after, [first, edit])):
+        expected = values_of(lm, FACT, edits)
+        assert {name: row.values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_fact_that_cannot_be_edited_is_counted_and_not_hidden() -> None:
+    lm = tiny_model("gpt2", n_positions=24)
+    moments = {1: random_moment(lm, 1)}
+    long = replace(BARE, id="long", prompt=Prompt("The city of {} is far away" + ", far away" * 10, "Paris"))
+
+    found = evaluate(lm, [BARE, long, replace(BARE, id="last")], in_memory(), moments=moments)
+
+    (failed,) = found.failed
+    assert failed.fact == "long" and "24" in failed.error
+    assert failed.values == {} and math.isnan(failed.delta_norm)
+    assert list(dict.fromkeys(row.fact for row in found.rows)) == ["bare", "long", "last"]
+    assert found.scores["ES"].n == found.before["ES"].n == 2
+    nowhere = evaluate(lm, [FACT], in_memory(layer=9), moments=moments)
+    assert "Layer 9 does not exist" in nowhere.failed[0].error and nowhere.scores == nowhere.before == {}
