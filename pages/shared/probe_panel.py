@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.parts.sequence.jobs import own_edits
 from pages.shared import session, track
 from pages.shared.tables import table
 from pages.shared.text import count, number
@@ -18,6 +17,7 @@ from rome_core.evaluation.before_after import Report, find_own_fact
 from rome_core.evaluation.probes import probe_questions, summarise_probes
 from rome_core.evaluation.scores import Score
 from rome_core.evaluation.sequence.folder import SequenceRun
+from rome_core.evaluation.sequence.steps import load_merged
 
 WHY = (
     "**Probes**, not scores: does what follows from the new fact change with it, or only the sentence that was edited? "
@@ -69,7 +69,7 @@ def averages(lm: LanguageModel, run: SequenceRun, step: int) -> None:
     """The probes of all facts that were edited up to a step of a run, as a job."""
     st.markdown(WHY)
     facts = [run.plan.facts[i] for record in run.records if record.edit and record.step <= step for i in record.facts]
-    edits = own_edits(lm, run, step)
+    edits = load_merged(lm, run, step)
     if edits is None or not facts:
         st.caption("The edits of this run are not here, or none was made up to this step.")
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.measures import MEASURES
 from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
+from rome_core.files import csv_text
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
@@ -123,18 +122,16 @@ def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edi
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def comparison_csv(rows: Sequence[Row]) -> str:
     """One line a method; a measure without prompts has no column."""
     names = [name for name in COLUMNS if any(name in row.values for row in rows)]
-    out = io.StringIO()
-    lines = csv.writer(out)
-    lines.writerow(["method", *names, "delta_of", "text", "error"])
-    for row in rows:
-        lines.writerow([row.method, *(row.values.get(name, "") for name in names), row.shared, row.text, row.error])
-    return out.getvalue()
+    return csv_text(
+        ["method", *names, "delta_of", "text", "error"],
+        [[row.method, *(row.values.get(name, "") for name in names), row.shared, row.text, row.error] for row in rows],
+    )
 
 
-def as_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
+def comparison_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
     """The rows with everything needed to make them again: model, request, prompts, seeds, every method's settings."""
     record = {
         "model": lm.name,

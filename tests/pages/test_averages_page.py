@@ -21,14 +21,14 @@ from pages.parts.averages import form as average_form
 from pages.parts.averages import run as average_run
 from pages.parts.averages.figures import average_curves, average_heatmaps, heatmap_title, strongest
 from pages.parts.averages.run import About, Inquiry, Source, about_run, as_csv, as_json, collect, finished, read_rows
-from pages.shared.track import Job, Stopped
+from pages.shared.track import Job
 from rome_core import Prompt, TraceConfig
 from rome_core.errors import DataError
 from rome_core.evaluation import known_facts
 from rome_core.facts.datasets import Fact, Facts
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.tokens import encode
-from rome_core.progress import silent
+from rome_core.progress import Stopped, silent
 from rome_core.tracing.averages import GROUPS, Averages, FactEffect, average
 from rome_core.tracing.runs import SITES
 from tests.pages.conftest import SECONDS, goto, texts

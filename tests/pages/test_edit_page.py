@@ -23,12 +23,12 @@ from pages.parts.edit.objective_view import matrix_rows
 from pages.parts.tracing.figures import LIGHT
 from pages.shared import request
 from pages.shared.tables import literal
-from rome_core import METHODS, EditError, EditRequest, Prompt, Step
+from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
 from rome_core.editing import presets
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.presets import Preset
-from rome_core.evaluation.before_after import Report, choose_questions, find_own_fact, own_questions
+from rome_core.evaluation.before_after import Report
 from rome_core.model.edits import Delta
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
@@ -310,28 +310,6 @@ def test_the_adapter_is_a_zip_that_peft_can_read() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- questions, words
-
-
-def test_a_known_subject_brings_its_paraphrases_and_neighbours_in_the_words_of_the_request() -> None:
-    asked = choose_questions(REQUEST)
-
-    assert asked[0].text == "The Eiffel Tower is located in the city of"
-    assert all("Eiffel Tower" in one.text for one in asked if one.kind == "paraphrase")
-    neighbours = [one.text for one in asked if one.kind == "neighbour"]
-    assert all(text.endswith(" is located in the city of") for text in neighbours)
-    assert asked[-1].kind == "reversed"
-    assert "Rome" in asked[-1].text
-    assert (asked[-1].new, asked[-1].true) == ("Eiffel Tower", None)
-
-
-def test_an_unknown_fact_has_only_its_own_prompt_and_namesakes() -> None:
-    unknown = EditRequest(Prompt("{} lives in", "The green dragon"), "Rome")
-
-    assert find_own_fact(unknown) is None
-    assert [one.kind for one in choose_questions(unknown)] == ["edit", "namesake", "namesake"]
-    assert all(one.text.endswith(" dragon lives in") for one in choose_questions(unknown)[1:])
-    assert [one.kind for one in choose_questions(EditRequest(Prompt("{} lives in", "Dragon"), "Rome"))] == ["edit"]
-    assert [one.text for one in own_questions(unknown, ["", "a b ", "  "])] == ["a b"]
 
 
 def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.parts.diagnosis import figures as diagnosis_figures
-from pages.parts.diagnosis.report import Aftermath, Foresight, damage, policy_rows, quantities, shift_rows
+from pages.parts.diagnosis.report import damage, policy_rows, quantities, shift_rows
 from pages.parts.edit import key_figures
 from pages.parts.edit.views import chart, generation, look, metric_row
 from pages.shared import verdicts
@@ -13,6 +13,7 @@ from pages.shared.tables import table
 from pages.shared.text import count, number
 from pages.shared.verdicts import large
 from rome_core import LanguageModel
+from rome_core.evaluation.foresight import Aftermath, Foresight
 
 NEIGHBOURS = "Mean KL(before ‖ after) of the next token on prompts in the same words or with the same answer."
 

@@ -21,7 +21,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts, same_fact
-from rome_core.evaluation.comparison import COLUMNS, Row, Task, as_csv, as_json, bench
+from rome_core.evaluation.comparison import COLUMNS, Row, Task, bench, comparison_csv, comparison_json
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -204,10 +204,10 @@ def actions(lm: LanguageModel, run: Run) -> None:
                 help="In place of this fact's other edits in the sidebar.",
             )
         csv, json = st.columns(2, width=280)
-        csv.download_button("CSV", lambda: as_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
+        csv.download_button("CSV", lambda: comparison_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
         json.download_button(
             "JSON with settings",
-            lambda: as_json(lm, run.task, run.rows, run.below),
+            lambda: comparison_json(lm, run.task, run.rows, run.below),
             "methods.json",
             on_click="ignore",
             key="bench-json",

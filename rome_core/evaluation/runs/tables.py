@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 from rome_core.evaluation.measures import COUNTERFACT, MEASURES, ZSRE
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.files import csv_text
 
 NO_EDIT = "no edit"
 STAGES = ("before", "after", "end")
@@ -94,16 +93,14 @@ def with_interval(name: str, score: Score) -> str:
 HEADER = ("method", "stage", "n", "failed", "known")
 
 
-def as_csv(some: Sequence[Line]) -> str:
+def scores_csv(some: Sequence[Line]) -> str:
     """One row a method, stage and measure, unrounded, in the units of the measures themselves (shares, bits, nats)."""
-    out = io.StringIO()
-    table = csv.writer(out)
-    table.writerow([*HEADER, "measure", "value", "low", "high", "count"])
-    for line in some:
-        for name, score in line.scores.items():
-            told = (line.method, line.stage, line.n, line.failed, line.known)
-            table.writerow([*told, name, score.value, score.low, score.high, score.n])
-    return out.getvalue()
+    rows = [
+        [line.method, line.stage, line.n, line.failed, line.known, name, score.value, score.low, score.high, score.n]
+        for line in some
+        for name, score in line.scores.items()
+    ]
+    return csv_text([*HEADER, "measure", "value", "low", "high", "count"], rows)
 
 
 def as_text(some: Sequence[Line], names: Sequence[str]) -> str:
@@ -173,7 +170,7 @@ def export(store: Store, *, known_only: bool = False) -> list[Path]:
     names = columns(found, wanted_columns(rows))
     stem = store.folder / ("scores-known" if known_only else "scores")
     short = merged(found)
-    texts = {".csv": as_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
+    texts = {".csv": scores_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
     for suffix, text in texts.items():
         stem.with_suffix(suffix).write_text(text, encoding="utf-8")
     as_parquet(found, store.about, stem.with_suffix(".parquet"))

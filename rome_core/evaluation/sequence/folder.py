@@ -193,22 +193,30 @@ def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> Seq
     for record, edit in kept:
         run.append(record, edit)
     write_json(target / "facts.json", [asdict(fact) for fact in plan.facts])
-    write_json(
-        target / "run.json",
-        {
-            "format": FORMAT,
-            "model": run.model,
-            "fingerprint": run.fingerprint,
-            "method": plan.config.name,
-            "config": asdict(plan.config),
-            "pace": asdict(plan.pace),
-            "order_seed": plan.order_seed,
-            "facts_hash": hash_of(plan.facts),
-            "parent": run.parent,
-            "versions": run.versions,
-        },
-    )
+    write_json(target / "run.json", {"format": FORMAT, **_about(run)})
     return run
+
+
+def _about(run: SequenceRun) -> dict[str, Any]:
+    plan = run.plan
+    return {
+        "model": run.model,
+        "fingerprint": run.fingerprint,
+        "method": plan.config.name,
+        "config": asdict(plan.config),
+        "pace": asdict(plan.pace),
+        "order_seed": plan.order_seed,
+        "facts_hash": hash_of(plan.facts),
+        "parent": run.parent,
+        "versions": dict(run.versions),
+    }
+
+
+def run_json(run: SequenceRun, records: Sequence[Record]) -> str:
+    """The run with its settings, its facts and every record."""
+    facts = [asdict(fact) for fact in run.plan.facts]
+    data = {"about": _about(run), "facts": facts, "records": [asdict(record) for record in records]}
+    return json.dumps(data, indent=1)
 
 
 def open_run(folder: str | Path) -> SequenceRun:

@@ -88,6 +88,14 @@ def stack(edits: Iterable[Edit], active: tuple[Edit, ...] = ()) -> tuple[Edit, .
     return active
 
 
+def load_merged(lm: LanguageModel, run: SequenceRun, step: int) -> tuple[Edit, ...] | None:
+    """The edits up to a step, merged; None if their files are not there or they are another model's."""
+    made = [record for record in run.records if record.edit and record.step <= step]
+    if run.fingerprint != lm.fingerprint or not all(run.path(record.step).exists() for record in made):
+        return None
+    return merge_edits(run.edits(step))
+
+
 def check(
     lm: LanguageModel, plan: SequencePlan, chosen: Sequence[int], edits: Sequence[Edit] = ()
 ) -> tuple[Check, ...]:

@@ -33,13 +33,13 @@ from rome_core.evaluation.runs.in_memory import evaluate, evaluate_each
 from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import (
-    as_csv,
     as_latex,
     as_markdown,
     columns,
     export,
     lines,
     merged,
+    scores_csv,
     wanted_columns,
 )
 from rome_core.evaluation.runs.work import Plan
@@ -420,7 +420,7 @@ def test_a_table_by_hand() -> None:
     assert names == ["S", "ES", "PS", "NS", "NKL", "perplexity"]
     assert "| m_1 | after | 2 | 1 | 1 | 60.0 [" in as_markdown([after], names)
     assert as_latex([after], names).count("\\\\") == 2 and "m\\_1 & after & 2 & 60.0" in as_latex([after], names)
-    assert "m_1,after,2,1,1,perplexity,50.0" in as_csv([after]).replace("49.99999999999999", "50.0").replace(
+    assert "m_1,after,2,1,1,perplexity,50.0" in scores_csv([after]).replace("49.99999999999999", "50.0").replace(
         "50.00000000000001", "50.0"
     )
 
