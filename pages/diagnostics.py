@@ -10,13 +10,13 @@ import streamlit as st
 from pages.parts.diagnosis import calibration_view, forensics_view, interference_view
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import views as diagnosis_views
-from pages.parts.diagnosis.report import Foresight, examine, foresee, try_out
-from pages.parts.edit.report import same_fact
 from pages.shared import frame, request, session, track
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies, repolicy
+from rome_core.evaluation.before_after import same_fact
+from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"

@@ -13,13 +13,13 @@ from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import figures as edit_figures
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
-from pages.parts.edit.report import Report, measure, same_fact, solve_and_measure
 from pages.parts.edit.words import why_no_effect
 from pages.shared import frame, moment_panel, probe_panel, request, session, track, verdicts
 from pages.shared.tables import literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
+from rome_core.evaluation.before_after import Report, measure_edit, same_fact, solve_and_measure
 
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 
@@ -125,7 +125,7 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
     below = others(edit.requests[0])
     session.add_edit(edit, label(edit))
-    session.remember(JOB, track.submit(label(edit), lambda job: measure(lm, edit, below, job.track)))
+    session.remember(JOB, track.submit(label(edit), lambda job: measure_edit(lm, edit, below, job.track)))
     session.remember(RIVAL, None)
     st.rerun()
 

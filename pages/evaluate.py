@@ -8,12 +8,13 @@ import streamlit as st
 
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation import views as evaluation_views
-from pages.parts.evaluation.run import Asked, Shown
+from pages.parts.evaluation.run import Shown
 from pages.shared import fact_sets, frame, session, track
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
-from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.fact_measures import MeasureSettings
+from rome_core.evaluation.runs.request import RunRequest
 from rome_core.facts.datasets import Fact, Facts, facts_of
 from rome_core.settings import about
 
@@ -46,7 +47,7 @@ def main() -> None:
     evaluation_views.published()
 
 
-def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
+def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
     """Set, size, methods, layers in two rows; the rest waits in an expander."""
     row = st.columns([1, 1, 4])
     n = row[0].number_input("Facts", 1, 10_000, N_FACTS, key="evaluate-n", bind="query-params")
@@ -88,7 +89,7 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> Asked:
     pool = facts_of("test", facts) if test_only else facts
     if n > len(pool):
         st.caption(f"The set has {count(len(pool), 'fact')} to choose from.")
-    return Asked(
+    return RunRequest(
         name,
         fact_sets.hash_of_set(name, facts),
         tuple(facts),

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.parts.averages.form import fact_set
 from pages.parts.sequence import view as sequence_view
-from pages.parts.sequence.jobs import Wish, all_runs, branch_facts, folder, go_on, work
+from pages.parts.sequence.jobs import all_runs, folder, go_on, work
 from pages.shared import frame, request, session, track
 from pages.shared.forms import config_form
 from pages.shared.text import count
@@ -17,6 +17,7 @@ from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.evaluation.runs.runner import choose_facts
 from rome_core.evaluation.sequence.curves import COLLAPSED
 from rome_core.evaluation.sequence.folder import Pace, SequenceRun
+from rome_core.evaluation.sequence.start import SequenceStart, branch_facts
 
 N_FACTS = 20
 PUBLISHED = """
@@ -50,7 +51,7 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------------------- form
 
 
-def form(lm: LanguageModel) -> Wish | None:
+def form(lm: LanguageModel) -> SequenceStart | None:
     """What the form asks; None if it cannot be asked."""
     config = request.method_form(lm, DEFAULT_METHOD, "sequencing")
     top = st.columns(4)
@@ -74,7 +75,7 @@ def form(lm: LanguageModel) -> Wish | None:
             f"{config.name} edits one fact at a time. Set 'Facts an edit' to 1, or choose a method that takes several."
         )
         return None
-    return Wish(choose_facts(facts, int(n), int(seed)), config, pace, int(seed))
+    return SequenceStart(choose_facts(facts, int(n), int(seed)), config, pace, int(seed))
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -90,7 +91,7 @@ def submit(name: str, job: track.Job) -> None:
     st.session_state["sequence-shown"] = name
 
 
-def start(lm: LanguageModel, wish: Wish) -> None:
+def start(lm: LanguageModel, wish: SequenceStart) -> None:
     """Begin a run or go on with it, unless it is under way."""
     name, job = wish.name(lm), job_of(wish.name(lm))
     if job is None or not job.live:
@@ -101,7 +102,7 @@ def start(lm: LanguageModel, wish: Wish) -> None:
 # -------------------------------------------------------------------------------------------------------------- result
 
 
-def results(lm: LanguageModel, wish: Wish | None) -> None:
+def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     """The chosen run, beside others if wanted."""
     runs = all_runs()
     chosen = st.session_state.get("sequence-shown")
@@ -168,15 +169,15 @@ def own(run: SequenceRun) -> bool:
     return run.folder.parent == folder()
 
 
-def continuing(lm: LanguageModel, run: SequenceRun, wish: Wish | None) -> None:
+def continuing(lm: LanguageModel, run: SequenceRun, wish: SequenceStart | None) -> None:
     """Branch off at the step that is shown, with the form's method and facts."""
     step = int(st.session_state.get("sequence-step", 0))
     if not own(run) or run.fingerprint != lm.fingerprint or not any(record.step == step for record in run.records):
         return
 
-    def branch(wish: Wish) -> None:
+    def branch(wish: SequenceStart) -> None:
         facts = branch_facts(run, step, wish.facts)
-        start(lm, replace(wish, facts=facts, start=(run.folder.name, step)))
+        start(lm, replace(wish, facts=facts, branch=(run.folder.name, step)))
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(

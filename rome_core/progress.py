@@ -8,6 +8,10 @@ from typing import Protocol, TypeVar, runtime_checkable
 T = TypeVar("T")
 
 
+class Stopped(Exception):
+    """Raised inside a tracked loop once somebody wants the work to end."""
+
+
 @runtime_checkable
 class Track(Protocol):
     """Wraps the items of a long loop. `tqdm.tqdm` fits as it is; raising inside the loop cancels the work."""

@@ -34,7 +34,7 @@ from rome_core.editing.methods.n_rome import NRome
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import moments_for
 from rome_core.editing.shared_search import policies, repolicy, reuse
-from rome_core.evaluation import case_of, general_texts, perplexity
+from rome_core.evaluation import ask, general_texts, pairs_of, perplexity, questions_about, score_pairs
 from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
@@ -66,6 +66,11 @@ def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moments]) -> Iter
     yield f"{DEFAULT_METHOD} without namesakes", "self", reuse(lm, edit, plain, moments["self"])
     for name in [name for name in moments if name != "self"]:
         yield DEFAULT_METHOD, name, repolicy(lm, edit, DEFAULT_METHOD, moments[name])
+
+
+def magnitudes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> dict[str, float]:
+    """ES, EM, PS, PM, NS, NM of one fact."""
+    return score_pairs(pairs_of(ask(lm, questions_about(fact), edits=edits)))
 
 
 def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
@@ -109,7 +114,7 @@ def main() -> None:
             {
                 "policy": policy,
                 "C": C,
-                "case": case_of(lm, fact, edits=[variant]).values(),
+                "case": magnitudes(lm, fact, [variant]),
                 "namesakes": on_namesakes(lm, fact, [variant]),
                 "relative_norm": variant.delta_norm / float(lm.weight(edit.config.layers[-1]).norm()),
                 "perplexity": perplexity(lm, passages, edits=[variant]),
@@ -122,7 +127,7 @@ def main() -> None:
                 "fact": fact.id,
                 "first": fact.prompt.span[0] == 0,
                 "layer": edit.config.layers[-1],
-                "before": case_of(lm, fact).values(),
+                "before": magnitudes(lm, fact),
                 "namesakes_before": on_namesakes(lm, fact),
                 "perplexity_before": before,
                 "loss": edit.history[-1].loss,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rome_core import load_model, solve
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods.finetune import FineTune, FineTuneL, FineTuneM
-from rome_core.evaluation import case_of, general_texts, perplexity
+from rome_core.evaluation import ask, general_texts, perplexity, questions_about
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.methods_table import record_of, table
@@ -69,7 +69,9 @@ def main() -> None:
             {
                 "fact": fact.id,
                 "method": name_of(config),
-                **record_of(case_of(lm, fact, edits=[edit]), perplexity(lm, passages, edits=[edit]) / without),
+                **record_of(
+                    ask(lm, questions_about(fact), edits=[edit]), perplexity(lm, passages, edits=[edit]) / without
+                ),
                 "relative_norm": size_of(lm, edit).relative_F,
                 "seconds": seconds,
                 "steps": len(edit.history),

@@ -23,11 +23,11 @@ from rome_core import load_model
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
-from rome_core.evaluation import Case, case_of, summarise
-from rome_core.evaluation.comparison import solved
+from rome_core.evaluation import ask, pairs_of, questions_about, score_pairs, summarise_values
+from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
-from studies.methods_table import KINDS, SCORES, configs
+from studies.methods_table import SCORES, configs
 from studies.tables import cell
 
 CLAMPS = (0.75, 1.5)
@@ -57,8 +57,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(record["variant"] for record in records):
         some = [record for record in records if record["variant"] == name and not record.get("error")]
         if some:
-            cases = [Case(r["fact"], *(tuple(map(tuple, r["case"][kind])) for kind in KINDS)) for r in some]
-            scores = summarise(cases)
+            scores = summarise_values([score_pairs(record["case"]) for record in some])
             cells = " | ".join(cell(scores[score]) for score in SCORES)
             lines.append(f"| {name} | {len(some)} | {cells} | {median(r['relative_norm'] for r in some):.3g} |")
     return lines
@@ -86,14 +85,13 @@ def main() -> None:
             break
         fact = replace(fact, neighbours=fact.neighbours[:5])
         todo = [config for config in variants(base, clamp) if (fact.id, name_of(config)) not in done]
-        for found in solved(lm, fact.request, todo):
-            about = {"fact": fact.id, "variant": name_of(found.config)}
-            if found.edit is None:
-                append(args.out, {**about, "error": found.error})
+        for solved in solve_by_each(lm, fact.request, todo):
+            about = {"fact": fact.id, "variant": name_of(solved.config)}
+            if solved.edit is None:
+                append(args.out, {**about, "error": solved.error})
                 continue
-            case = case_of(lm, fact, edits=[found.edit])
-            cases = {kind: getattr(case, kind) for kind in KINDS}
-            append(args.out, {**about, "case": cases, "relative_norm": size_of(lm, found.edit).relative_F})
+            case = pairs_of(ask(lm, questions_about(fact), edits=[solved.edit]))
+            append(args.out, {**about, "case": case, "relative_norm": size_of(lm, solved.edit).relative_F})
 
 
 if __name__ == "__main__":

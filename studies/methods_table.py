@@ -25,14 +25,22 @@ from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.methods.rome import CRome
 from rome_core.editing.presets import resolve
-from rome_core.evaluation import Case, case_of, general_texts, perplexity, summarise
-from rome_core.evaluation.comparison import solved
+from rome_core.evaluation import (
+    Answer,
+    ask,
+    general_texts,
+    pairs_of,
+    perplexity,
+    questions_about,
+    score_pairs,
+    summarise_values,
+)
+from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
 from studies.tables import cell
 
 BEFORE = "no edit"
-KINDS = ("edit", "paraphrase", "neighbour")
 SCORES = ("ES", "PS", "NS", "S")
 
 
@@ -48,8 +56,8 @@ def drawn(n: int, seed: int) -> list[Fact]:
     return facts[:n]
 
 
-def record_of(case: Case, perplexity_ratio: float) -> dict[str, Any]:
-    return {"case": {kind: getattr(case, kind) for kind in KINDS}, "perplexity_ratio": perplexity_ratio}
+def record_of(answers: Sequence[Answer], perplexity_ratio: float | None) -> dict[str, Any]:
+    return {"case": pairs_of(answers), "perplexity_ratio": perplexity_ratio}
 
 
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -64,8 +72,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
         failed = sum(record["method"] == name for record in records) - len(some)
         if not some:
             continue
-        cases = [Case(r["fact"], *(tuple(map(tuple, r["case"][kind])) for kind in KINDS)) for r in some]
-        scores = summarise(cases)
+        scores = summarise_values([score_pairs(record["case"]) for record in some])
         ratios = [math.inf if r["perplexity_ratio"] is None else r["perplexity_ratio"] for r in some]
         norms, seconds = (
             f"{median(r[key] for r in some):.3g}" if name != BEFORE else "" for key in ("relative_norm", "seconds")
@@ -100,23 +107,25 @@ def main() -> None:
             break
         fact = replace(fact, neighbours=fact.neighbours[: args.neighbours])
         if (fact.id, BEFORE) not in done:
-            append(args.out, {"fact": fact.id, "method": BEFORE, **record_of(case_of(lm, fact), 1.0)})
+            append(args.out, {"fact": fact.id, "method": BEFORE, **record_of(ask(lm, questions_about(fact)), 1.0)})
         todo = [config for config in chosen if (fact.id, config.name) not in done]
         searches: dict[str, float] = {}
-        for found in solved(lm, fact.request, todo):
-            about = {"fact": fact.id, "method": found.config.name, "first": fact.prompt.span[0] == 0}
-            if found.edit is None:
-                append(args.out, {**about, "error": found.error})
+        for solved in solve_by_each(lm, fact.request, todo):
+            about = {"fact": fact.id, "method": solved.config.name, "first": fact.prompt.span[0] == 0}
+            if solved.edit is None:
+                append(args.out, {**about, "error": solved.error})
                 continue
-            searches[found.config.name] = found.seconds
-            ratio = perplexity(lm, passages, edits=[found.edit]) / without
+            searches[solved.config.name] = solved.seconds
+            ratio = perplexity(lm, passages, edits=[solved.edit]) / without
             append(
                 args.out,
                 {
                     **about,
-                    **record_of(case_of(lm, fact, edits=[found.edit]), ratio if math.isfinite(ratio) else None),  # type: ignore[arg-type]
-                    "relative_norm": size_of(lm, found.edit).relative_F,
-                    "seconds": found.seconds + searches.get(found.shared, 0.0),
+                    **record_of(
+                        ask(lm, questions_about(fact), edits=[solved.edit]), ratio if math.isfinite(ratio) else None
+                    ),
+                    "relative_norm": size_of(lm, solved.edit).relative_F,
+                    "seconds": solved.seconds + searches.get(solved.shared, 0.0),
                 },
             )
 

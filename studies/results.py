@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
 from rome_core.evaluation.runs.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
 from studies.common import RESULTS

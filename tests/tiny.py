@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from rome_core.editing.edit import Edit, Keys, PromptKeys
 from rome_core.editing.methods import METHODS
 from rome_core.editing.second_moment import Moment
+from rome_core.evaluation.answers import Answer, Change, Kind, Question
 from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.layout import LAYOUTS
+from rome_core.model.scoring import Scored
 from rome_core.model.tokens import EditRequest, Prompt
 
 FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3" also reads images: a test of its own
@@ -134,6 +137,17 @@ def random_moment(lm: LanguageModel, layer: int = 1, *, seed: int = 0) -> Moment
     keys = torch.randn(4 * d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     keys *= torch.linspace(0.3, 3.0, d, dtype=torch.float64)
     return Moment(layer, keys.T @ keys / len(keys), len(keys), "random numbers", lm.fingerprint)
+
+
+def change_by_hand(kind: Kind, text: str, before: Sequence[float], after: Sequence[float]) -> Change:
+    """A question whose objects have these probabilities: of the new one and, where there are two, of the true one."""
+    question = Question(kind, text, "new", "true" if len(before) > 1 else None)
+
+    def answer(probabilities: Sequence[float]) -> Answer:
+        new, *true = (Scored((math.log(p),), (False,)) for p in probabilities)
+        return Answer(question, new, true[0] if true else None)
+
+    return Change(answer(before), answer(after))
 
 
 def plain_run(

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.parts.edit.report import Report, known_fact
-from pages.parts.sequence.jobs import own_edits
 from pages.shared import session, track
 from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
-from rome_core.evaluation.probes import Answered, Question, ask, questions_of, summarise_answers
+from rome_core.evaluation.answers import Answer, Change, Question, ask_before_and_after
+from rome_core.evaluation.before_after import Report, find_own_fact
+from rome_core.evaluation.probes import probe_questions, summarise_probes
 from rome_core.evaluation.scores import Score
 from rome_core.evaluation.sequence.folder import SequenceRun
+from rome_core.evaluation.sequence.steps import load_merged
 
 WHY = (
     "**Probes**, not scores: does what follows from the new fact change with it, or only the sentence that was edited? "
@@ -34,7 +35,7 @@ def panel(lm: LanguageModel, report: Report) -> None:
     key = ("probes", lm.fingerprint, report.edit.id, tuple(edit.id for edit in report.below), asked)
     if (answered := session.recall(key)) is None:
         with track.no_traceback(), st.spinner("Asking before and after"):
-            answered = ask(lm, asked, edits=[report.edit], below=report.below)
+            answered = ask_before_and_after(lm, asked, [report.edit], report.below)
             session.remember(key, answered)
     if answered:
         table([row(one) for one in answered])
@@ -42,33 +43,37 @@ def panel(lm: LanguageModel, report: Report) -> None:
 
 def questions(request: EditRequest) -> tuple[Question, ...]:
     """Of the project's own fact that a request is about, with the request's object."""
-    fact = known_fact(request)
-    return questions_of(replace(fact, target_new=request.target_new.strip())) if fact else ()
+    fact = find_own_fact(request)
+    return probe_questions(replace(fact, target_new=request.target_new.strip())) if fact else ()
 
 
-def row(one: Answered) -> dict[str, str]:
+def row(change: Change) -> dict[str, str]:
     """A line of the table: the question, both answers, their probabilities."""
-    q = one.question
-    same = q.text == q.true_text
+    q = change.question
     return {
         "probe": q.kind,
-        "question": q.text + " …" if same else f"{q.text} … / {q.true_text} …",
-        "new / true": f"{q.answer} / {q.true_answer}" if same else q.answer,
-        "p before": " / ".join(map(number, one.before)),
-        "p after": " / ".join(map(number, one.after)),
-        "follows the edit": "yes" if one.after[0] > one.after[1] else "no",
+        "question": f"{q.text} … / {q.true_text} …" if q.true_text else q.text + " …",
+        "new / true": q.new if q.true_text else f"{q.new} / {q.true}",
+        "p before": _both(change.before),
+        "p after": _both(change.after),
+        "follows the edit": "yes" if change.after.lead > 0 else "no",
     }
+
+
+def _both(answer: Answer) -> str:
+    """The geometric-mean token probabilities of the new and the true answer."""
+    return " / ".join(number(scored.p_mean) for scored in (answer.new, answer.true) if scored)
 
 
 def averages(lm: LanguageModel, run: SequenceRun, step: int) -> None:
     """The probes of all facts that were edited up to a step of a run, as a job."""
     st.markdown(WHY)
     facts = [run.plan.facts[i] for record in run.records if record.edit and record.step <= step for i in record.facts]
-    edits = own_edits(lm, run, step)
+    edits = load_merged(lm, run, step)
     if edits is None or not facts:
         st.caption("The edits of this run are not here, or none was made up to this step.")
         return
-    asked = [question for fact in facts for question in questions_of(fact)]
+    asked = [question for fact in facts for question in probe_questions(fact)]
     key = ("probe averages", lm.fingerprint, run.folder.name, step)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(f"Ask after step {step}", key="sequence-ask", disabled=not asked)
@@ -85,13 +90,13 @@ def averages(lm: LanguageModel, run: SequenceRun, step: int) -> None:
 
 def asking(
     lm: LanguageModel, asked: Sequence[Question], edits: Sequence[Edit]
-) -> Callable[[track.Job], tuple[Answered, ...]]:
-    return lambda job: ask(lm, asked, edits=edits, track=job.track)
+) -> Callable[[track.Job], tuple[Change, ...]]:
+    return lambda job: ask_before_and_after(lm, asked, edits, track=job.track)
 
 
-def show(answered: Sequence[Answered]) -> None:
+def show(answered: Sequence[Change]) -> None:
     """The share of each kind with its interval, and every question."""
-    found = summarise_answers(answered)
+    found = summarise_probes(answered)
     table(
         [
             {"probe": kind, "before": words(before), "after": words(after), "questions": after.n}

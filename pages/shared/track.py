@@ -20,16 +20,13 @@ from typing import Any, Literal, TypeVar
 import streamlit as st
 
 from rome_core import RomeError
+from rome_core.progress import Stopped
 
 T = TypeVar("T")
 State = Literal["queued", "running", "done", "stopped", "error"]
 POLL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """Raised inside a tracked loop once somebody pressed Stop."""
 
 
 @dataclass

@@ -21,11 +21,12 @@ from rome_core.cli.terminal import (
     source_of,
 )
 from rome_core.editing.methods import METHODS
+from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.generation_measures import load_references
-from rome_core.evaluation.measures import MeasureSettings
+from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.runs.ray_workers import ray_workers
 from rome_core.evaluation.runs.runner import run, with_layers
-from rome_core.evaluation.runs.store import Store, hash_of
+from rome_core.evaluation.runs.store import Store
 from rome_core.evaluation.runs.tables import as_text, columns, export, lines, merged, wanted_columns
 from rome_core.evaluation.runs.work import Plan
 from rome_core.model.language_model import load_model

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import csv
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rome_core.cli.terminal import chosen_from, fact_arguments, facts_from, guar
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.errors import DataError
-from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, earlier_checks, own_checks, rows
+from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, earlier_checks, own_checks, records_csv
 from rome_core.evaluation.sequence.folder import (
     Pace,
     Record,
@@ -158,11 +157,7 @@ def report(records: Sequence[Record]) -> None:
 
 def write_table(path: Path, records: Sequence[Record]) -> Path:
     """The run as CSV, one row a step."""
-    table = rows(records)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]) if table else ["step"])
-        writer.writeheader()
-        writer.writerows(table)
+    path.write_bytes(records_csv(records).encode())
     return path
 
 

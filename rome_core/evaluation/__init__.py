@@ -1,13 +1,14 @@
 """Measuring edits: does it hold, does it generalise, does it leave the rest alone."""
 
-from rome_core.evaluation.each_fact import Evaluation, evaluate, measure
-from rome_core.evaluation.known import known_facts
-from rome_core.evaluation.measures import MeasureSettings, measure_fact
+from rome_core.evaluation.answers import Answer, Question, ask, known_facts, pairs_of, questions_about
+from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_answers, score_pairs
 from rome_core.evaluation.perplexity import general_texts, perplexity
+from rome_core.evaluation.runs.folder import hash_of
+from rome_core.evaluation.runs.in_memory import Evaluation, evaluate, evaluate_each
 from rome_core.evaluation.runs.runner import choose_facts, choose_known
-from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Plan
-from rome_core.evaluation.scores import Case, Score, case_of, summarise
+from rome_core.evaluation.scores import Score, summarise_values
 from rome_core.evaluation.sequence.curves import collapse, curves, retention_matrix
 from rome_core.evaluation.sequence.folder import (
     Pace,
@@ -21,19 +22,20 @@ from rome_core.evaluation.sequence.folder import (
 from rome_core.evaluation.sequence.steps import edit_in_sequence, plan_sequence
 
 __all__ = [
-    "Case",
+    "Answer",
     "Evaluation",
     "MeasureSettings",
     "Pace",
     "Plan",
+    "Question",
     "Record",
     "Row",
     "Score",
     "SequencePlan",
     "SequenceRun",
     "Store",
+    "ask",
     "branch_run",
-    "case_of",
     "choose_facts",
     "choose_known",
     "collapse",
@@ -41,14 +43,18 @@ __all__ = [
     "curves",
     "edit_in_sequence",
     "evaluate",
+    "evaluate_each",
     "general_texts",
     "hash_of",
     "known_facts",
-    "measure",
     "measure_fact",
     "open_run",
+    "pairs_of",
     "perplexity",
     "plan_sequence",
+    "questions_about",
     "retention_matrix",
-    "summarise",
+    "score_answers",
+    "score_pairs",
+    "summarise_values",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rome_core.editing.edit import Edit
+from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import Scored, score
 from rome_core.model.tokens import as_target
+from rome_core.progress import Track, silent
 
 Kind = Literal[
     "edit",
@@ -23,6 +25,7 @@ Kind = Literal[
     "one step away",
     "what is near",
 ]
+Pairs = dict[str, list[tuple[float, float]]]  # by kind, probabilities of the new and the true object on each prompt
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,35 @@ class Answer:
         return -ahead if self.question.kind.startswith("neighbour") else ahead
 
     @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Of the whole new object and, if it is known, of the whole true one."""
+        return tuple(scored.p_joint for scored in (self.new, self.true) if scored)
+
+    @property
     def said(self) -> bool:
         """Whether greedy decoding writes the new object: every token is the first choice."""
         return all(self.new.hits)
+
+
+@dataclass(frozen=True)
+class Change:
+    """The answers to one question without and with an edit."""
+
+    before: Answer
+    after: Answer
+
+    @property
+    def question(self) -> Question:
+        return self.before.question
+
+
+def questions_about(fact: Fact) -> tuple[Question, ...]:
+    """A fact's edit prompt, paraphrases and neighbours; on neighbours the new object competes with theirs."""
+    return (
+        Question("edit", fact.prompt.text, fact.target_new, fact.target_true),
+        *(Question("paraphrase", text, fact.target_new, fact.target_true) for text in fact.paraphrases),
+        *(Question("neighbour", text, fact.target_new, fact.neighbour_true) for text in fact.neighbours),
+    )
 
 
 def ask(lm: LanguageModel, questions: Sequence[Question], *, edits: Sequence[Edit] = ()) -> tuple[Answer, ...]:
@@ -75,8 +104,38 @@ def ask(lm: LanguageModel, questions: Sequence[Question], *, edits: Sequence[Edi
     )
 
 
+def ask_before_and_after(
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    edits: Sequence[Edit],
+    below: Sequence[Edit] = (),
+    track: Track = silent,
+) -> tuple[Change, ...]:
+    """Ask without and with some edits. below: those that are active in both cases."""
+    if not questions:
+        return ()
+    stacks = track((tuple(below), (*below, *edits)), "Asking before and after", 2)
+    before, after = (ask(lm, questions, edits=stack) for stack in stacks)
+    return tuple(Change(*answers) for answers in zip(before, after, strict=True))
+
+
 def _pairs(question: Question) -> list[tuple[str, str]]:
     new = [(question.text, as_target(question.new))]
     if question.true is None:
         return new
     return [*new, (question.text if question.true_text is None else question.true_text, as_target(question.true))]
+
+
+def known_facts(lm: LanguageModel, facts: Sequence[Fact], *, edits: Sequence[Edit] = ()) -> list[bool]:
+    """For each fact, whether every token of its true object is the model's first choice after the edit prompt."""
+    pairs = [(fact.prompt.text, as_target(fact.target_true)) for fact in facts]
+    return [all(scored.hits) for scored in score(lm, pairs, edits=edits)]
+
+
+def pairs_of(answers: Iterable[Answer]) -> Pairs:
+    """Answers as the studies keep them: geometric-mean token probabilities by kind, kinds without a prompt empty."""
+    pairs: Pairs = {"edit": [], "paraphrase": [], "neighbour": []}
+    for answer in answers:
+        assert answer.true is not None, answer.question
+        pairs[answer.question.kind].append((answer.new.p_mean, answer.true.p_mean))
+    return pairs

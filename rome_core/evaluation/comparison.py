@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -16,26 +13,25 @@ from torch import Tensor
 
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.edit import Edit
-from rome_core.editing.methods import MethodConfig, solve
-from rome_core.editing.presets import resolve
-from rome_core.editing.second_moment import Moment, moments_for
-from rome_core.editing.shared_search import reuse
-from rome_core.errors import RomeError
-from rome_core.evaluation.measures import next_token_kl
+from rome_core.editing.methods import MethodConfig
+from rome_core.editing.second_moment import Moment
+from rome_core.evaluation.measures import MEASURES
+from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
+from rome_core.files import csv_text
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.scoring import score
+from rome_core.model.scoring import kl_divergence, score
 from rome_core.model.tokens import EditRequest, as_target, text_ids
 from rome_core.progress import Track, silent
 
-MEASURES = {
-    "efficacy": "p(new) on the edited prompt",
-    "paraphrase": "mean p(new) on paraphrases",
-    "neighbour": "mean p(new) on neighbours",
-    "nkl": "NKL, nats",
-    "relative_norm": "‖Δ‖ / ‖W‖",
-    "seconds": "seconds",
+COLUMNS = {
+    "efficacy": MEASURES["p(new)"],
+    "paraphrase": MEASURES["p(new), paraphrases"],
+    "neighbour": MEASURES["p(new), neighbours"],
+    "nkl": MEASURES["NKL"],
+    "relative_norm": MEASURES["‖Δ‖/‖W‖"],
+    "seconds": MEASURES["seconds"],
 }
 
 
@@ -59,7 +55,7 @@ class Task:
 class Row:
     """One method's outcome, or the reason why there is none. The row named "before" is the model without an edit.
 
-    values: by the names of MEASURES, probabilities as geometric means over the new object's tokens. shared: the method
+    values: by the names of COLUMNS, probabilities as geometric means over the new object's tokens. shared: the method
     whose δ was taken over; `seconds` is then what was spent beyond its search.
     """
 
@@ -88,64 +84,21 @@ def bench(
     """
     before = _next_log_probs(lm, task.neighbours, edits) if task.neighbours else None
     yield Row("before", values=_values(lm, task, edits), text=_text(lm, task, edits))
-    for found in solved(lm, task.request, configs, moments=moments, edits=edits, track=track):
-        name, edit = found.config.name, found.edit
+    for solved in solve_by_each(lm, task.request, configs, moments=moments, edits=edits, track=track):
+        row, edit = Row(solved.config.name, solved.config, shared=solved.shared, error=solved.error), solved.edit
+        if edit is None:
+            yield row
+            continue
         try:
-            if edit is None:
-                yield Row(name, found.config, error=found.error)
-                continue
             values, size = _values(lm, task, [*edits, edit]), size_of(lm, edit)
             if before is not None:
-                values["nkl"] = next_token_kl(before, _next_log_probs(lm, task.neighbours, [*edits, edit]))
-            values |= {"relative_norm": size.relative_F, "seconds": found.seconds}
-            yield Row(name, found.config, edit, values, _text(lm, task, [*edits, edit]), size.verdict, found.shared)
-        except RomeError as error:
-            yield Row(name, found.config, error=str(error))
-
-
-@dataclass(frozen=True, eq=False)
-class Solved:
-    """One method's edit or the reason why there is none. shared: the method whose δ it took over, whose seconds are not
-    counted again."""
-
-    config: MethodConfig
-    edit: Edit | None = None
-    seconds: float = 0.0
-    shared: str = ""
-    error: str = ""
-
-
-def solved(
-    lm: LanguageModel,
-    request: EditRequest,
-    configs: Sequence[MethodConfig],
-    *,
-    moments: Mapping[int, Moment] | None = None,
-    edits: Sequence[Edit] = (),
-    track: Track = silent,
-) -> Iterator[Solved]:
-    """The request solved by one method after another, with one search for those that look for the same δ."""
-    searched: list[tuple[MethodConfig, Edit]] = []
-    for config in track([resolve(lm, one, [request]) for one in configs], "Methods", len(configs)):
-        donor = next(((asked, edit) for asked, edit in searched if asked.shares_search(config)), None)
-        try:
-            C = _moments(lm, config, moments or {}, track)
-            began = time.monotonic()
-            if donor:
-                edit = reuse(lm, donor[1], config, C, edits)
-            else:
-                edit = solve(lm, [request], config, moments=C, edits=edits, track=track)
-                searched.append((config, edit))
-        except RomeError as error:
-            yield Solved(config, error=str(error))
-            continue
-        yield Solved(config, edit, time.monotonic() - began, donor[0].name if donor else "")
-
-
-def _moments(lm: LanguageModel, config: MethodConfig, given: Mapping[int, Moment], track: Track) -> dict[int, Moment]:
-    """C of the layers that a method needs. A layer that the model does not have is left to the method to refuse."""
-    missing = [layer for layer in config.layers if layer not in given and 0 <= layer < lm.n_layers]
-    return {**moments_for(lm, missing, None, track), **given}
+                after = _next_log_probs(lm, task.neighbours, [*edits, edit])
+                values["nkl"] = float(kl_divergence(before, after).mean())
+            values |= {"relative_norm": size.relative_F, "seconds": solved.seconds}
+            text = _text(lm, task, [*edits, edit])
+            yield replace(row, edit=edit, values=values, text=text, verdict=size.verdict)
+        except FAILURES as error:
+            yield replace(row, shared="", error=explain(error))
 
 
 def _values(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> dict[str, float]:
@@ -169,25 +122,23 @@ def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edi
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def comparison_csv(rows: Sequence[Row]) -> str:
     """One line a method; a measure without prompts has no column."""
-    names = [name for name in MEASURES if any(name in row.values for row in rows)]
-    out = io.StringIO()
-    lines = csv.writer(out)
-    lines.writerow(["method", *names, "delta_of", "text", "error"])
-    for row in rows:
-        lines.writerow([row.method, *(row.values.get(name, "") for name in names), row.shared, row.text, row.error])
-    return out.getvalue()
+    names = [name for name in COLUMNS if any(name in row.values for row in rows)]
+    return csv_text(
+        ["method", *names, "delta_of", "text", "error"],
+        [[row.method, *(row.values.get(name, "") for name in names), row.shared, row.text, row.error] for row in rows],
+    )
 
 
-def as_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
+def comparison_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
     """The rows with everything needed to make them again: model, request, prompts, seeds, every method's settings."""
     record = {
         "model": lm.name,
         "fingerprint": lm.fingerprint,
         "task": asdict(task),
         "on_top_of": [edit.id for edit in edits],
-        "measures": MEASURES,
+        "measures": {name: measure.label for name, measure in COLUMNS.items()},
         "rows": [_record(row) for row in rows],
     }
     return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)

@@ -8,11 +8,12 @@ from typing import Any
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.method import MethodConfig
-from rome_core.editing.methods import solve
 from rome_core.editing.second_moment import moments_for
-from rome_core.editing.shared_search import policies, repolicy
-from rome_core.errors import RomeError
-from rome_core.evaluation.scores import Case, Score, case_of, summarise
+from rome_core.editing.shared_search import policies
+from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
+from rome_core.evaluation.fact_measures import score_pairs
+from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -23,13 +24,14 @@ UPDATES = {name: method for name, method in policies().items() if not method.sam
 
 @dataclass(frozen=True)
 class Swept:
-    """One fact edited in one layer: its case under every policy, and ‖Δ‖/‖W‖; or the reason why there is no edit."""
+    """One fact edited in one layer: by policy the probabilities on its prompts, and ‖Δ‖/‖W‖; or the reason why there is
+    no edit."""
 
     layer: int
     fact: str
     clamp: float
     loss: float
-    cases: Mapping[str, Case]
+    cases: Mapping[str, Pairs]
     norms: Mapping[str, float]
     error: str = ""
 
@@ -57,32 +59,40 @@ def sweep(
 
     What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
     """
-    # δ is the same by any policy; the first one's update is cheap.
-    config = config.like(next(iter(UPDATES.values()))).with_prefixes(lm, edits)
+    config = config.with_prefixes(lm, edits)
     order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
     todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
     moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
     for layer, fact in track(todo, "Layers and facts", len(todo)):
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
-        here = {layer: moments[layer]}
+        questions, here = questions_about(fact), {layer: moments[layer]}
+        configs = [config.like(method).at_layer(layer) or method() for method in UPDATES.values()]
+        solutions = list(solve_by_each(lm, fact.request, configs, moments=here, edits=edits, track=track))
+        made = {solved.config.name: solved.edit for solved in solutions if solved.edit is not None}
+        error = next((solved.error for solved in solutions if solved.error), "")
         try:
-            edit = solve(lm, [fact.request], config.at_layer(layer) or config, moments=here, edits=edits, track=track)
-            made = {name: repolicy(lm, edit, name, here) for name in UPDATES}
-            cases = {name: case_of(lm, fact, edits=[*edits, one]) for name, one in made.items()}
-        except RomeError as error:
-            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, str(error))
+            cases = {name: pairs_of(ask(lm, questions, edits=[*edits, edit])) for name, edit in made.items()}
+        except FAILURES as failure:
+            error = explain(failure)
+        if error:
+            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, error)
             continue
         norm = float(lm.weight(layer).norm())
-        norms = {name: one.delta_norm / norm for name, one in made.items()}
-        yield Swept(layer, fact.id, vars(edit.config)["clamp"], edit.history[-1].loss, cases, norms)
+        norms = {name: edit.delta_norm / norm for name, edit in made.items()}
+        first = next(iter(made.values()))
+        yield Swept(layer, fact.id, vars(first.config)["clamp"], first.history[-1].loss, cases, norms)
 
 
 def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:
     """Scores with intervals of one policy, layers in ascending order; facts that could not be edited are left out."""
     layers = sorted({record.layer for record in records if policy in record.cases})
     return {
-        layer: summarise(
-            [record.cases[policy] for record in records if record.layer == layer and policy in record.cases]
+        layer: summarise_values(
+            [
+                score_pairs(record.cases[policy])
+                for record in records
+                if record.layer == layer and policy in record.cases
+            ]
         )
         for layer in layers
     }
@@ -98,10 +108,7 @@ def as_record(swept: Swept) -> dict[str, Any]:
         "fact": swept.fact,
         "clamp": None if swept.error else swept.clamp,
         "loss": None if swept.error else swept.loss,
-        "cases": {
-            name: {"edit": case.edit, "paraphrase": case.paraphrase, "neighbour": case.neighbour}
-            for name, case in swept.cases.items()
-        },
+        "cases": dict(swept.cases),
         "norms": dict(swept.norms),
         "error": swept.error,
     }
@@ -109,13 +116,9 @@ def as_record(swept: Swept) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Swept:
     """The record of such a line."""
-
-    def pairs(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
-        return tuple((float(new), float(true)) for new, true in rows)
-
     cases = {
-        name: Case(record["fact"], *(pairs(case[kind]) for kind in ("edit", "paraphrase", "neighbour")))
-        for name, case in record["cases"].items()
+        policy: {kind: [(float(new), float(true)) for new, true in pairs] for kind, pairs in by_kind.items()}
+        for policy, by_kind in record["cases"].items()
     }
     clamp, loss = (float("nan") if record[name] is None else float(record[name]) for name in ("clamp", "loss"))
     return Swept(record["layer"], record["fact"], clamp, loss, cases, record["norms"], record.get("error", ""))

@@ -9,16 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rome_core.editing.edit import Edit
-from rome_core.facts.datasets import Fact
-from rome_core.model.language_model import LanguageModel
-from rome_core.model.scoring import Scored, score
-from rome_core.model.tokens import as_target
+from rome_core.evaluation.measures import MEASURES
 
 RESAMPLES = 2_000
-# The score that is a harmonic mean of averages: on CounterFact of shares of prompts, on zsRE of token accuracies.
-HARMONIC = {"S": ("ES", "PS", "NS"), "S (zsRE)": ("efficacy", "paraphrase", "specificity")}
-LOGARITHMIC = frozenset({"perplexity"})  # averaged as mean NLL, so that one broken model does not stand for all
 Rows = npt.NDArray[np.float64]
 
 
@@ -30,49 +23,6 @@ class Score:
     low: float
     high: float
     n: int
-
-
-@dataclass(frozen=True)
-class Case:
-    """One fact under one model: geometric-mean token probabilities of the new and the true object on its prompts."""
-
-    fact: str
-    edit: tuple[tuple[float, float], ...]
-    paraphrase: tuple[tuple[float, float], ...]
-    neighbour: tuple[tuple[float, float], ...]
-
-    def values(self) -> dict[str, float]:
-        """The fact's own scores: shares for ES, PS, NS, differences of probabilities for EM, PM, NM."""
-        scores: dict[str, float] = {}
-        for name, pairs, sign in (("E", self.edit, 1), ("P", self.paraphrase, 1), ("N", self.neighbour, -1)):
-            if pairs:
-                new, true = np.array(pairs).T
-                scores[name + "S"] = float(np.mean(sign * (new - true) > 0))
-                scores[name + "M"] = float(np.mean(sign * (new - true)))
-        return scores
-
-
-def case_of(lm: LanguageModel, fact: Fact, *, edits: Sequence[Edit] = ()) -> Case:
-    """Score a fact's edit prompt, paraphrases and neighbours. On neighbours the new object competes with theirs."""
-    kinds = [
-        (fact.prompt.text, fact.target_true),
-        *((text, fact.target_true) for text in fact.paraphrases),
-        *((text, fact.neighbour_true) for text in fact.neighbours),
-    ]
-    pairs = [(text, as_target(target)) for text, true in kinds for target in (fact.target_new, true)]
-    scored = score(lm, pairs, edits=edits)
-    both = [_pair(new, true) for new, true in zip(scored[::2], scored[1::2], strict=True)]
-    cut = 1 + len(fact.paraphrases)
-    return Case(fact.id, tuple(both[:1]), tuple(both[1:cut]), tuple(both[cut:]))
-
-
-def _pair(new: Scored, true: Scored) -> tuple[float, float]:
-    return new.p_mean, true.p_mean
-
-
-def summarise(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Score]:
-    """Mean scores over facts with bootstrap intervals; S is the harmonic mean of the averages of ES, PS and NS."""
-    return summarise_values([case.values() for case in cases], seed=seed)
 
 
 def summarise_values(values: Sequence[Mapping[str, float]], *, seed: int = 0) -> dict[str, Score]:
@@ -98,16 +48,20 @@ def summarise_values(values: Sequence[Mapping[str, float]], *, seed: int = 0) ->
         for i, name in enumerate(names)
         if present[:, i].any()
     }
-    for name, parts in HARMONIC.items():
-        if all(part in scores for part in parts):
-            three = [names.index(part) for part in parts]
-            complete = resampled[:, three][~np.isnan(resampled[:, three]).any(axis=1)]
-            scores[name] = _score(_harmonic(means[None, three])[0], _harmonic(complete), len(table))
+    for measure in MEASURES.values():
+        if measure.parts and all(part in scores for part in measure.parts):
+            columns = [names.index(part) for part in measure.parts]
+            complete = resampled[:, columns][~np.isnan(resampled[:, columns]).any(axis=1)]
+            scores[measure.name] = _score(_harmonic(means[None, columns])[0], _harmonic(complete), len(table))
     return scores
 
 
 def _scaled(name: str, value: float) -> float:
-    return min(math.log(value), 700.0) if name in LOGARITHMIC and value > 0 else value
+    return min(math.log(value), 700.0) if _geometric(name) and value > 0 else value
+
+
+def _geometric(name: str) -> bool:
+    return name in MEASURES and MEASURES[name].mean == "geometric"
 
 
 def _harmonic(rows: Rows) -> Rows:
@@ -120,9 +74,7 @@ def _harmonic(rows: Rows) -> Rows:
 def _score(value: float, resampled: Rows, n: int, name: str = "") -> Score:
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     value, low, high = float(value), float(low), float(high)
-    return (
-        Score(math.exp(value), math.exp(low), math.exp(high), n) if name in LOGARITHMIC else Score(value, low, high, n)
-    )
+    return Score(math.exp(value), math.exp(low), math.exp(high), n) if _geometric(name) else Score(value, low, high, n)
 
 
 def mean_score(values: Sequence[float], *, seed: int = 0) -> Score:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rome_core.files import ASSETS, STUDIES, cache_dir, versions, write_whole
+from rome_core.files import ASSETS, STUDIES, cache_dir, csv_text, versions, write_whole
 
 
 def test_the_projects_own_files_are_there() -> None:
@@ -59,3 +61,12 @@ def test_versions_are_of_what_is_installed() -> None:
     found = versions(("numpy", "no-such-package"))
 
     assert found == {"python": platform.python_version(), "machine": platform.machine(), "numpy": np.__version__}
+
+
+def test_a_table_as_csv_comes_back() -> None:
+    rows = [["a, b", 'say "x"', 1.5], ["two\nlines", "", None]]
+
+    header, *read = csv.reader(io.StringIO(csv_text(["name", "text", "value"], rows)))
+
+    assert header == ["name", "text", "value"]
+    assert read == [["a, b", 'say "x"', "1.5"], ["two\nlines", "", ""]]

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import zipfile
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.edit import batch_run, batch_view
-from pages.shared.track import Stopped
-from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, continuation_probabilities, solve
+from pages.parts.edit import batch_view
+from rome_core import LanguageModel
 from rome_core.facts.requests import Row
 from tests.pages.conftest import goto, texts, wait_for
-from tests.tiny import REQUEST, random_moment, tiny_model
+from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 2, "clamp": 1.0}
-REQUESTS = (
-    REQUEST,
-    EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris"),
-    EditRequest(Prompt("{} plays", "A dragon"), "golf"),
-)
 
 
 @pytest.fixture
@@ -32,61 +22,9 @@ def lm() -> LanguageModel:
     return tiny_model("llama", layers=4)
 
 
-@pytest.fixture
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {layer: random_moment(lm, layer, seed=layer) for layer in range(4)}
-
-
-def all_of(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-    return iter(items)
-
-
-@pytest.mark.parametrize("name", ["memit", "r-rome"])
-def test_a_batch_is_measured_with_all_of_its_edits(lm: LanguageModel, moments: dict[int, Moment], name: str) -> None:
-    config = METHODS[name](**QUICK)
-    batch = batch_run.run(lm, REQUESTS, config, (), moments, all_of)
-
-    assert batch.done == REQUESTS and not batch.problems and not batch.stopped
-    assert len(batch.edits) == (1 if name == "memit" else 3)
-    if name == "memit":
-        assert batch.edits[0].id == solve(lm, REQUESTS, config, moments=moments).id
-        assert batch.edits[0].of_request(1).requests == REQUESTS[1:2]
-    else:
-        assert [len(edit.on) for edit in batch.edits] == [0, 1, 2]
-    first = {one.kind: one for one in batch.outcomes[0]}
-    p_new, p_true = continuation_probabilities(lm, REQUEST.prompt.text, [" Rome", " Paris"], edits=batch.edits)
-    assert (first["new"].after, first["true"].after) == (
-        pytest.approx(p_new, rel=1e-3),
-        pytest.approx(p_true, rel=1e-3),
-    )
-    assert [one.kind for one in batch.outcomes[2]] == ["new"]  # of a fact that nobody knows
-    assert 0 <= batch_run.held(batch) <= 1
-
-
-def test_a_stop_keeps_what_was_found_and_a_bad_fact_ends_nothing(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    def until_third(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if label == "Facts" and number == 2:
-                raise Stopped
-            yield item
-
-    endless = EditRequest(Prompt("The {} is", "tower " * 300), "red")
-    for name in ("emmet", "r-rome"):
-        batch = batch_run.run(lm, (endless, *REQUESTS), METHODS[name](**QUICK), (), moments, until_third)
-        assert batch.stopped and batch.done == REQUESTS[:1]
-        assert batch.problems and "tokens" in batch.problems[0] and len(batch.outcomes) == 1
-
-
-def test_files_of_a_batch(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    batch = batch_run.run(lm, REQUESTS, METHODS["emmet"](**QUICK), (), moments, all_of)
-
-    lines = list(csv.DictReader(io.StringIO(batch_run.as_csv(batch))))
-    assert [line["subject"] for line in lines] == [request.prompt.subject for request in REQUESTS]
-    assert lines[2]["true_after"] == "" and float(lines[0]["new_after"]) == batch.outcomes[0][0].after
-    record = json.loads(batch_run.as_json(lm, batch))
-    assert record["settings"]["prefixes"] == list(QUICK["prefixes"]) and len(record["rows"]) == 3  # type: ignore[call-overload]
-    with zipfile.ZipFile(io.BytesIO(batch_view.edits_zip(batch.edits))) as archive:
-        assert {"edit-001-emmet.safetensors", "adapter/adapter_model.safetensors"} <= set(archive.namelist())
+def test_edits_of_a_batch_are_a_zip(lm: LanguageModel) -> None:
+    with zipfile.ZipFile(io.BytesIO(batch_view.edits_zip([random_edit(lm)]))) as archive:
+        assert {"edit-001-r-rome.safetensors", "adapter/adapter_model.safetensors"} <= set(archive.namelist())
 
 
 def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(

@@ -18,7 +18,6 @@ from pages.parts.diagnosis import calibration_view
 from pages.parts.diagnosis import figures as diagnosis_figures
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import report as diagnosis_report
-from pages.parts.diagnosis.report import Foresight
 from pages.parts.edit import key_figures
 from pages.parts.tracing.figures import DARK, LIGHT
 from pages.shared import verdicts
@@ -33,7 +32,8 @@ from rome_core.diagnosis.ordinary_facts import Reference
 from rome_core.diagnosis.verdict import Diagnosis
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods.rome import POLICIES
-from rome_core.evaluation import perplexity
+from rome_core.evaluation import foresight, perplexity
+from rome_core.evaluation.foresight import Foresight
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -75,11 +75,9 @@ def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The page on a tiny model, with few facts and short texts: what is tested is the page."""
     monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
-    monkeypatch.setattr(
-        diagnosis_report, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits)
-    )
-    monkeypatch.setattr("pages.parts.edit.report.NEW_TOKENS", 5)
-    monkeypatch.setattr(diagnosis_report, "OTHERS", 15)
+    monkeypatch.setattr(foresight, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits))
+    monkeypatch.setattr("rome_core.evaluation.before_after.NEW_TOKENS", 5)
+    monkeypatch.setattr(foresight, "OTHERS", 15)
     return goto(app, "diagnostics")
 
 

@@ -20,19 +20,19 @@ from pages.parts.edit import files as edit_files
 from pages.parts.edit import part_figures
 from pages.parts.edit import words as edit_words
 from pages.parts.edit.objective_view import matrix_rows
-from pages.parts.edit.report import Probe, Report, known_fact, own_questions, questions
 from pages.parts.tracing.figures import LIGHT
 from pages.shared import request
 from pages.shared.tables import literal
-from rome_core import METHODS, EditError, EditRequest, Prompt, Step
+from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
 from rome_core.editing import presets
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.presets import Preset
+from rome_core.evaluation.before_after import Report
 from rome_core.model.edits import Delta
 from rome_core.settings import setting
 from tests.pages.conftest import goto, texts, wait_for
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, change_by_hand, random_edit, random_moment, tiny_model
 
 FORM = ("template", "subject", "target", "true")
 
@@ -206,7 +206,8 @@ def test_an_edit_is_solved_measured_and_switched_on(page: AppTest) -> None:
     assert report.request == REQUEST
     assert [metric.label for metric in page.metric][-1] == "Verdict"
     assert report.edit.history[-1].p_target > report.edit.history[0].p_target
-    assert {one.kind for one in report.probes} == {"edit", "paraphrase", "neighbour", "namesake", "reversed"}
+    kinds = {change.question.kind for change in report.changes}
+    assert kinds == {"edit", "paraphrase", "neighbour", "namesake", "reversed"}
     (item,) = page.session_state["_edits"]
     assert item.edit is report.edit
     assert item.on == (report.diagnosis.verdict != "disabling")
@@ -311,28 +312,6 @@ def test_the_adapter_is_a_zip_that_peft_can_read() -> None:
 # -------------------------------------------------------------------------------------------------- questions, words
 
 
-def test_a_known_subject_brings_its_paraphrases_and_neighbours_in_the_words_of_the_request() -> None:
-    asked = questions(REQUEST)
-
-    assert asked[0].text == "The Eiffel Tower is located in the city of"
-    assert all("Eiffel Tower" in one.text for one in asked if one.kind == "paraphrase")
-    neighbours = [one.text for one in asked if one.kind == "neighbour"]
-    assert all(text.endswith(" is located in the city of") for text in neighbours)
-    assert asked[-1].kind == "reversed"
-    assert "Rome" in asked[-1].text
-    assert asked[-1].answers == (" Eiffel Tower",)
-
-
-def test_an_unknown_fact_has_only_its_own_prompt_and_namesakes() -> None:
-    unknown = EditRequest(Prompt("{} lives in", "The green dragon"), "Rome")
-
-    assert known_fact(unknown) is None
-    assert [one.kind for one in questions(unknown)] == ["edit", "namesake", "namesake"]
-    assert all(one.text.endswith(" dragon lives in") for one in questions(unknown)[1:])
-    assert [one.kind for one in questions(EditRequest(Prompt("{} lives in", "Dragon"), "Rome"))] == ["edit"]
-    assert [one.text for one in own_questions(unknown, ["", "a b ", "  "])] == ["a b"]
-
-
 def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> Step:
     return Step(0, loss, loss, 0.0, 0.0, p, norm, 2.0, rank)
 
@@ -350,7 +329,7 @@ def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> St
 )
 def test_no_effect_has_its_reason(before: float, after: float, history: tuple[Step, ...], reason: str | None) -> None:
     report: Any = SimpleNamespace(
-        probes=(Probe("edit", "x", (before,), (after,)),),
+        changes=(change_by_hand("edit", "x", (before,), (after,)),),
         edit=SimpleNamespace(history=history, k_star=torch.ones(3)),
         request=REQUEST,
         rank=(12, 1 if after > 0.5 else 7),
@@ -388,14 +367,17 @@ def test_the_search_is_drawn_term_by_term_and_before_it_began() -> None:
 
 
 def test_a_dumbbell_has_a_row_a_prompt_and_keeps_markup_out() -> None:
-    probes = [Probe("edit", "x <b>", (0.1, 0.8), (0.9, 0.1)), Probe("reversed", "y", (0.2,), (0.3,))]
+    probes = [
+        change_by_hand("edit", "x <b>", (0.1, 0.8), (0.9, 0.1)),
+        change_by_hand("reversed", "y", (0.2,), (0.3,)),
+    ]
     fig = edit_figures.dumbbell(probes, ["Rome", "Paris"], "caption", LIGHT)
 
     words = [annotation.text for annotation in fig.layout.annotations]
     assert "<i>edit</i>  x &lt;b&gt;" in words
     assert words.count("caption") == 1
     after = [list(trace.x) for trace in fig.data if trace.name == "after"]
-    assert after == [[0.9, 0.3], [0.1, None]]
+    assert after == [pytest.approx([0.9, 0.3]), [pytest.approx(0.1), None]]
 
 
 def test_equal_tokens_do_not_share_a_bar() -> None:

@@ -14,12 +14,12 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.averages import form as average_form
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation.figures import bars, caption_of, has, scatter
-from pages.parts.evaluation.run import Asked, parquet, shown
+from pages.parts.evaluation.run import parquet, shown
 from pages.parts.tracing.figures import theme
-from rome_core.evaluation.published import PUBLISHED
+from rome_core.evaluation.runs.request import RunRequest
 from rome_core.evaluation.runs.runner import run
 from rome_core.evaluation.runs.store import Row, Store
-from rome_core.evaluation.runs.tables import as_csv, lines
+from rome_core.evaluation.runs.tables import lines, scores_csv
 from rome_core.facts.datasets import Facts
 from rome_core.files import cache_dir
 from studies.results import keep
@@ -117,8 +117,8 @@ def test_a_study_of_the_project_is_opened(page: AppTest, tmp_path: Path, monkeyp
 # -------------------------------------------------------------------------------------------------------- without page
 
 
-def asked(**changes: Any) -> Asked:
-    return replace(Asked("cities", "hash", FACTS, 2, methods=("r-rome",), layers=(1,), measures=QUICK), **changes)
+def asked(**changes: Any) -> RunRequest:
+    return replace(RunRequest("cities", "hash", FACTS, 2, methods=("r-rome",), layers=(1,), measures=QUICK), **changes)
 
 
 def test_a_folder_serves_all_sizes_and_methods_of_the_same_settings() -> None:
@@ -189,17 +189,7 @@ def test_a_caption_says_what_the_numbers_rest_on() -> None:
     assert "groups of 5 edits" in caption_of({**about, "group": 5}, 3, False)
 
 
-def test_published_numbers_are_whole() -> None:
-    for some in PUBLISHED:
-        assert all(len(values) == len(some.columns) for values in some.rows.values())
-        for values in some.rows.values():
-            if "S" in some.columns:  # S is the harmonic mean of what stands beside it, as printed
-                row = dict(zip(some.columns, values, strict=True))
-                harmonic = 3 / sum(1 / row[name] for name in ("ES", "PS", "NS"))
-                assert row["S"] == pytest.approx(harmonic, abs=0.12)
-
-
 def test_the_csv_has_every_measure() -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(lines(rows_by_hand())))))
+    rows = list(csv.DictReader(io.StringIO(scores_csv(lines(rows_by_hand())))))
 
     assert {row["measure"] for row in rows} == {"ES", "PS", "NS", "NKL", "perplexity", "S"}

@@ -14,14 +14,14 @@ from pages.parts.tracing.figures import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
 from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import Score
+from rome_core.evaluation.answers import Pairs
 from rome_core.evaluation.layer_sweep import Swept, as_record
-from rome_core.evaluation.scores import Case
 from rome_core.tracing.average_records import shipped_records
 from rome_core.tracing.averages import average
 from tests.pages.conftest import goto, texts, wait_for
 from tests.tiny import random_moment
 
-GOOD = Case("a", ((0.9, 0.1),), ((0.8, 0.1),), ((0.1, 0.8),))
+GOOD: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.8, 0.1)], "neighbour": [(0.1, 0.8)]}
 
 
 def test_a_sweep_is_run_drawn_and_its_layer_taken(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from dataclasses import replace
@@ -15,17 +13,17 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.averages import form as average_form
 from pages.parts.sequence import jobs as sequence_jobs
 from pages.parts.sequence.figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
-from pages.parts.sequence.jobs import Wish, all_runs, as_csv, as_json, branch_facts, work
+from pages.parts.sequence.jobs import all_runs, work
 from pages.parts.tracing.figures import DARK, LIGHT
 from pages.shared import probe_panel
 from pages.shared.track import Job
 from rome_core import EditRequest, Prompt
-from rome_core.evaluation.probes import Answered, Question
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
+from rome_core.evaluation.sequence.start import SequenceStart
 from rome_core.facts.datasets import Facts
 from tests.core.evaluation.test_sequence import FACTS, LAYERS, config
 from tests.pages.conftest import SECONDS, goto, texts
-from tests.tiny import random_moment, tiny_model
+from tests.tiny import change_by_hand, random_moment, tiny_model
 
 QUICK = {"facts": 3, "pace-check_every": 2, "pace-passages": 1, "pace-new_tokens": 2}
 
@@ -160,34 +158,26 @@ def test_the_retention_figure_has_a_row_a_check() -> None:
     assert matrix_figure(records()[:1], "words", LIGHT).layout.title.text == "No earlier edit was checked yet"
 
 
-def test_files_hold_every_step_and_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_is_worked_off_and_its_run_described(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model()
     moments = {layer: random_moment(lm, layer) for layer in LAYERS}
     real = sequence_jobs.edit_in_sequence
     monkeypatch.setattr(sequence_jobs, "edit_in_sequence", lambda *a, **k: real(*a, moments=moments, **k))
-    wish = Wish(FACTS[:2], config("emmet"), Pace(batch=2, passages=1, new_tokens=1), 5)
-    assert work(lm, wish, Job("test")) == 2
+    start = SequenceStart(FACTS[:2], config("emmet"), Pace(batch=2, passages=1, new_tokens=1), 5)
+    assert work(lm, start, Job("test")) == 2
     run, *_ = all_runs().values()  # those that come with the project stand behind
 
-    saved = json.loads(as_json(run, run.records))
-    table = list(csv.DictReader(io.StringIO(as_csv(run.records, 10.0))))
-
-    assert saved["about"]["config"]["steps"] == 4 and saved["about"]["order_seed"] == 5
-    assert len(saved["records"]) == len(table) == 2 and len(saved["facts"]) == 2
-    assert float(table[1]["perplexity"]) == saved["records"][1]["perplexity"]
     assert "emmet, layer 1" in caption(run) and "2 facts an edit" in caption(run) and "order seed 5" in caption(run)
-    assert branch_facts(run, 0, FACTS[::-1]) == FACTS[::-1]
-    assert branch_facts(run, 1, FACTS[::-1]) == (*FACTS[:2], *FACTS[:1:-1])
-    assert wish.name(lm) != replace(wish, order_seed=6).name(lm)
 
 
 def test_probes_of_one_edit_and_on_average() -> None:
-    question = Question("reversed", "A is", "x y", "B is", "x y")
-    asked = Question("what is near", "Near A is", "C", "Near A is", "D")
+    back = change_by_hand("reversed", "A is", (0.1, 0.2), (0.3, 0.2))
+    question = replace(back.question, true_text="B is")
+    back = replace(back, before=replace(back.before, question=question))
 
-    assert probe_panel.row(Answered(question, (0.1, 0.2), (0.3, 0.2)))["question"] == "A is … / B is …"
-    line = probe_panel.row(Answered(asked, (0.1, 0.2), (0.1, 0.1)))
-    assert (line["new / true"], line["p before"], line["follows the edit"]) == ("C / D", "0.100 / 0.200", "no")
+    assert probe_panel.row(back)["question"] == "A is … / B is …" and probe_panel.row(back)["new / true"] == "new"
+    line = probe_panel.row(change_by_hand("what is near", "Near A is", (0.1, 0.2), (0.1, 0.1)))
+    assert (line["new / true"], line["p before"], line["follows the edit"]) == ("new / true", "0.100 / 0.200", "no")
     tower = EditRequest(Prompt("The {} is in", "Eiffel Tower"), "Rome", "Paris")
     found = [question.text for question in probe_panel.questions(tower)]
     assert "A famous sight in the city of Rome is the" in found

@@ -7,7 +7,6 @@ from functools import partial
 
 import streamlit as st
 
-from pages.parts.diagnosis.report import Foresight
 from pages.parts.edit.key_figures import overlap_heatmap
 from pages.parts.edit.views import chart, look
 from pages.shared import moment_panel, session, track
@@ -16,6 +15,7 @@ from pages.shared.text import count, number
 from rome_core import LanguageModel
 from rome_core.diagnosis.interference import Moved, Overlap, layers_of, moved, name_of, overlap, predict
 from rome_core.editing.edit import Edit
+from rome_core.evaluation.foresight import Foresight
 
 JOB, CHECK = ("diagnosis", "interference"), ("diagnosis", "check")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.parts.diagnosis import figures as diagnosis_figures
-from pages.parts.diagnosis.report import Aftermath, Foresight, damage, policy_rows, quantities, shift_rows
+from pages.parts.diagnosis.report import damage, policy_rows, quantities, shift_rows
 from pages.parts.edit import key_figures
 from pages.parts.edit.views import chart, generation, look, metric_row
 from pages.shared import verdicts
@@ -13,6 +13,7 @@ from pages.shared.tables import table
 from pages.shared.text import count, number
 from pages.shared.verdicts import large
 from rome_core import LanguageModel
+from rome_core.evaluation.foresight import Aftermath, Foresight
 
 NEIGHBOURS = "Mean KL(before ‖ after) of the next token on prompts in the same words or with the same answer."
 
@@ -58,13 +59,18 @@ def policies(foresight: Foresight) -> None:
 def aftermath(lm: LanguageModel, after: Aftermath) -> None:
     """What was measured once the edit was applied, next to the forecast."""
     without, with_it = after.perplexity
-    asked = after.probes[0]
+    before, now = (answer.new.p_joint for answer in (after.changes[0].before, after.changes[0].after))
     metric_row(
         ("Perplexity", large(with_it), f"before {large(without)}", "On held-back general text; lower is better."),
         ("Outcome", *damage(after.perplexity), "What became of the model on general text."),
         ("Forecast", verdicts.label(after.verdict), "before it was applied", "The verdict above."),
         ("Neighbours moved", f"{number(after.neighbour_kl)} nats", count(len(after.near), "prompt"), NEIGHBOURS),
-        (f"p({after.target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
+        (
+            f"p({after.target})",
+            number(now),
+            f"before {number(before)}",
+            "On the edited prompt.",
+        ),
     )
     for item in after.continuations:
         generation(item)

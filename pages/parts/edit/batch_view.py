@@ -15,9 +15,7 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit import objective_view, part_views
-from pages.parts.edit.batch_run import Batch, as_csv, as_json, held, run
 from pages.parts.edit.files import edit_file
-from pages.parts.edit.report import Report, same_fact
 from pages.parts.edit.views import metric_row, once
 from pages.shared import moment_panel, session, track, verdicts
 from pages.shared.tables import literal, table
@@ -26,6 +24,8 @@ from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, loa
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
+from rome_core.evaluation.batch import Batch, batch_csv, batch_json, edit_batch, share_held
+from rome_core.evaluation.before_after import Report, same_fact
 from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
 JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")
@@ -145,7 +145,8 @@ def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConf
     mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
 
     def work(job: track.Job) -> Batch:
-        batch = run(lm, requests, config, below, moments, job.track, lambda so_far: setattr(job, "partial", so_far))
+        publish = lambda batch: setattr(job, "partial", batch)  # noqa: E731
+        batch = edit_batch(lm, requests, config, below, moments, job.track, publish)
         mine[:] = [item for item in mine if not any(same_fact(item.edit, request) for request in batch.done)]
         for edit in batch.edits:
             mine.append(session.ActiveEdit(edit, label(edit), on=size_of(lm, edit).verdict != "disabling"))
@@ -185,7 +186,7 @@ def show(lm: LanguageModel, batch: Batch) -> None:
     after = {kind: [o.after for row in batch.outcomes for o in row if o.kind == kind] for kind in ("new", "neighbour")}
     metric_row(
         ("Facts", f"{len(batch.done)}", f"of {len(batch.requests)}", "Solved, of those in the table."),
-        ("Hold", f"{held(batch):.0%}", "p(new) > p(true)", "Or p(new) > 0.5, where no true object is given."),
+        ("Hold", f"{share_held(batch):.0%}", "p(new) > p(true)", "Or p(new) > 0.5, where no true object is given."),
         ("Mean p(new)", number(fmean(after["new"])), "on the edited prompts", "With all edits active."),
         ("‖Δ‖ / ‖W‖", number(worst.relative_F), verdicts.label(worst.verdict), "Of the matrix that moves most."),
         ("Seconds", f"{batch.seconds:.1f}", f"{batch.seconds / len(batch.done):.1f} a fact", "Without the measuring."),
@@ -254,10 +255,10 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
 
 def files(lm: LanguageModel, batch: Batch) -> None:
     with st.container(horizontal=True):
-        st.download_button("Outcomes as CSV", lambda: as_csv(batch), "batch.csv", on_click="ignore", key="batch-csv")
+        st.download_button("Outcomes as CSV", lambda: batch_csv(batch), "batch.csv", on_click="ignore", key="batch-csv")
         st.download_button(
             "Outcomes as JSON, with settings",
-            lambda: as_json(lm, batch),
+            lambda: batch_json(lm, batch),
             "batch.json",
             on_click="ignore",
             key="batch-json",

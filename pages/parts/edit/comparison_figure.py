@@ -11,9 +11,9 @@ from plotly.subplots import make_subplots
 from pages.parts.edit.figures import AFTER, BEFORE, framed
 from pages.parts.tracing.figures import Theme
 from pages.shared.text import number
-from rome_core.evaluation.comparison import MEASURES, Row
+from rome_core.evaluation.comparison import COLUMNS as MEASURED
+from rome_core.evaluation.comparison import Row
 
-LOGARITHMIC = ("nkl", "relative_norm", "seconds")  # they differ by orders of magnitude
 COLUMNS = 3
 LINE = 24  # px a method
 
@@ -21,7 +21,7 @@ LINE = 24  # px a method
 def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
     """A panel a measure, a line a method, the same order everywhere; the model before the edit as a dotted line."""
     before, done = rows[0], [row for row in rows if row.edit]
-    names = [name for name in MEASURES if any(name in row.values for row in done)]
+    names = [name for name in MEASURED if any(name in row.values for row in done)]
     height = -(-len(names) // COLUMNS)
     fig = make_subplots(
         rows=height,
@@ -29,7 +29,7 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.05,
         vertical_spacing=0.22 if height > 1 else 0,
-        subplot_titles=[MEASURES[name] for name in names],
+        subplot_titles=[MEASURED[name].label for name in names],
     )
     lines = list(range(len(done)))
     for panel, name in enumerate(names):
@@ -46,7 +46,7 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
             row=row,
             col=col,
         )
-        if name in LOGARITHMIC:
+        if MEASURED[name].scale == "log":
             fig.update_xaxes(type="log", dtick=1, exponentformat="power", range=decades(values), row=row, col=col)
         else:
             fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], row=row, col=col)

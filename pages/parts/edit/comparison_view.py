@@ -10,7 +10,6 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit import comparison_figure as bench_figure
-from pages.parts.edit.report import generation_texts, known_fact, questions, same_fact
 from pages.parts.edit.views import chart, look
 from pages.parts.edit.words import word_differences
 from pages.shared import moment_panel, session, track, verdicts
@@ -21,7 +20,8 @@ from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
-from rome_core.evaluation.comparison import MEASURES, Row, Task, as_csv, as_json, bench
+from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts, same_fact
+from rome_core.evaluation.comparison import COLUMNS, Row, Task, bench, comparison_csv, comparison_json
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -60,9 +60,9 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, be
 
 def task_form(wanted: EditRequest) -> Task:
     """The prompts that test the edits: the project's own where it has the fact, else the user's."""
-    asked = questions(wanted, ALL)
+    asked = choose_questions(wanted, ALL)
     paraphrases, neighbours = (tuple(q.text for q in asked if q.kind == kind) for kind in ("paraphrase", "neighbour"))
-    if known_fact(wanted):
+    if find_own_fact(wanted):
         with st.expander(
             f"{count(len(paraphrases), 'paraphrase')} and {count(len(neighbours), 'neighbour')} are asked"
         ):
@@ -141,7 +141,7 @@ SHORT = {
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
     """A line a method that ran. A measure that has no prompts has no column."""
-    names = [name for name in MEASURES if any(name in row.values for row in rows)]
+    names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     return [
         {
             "method": row.method,
@@ -204,10 +204,10 @@ def actions(lm: LanguageModel, run: Run) -> None:
                 help="In place of this fact's other edits in the sidebar.",
             )
         csv, json = st.columns(2, width=280)
-        csv.download_button("CSV", lambda: as_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
+        csv.download_button("CSV", lambda: comparison_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
         json.download_button(
             "JSON with settings",
-            lambda: as_json(lm, run.task, run.rows, run.below),
+            lambda: comparison_json(lm, run.task, run.rows, run.below),
             "methods.json",
             on_click="ignore",
             key="bench-json",

@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.report import Probe
 from pages.parts.tracing.figures import Theme, frame
 from pages.shared.text import count, number
 from rome_core.editing.edit import Step
+from rome_core.evaluation.answers import Change, Question
 
 BEFORE, AFTER = "#5B7083", "#D9822B"
 TERMS = (("nll", "−log p(target)", "#6B7785"), ("kl", "KL term", "#A9B2BC"), ("decay", "‖δ‖ term", "#D3D8DD"))
@@ -112,15 +112,17 @@ def steps_title(steps: Sequence[Step], target: str) -> str:
 ROW = 46  # px
 
 
-def dumbbell(probes: Sequence[Probe], names: Sequence[str], caption: str, look: Theme) -> go.Figure:
+def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, look: Theme) -> go.Figure:
     """Probabilities before and after, a row a prompt, a panel an answer."""
     panels = [f"p({html.escape(name)})" for name in names]
     fig = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=panels)
-    rows = list(range(len(probes)))[::-1]
+    rows = list(range(len(changes)))[::-1]
     for panel, name in enumerate(names):
         # A reversed prompt asks for one answer only, the subject.
-        before = [p.before[panel] if panel < len(p.before) else None for p in probes]
-        after = [p.after[panel] if panel < len(p.after) else None for p in probes]
+        before, after = (
+            [answer.probabilities[panel] if panel < len(answer.probabilities) else None for answer in answers]
+            for answers in ([change.before for change in changes], [change.after for change in changes])
+        )
         _bridges(fig, rows, before, after, panel, look)
         for when, values, colour in (("before", before, BEFORE), ("after", after, AFTER)):
             fig.add_scatter(
@@ -130,18 +132,18 @@ def dumbbell(probes: Sequence[Probe], names: Sequence[str], caption: str, look: 
                 mode="markers",
                 marker={"color": colour, "size": 12},
                 showlegend=panel == 0,
-                customdata=[html.escape(p.shown) for p in probes],
+                customdata=[html.escape(shown_prompt(change.question)) for change in changes],
                 hovertemplate=f"%{{customdata}}<br>p({html.escape(name)}) {when}: %{{x:.3g}}<extra></extra>",
                 row=1,
                 col=panel + 1,
             )
-    for y, one in zip(rows, probes, strict=True):
-        words = f"<i>{one.kind}</i>  {html.escape(shortened(one.shown))}"
+    for y, question in zip(rows, (change.question for change in changes), strict=True):
+        words = f"<i>{question.kind}</i>  {html.escape(shortened(shown_prompt(question)))}"
         look_of_row = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": look.grey}}
         fig.add_annotation(x=0, xref="x domain", y=y + 0.38, text=words, **look_of_row)
-    framed(fig, dumbbell_title(probes, names[0]), caption, ROW * len(probes) + 20, look, top=100, left=8)
+    framed(fig, dumbbell_title(changes, names[0]), caption, ROW * len(changes) + 20, look, top=100, left=8)
     fig.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    fig.update_yaxes(range=[-0.5, len(probes) - 0.2], showticklabels=False, showgrid=False)
+    fig.update_yaxes(range=[-0.5, len(changes) - 0.2], showticklabels=False, showgrid=False)
     return legend_below_title(fig, look)
 
 
@@ -156,13 +158,18 @@ def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values,
     fig.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1, col=panel + 1)
 
 
-def dumbbell_title(probes: Sequence[Probe], target: str) -> str:
-    parts = [f"p({target}) {number(probes[0].before[0])} → {number(probes[0].after[0])}"]
+def dumbbell_title(changes: Sequence[Change], target: str) -> str:
+    parts = [f"p({target}) {number(changes[0].before.new.p_joint)} → {number(changes[0].after.new.p_joint)}"]
     for kind in ("paraphrase", "neighbour"):  # a longer title is cut off on narrow screens
-        some = [p for p in probes if p.kind == kind]
+        some = [change.after.new.p_joint for change in changes if change.question.kind == kind]
         if some:
-            parts.append(f"{kind}s {number(fmean(p.after[0] for p in some))}")
+            parts.append(f"{kind}s {number(fmean(some))}")
     return ", ".join(parts)
+
+
+def shown_prompt(question: Question) -> str:
+    """The prompt, with the answer where it is not the object."""
+    return question.text + (" … (the subject)" if question.kind == "reversed" else "")
 
 
 def shortened(text: str, limit: int = 60) -> str:

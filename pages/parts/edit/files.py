@@ -9,11 +9,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.parts.edit.report import Report
 from pages.shared import session, track
 from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
 from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_merged
+from rome_core.evaluation.before_after import Report
 from rome_core.files import cache_dir
 
 

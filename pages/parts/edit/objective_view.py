@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from pages.parts.edit.report import Report
 from pages.parts.edit.views import caption, identity, once
 from pages.shared import moment_panel
 from pages.shared.tables import literal
 from pages.shared.text import number
 from rome_core import LanguageModel
 from rome_core.diagnosis.objective import Account, Changed, account
+from rome_core.evaluation.before_after import Report
 
 
 def objective_view(lm: LanguageModel, report: Report) -> None:

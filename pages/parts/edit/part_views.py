@@ -9,11 +9,11 @@ import torch
 
 from pages.parts.edit import figures as edit_figures
 from pages.parts.edit import part_figures
-from pages.parts.edit.report import Report
 from pages.parts.edit.views import caption, chart, identity, look, once
 from pages.shared.text import number
 from rome_core import LanguageModel
 from rome_core.diagnosis.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
+from rome_core.evaluation.before_after import Report
 from rome_core.model.edits import Delta
 
 

@@ -12,16 +12,6 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from pages.parts.edit import figures
-from pages.parts.edit.report import (
-    Continuation,
-    Probe,
-    Report,
-    answers,
-    continuations,
-    generation_texts,
-    own_questions,
-    probe,
-)
 from pages.parts.edit.words import word_differences
 from pages.parts.tracing.figures import Theme, theme
 from pages.shared import session, verdicts
@@ -30,6 +20,15 @@ from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import EditRequest, LanguageModel, RomeError
 from rome_core.editing.edit import Edit, Step
+from rome_core.evaluation.answers import Change, ask_before_and_after
+from rome_core.evaluation.before_after import (
+    Continuation,
+    Report,
+    continuations,
+    generation_texts,
+    list_objects,
+    own_questions,
+)
 
 CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
 NAMED = ("layer", "clamp", "seed")  # settings that every caption has
@@ -61,11 +60,17 @@ def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequ
 
 def metrics(report: Report) -> None:
     """Five numbers: the answer, its rank, how far the value and the weights moved, and the verdict."""
-    asked, edit, size, d = report.probes[0], report.edit, report.size, report.diagnosis
+    edit, size, d = report.edit, report.size, report.diagnosis
+    before, after = report.changes[0].before.new.p_joint, report.changes[0].after.new.p_joint
     target = report.request.target_new.strip()
     norm, limit = (number(edit.history[-1].delta_norm), allowed(edit.history)) if edit.history else ("–", "clamp –")
     metric_row(
-        (f"p({target})", number(asked.after[0]), f"before {number(asked.before[0])}", "On the edited prompt."),
+        (
+            f"p({target})",
+            number(after),
+            f"before {number(before)}",
+            "On the edited prompt.",
+        ),
         (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
         if edit.k_star.numel()
@@ -126,15 +131,14 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
 
 def before_after(lm: LanguageModel, report: Report) -> None:
     """Probabilities on every kind of prompt, the user's own among them, and texts side by side."""
-    own = own_probes(lm, report)
-    probes = (*report.probes, *own)
-    names = [answer.strip() for answer in answers(report.request)]
-    chart(figures.dumbbell(probes, names, caption(lm, report), look()), "dumbbell")
-    if not any(one.kind in ("paraphrase", "neighbour") for one in report.probes):
+    changes = (*report.changes, *own_changes(lm, report))
+    names = list_objects(report.request)
+    chart(figures.dumbbell(changes, names, caption(lm, report), look()), "dumbbell")
+    if not any(change.question.kind in ("paraphrase", "neighbour") for change in report.changes):
         st.caption(
             "This fact is not in the project's own set: no paraphrases and neighbours are known. Write your own."
         )
-    if any(one.kind == "namesake" for one in report.probes):
+    if any(change.question.kind == "namesake" for change in report.changes):
         st.caption(
             "Namesakes are made-up subjects that end in the same words: what is said of them, too, was said of a word "
             "and not of the subject."
@@ -148,16 +152,17 @@ def before_after(lm: LanguageModel, report: Report) -> None:
         help="They join the figure and the table. Up to ten.",
     )
     with st.expander("The same as a table"):
-        table(probe_rows(probes, names))
+        table(change_rows(changes, names))
     texts(lm, report)
 
 
-def own_probes(lm: LanguageModel, report: Report) -> tuple[Probe, ...]:
+def own_changes(lm: LanguageModel, report: Report) -> tuple[Change, ...]:
     lines = str(st.session_state.get("own") or "").splitlines()
-    asked = own_questions(report.request, lines)
-    if not asked:
+    questions = own_questions(report.request, lines)
+    if not questions:
         return ()
-    return once(("own", identity(report), tuple(asked)), lambda: probe(lm, report.edit, report.below, asked)) or ()
+    ask = lambda: ask_before_and_after(lm, questions, [report.edit], report.below)  # noqa: E731
+    return once(("own", identity(report), tuple(questions)), ask) or ()
 
 
 def texts(lm: LanguageModel, report: Report) -> None:
@@ -185,13 +190,13 @@ def generation(item: Continuation, names: tuple[str, str] = ("before", "after"))
         place.html(f'<p style="margin:0;overflow-wrap:anywhere">{opening} {text}</p>')
 
 
-def probe_rows(probes: Sequence[Probe], names: Sequence[str]) -> list[dict[str, str]]:
+def change_rows(changes: Sequence[Change], names: Sequence[str]) -> list[dict[str, str]]:
     """A row a prompt, with the answers' probabilities before and after; a reversed one has but one answer."""
     rows = []
-    for one in probes:
-        row = {"kind": one.kind, "prompt": one.shown}
+    for change in changes:
+        row: dict[str, str] = {"kind": change.question.kind, "prompt": figures.shown_prompt(change.question)}
         for panel, name in enumerate(names):
-            for when, values in (("before", one.before), ("after", one.after)):
+            for when, values in (("before", change.before.probabilities), ("after", change.after.probabilities)):
                 row[f"p({name}) {when}"] = number(values[panel]) if panel < len(values) else ""
         rows.append(row)
     return rows
@@ -226,7 +231,7 @@ def comparison(one: Report, two: Report) -> None:
 def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
     """A row for each number, a column for each method."""
     rows: tuple[tuple[str, Callable[[Report], str]], ...] = (
-        ("p(new) on the edited prompt", lambda r: number(r.probes[0].after[0])),
+        ("p(new) on the edited prompt", lambda r: number(r.changes[0].after.new.p_joint)),
         ("mean p(new) on paraphrases", lambda r: mean_after(r, "paraphrase")),
         ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
         ("mean p(new) on namesakes", lambda r: mean_after(r, "namesake")),
@@ -240,5 +245,5 @@ def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
 
 
 def mean_after(report: Report, kind: str) -> str:
-    values = [one.after[0] for one in report.probes if one.kind == kind]
+    values = [change.after.new.p_joint for change in report.changes if change.question.kind == kind]
     return number(fmean(values)) if values else "–"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import html
 
-from pages.parts.edit.report import Report
 from pages.shared.text import number
 from rome_core.editing.edit import Step
+from rome_core.evaluation.before_after import Report
 
 
 def why_no_effect(report: Report) -> str | None:
     """The reason, in words, why an edit that was solved changed little; None if it worked."""
-    asked, steps = report.probes[0], report.edit.history
-    before, after, target = asked.before[0], asked.after[0], report.request.target_new.strip()
+    on_prompt, steps = report.changes[0], report.edit.history
+    before, after = on_prompt.before.new.p_joint, on_prompt.after.new.p_joint
+    target = report.request.target_new.strip()
     if before > 0.5:
         return f"the model answered “{target}” before the edit (p {number(before)}), so there was little to change."
     if after > 0.5 or report.rank[1] == 1:

@@ -9,27 +9,19 @@ import plotly.graph_objects as go
 
 from pages.parts.tracing.figures import LEGEND_ROW, Theme, _axis, frame
 from pages.shared.text import count
+from rome_core.evaluation.measures import MEASURES
 from rome_core.evaluation.runs.store import Row
-from rome_core.evaluation.runs.tables import PLAIN, Line
+from rome_core.evaluation.runs.tables import Line
 
 BEFORE, AFTER, END = "#5B7083", "#D9822B", "#8A5A1F"
 COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
 SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
-LOGARITHMIC = ("NKL", "perplexity")  # a broken model is orders of magnitude away
 SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
-
-
-def scale_of(measure: str) -> float:
-    return 1.0 if measure in PLAIN else 100.0
-
-
-def unit_of(measure: str) -> str:
-    return {"NKL": "nats", "perplexity": ""}.get(measure, "× 100")
 
 
 def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: Theme) -> go.Figure:
     """One measure: a bar a method and stage, with its 95 % interval. A second run is drawn hatched beside the first."""
-    fig, factor = go.Figure(), scale_of(measure)
+    fig, factor = go.Figure(), MEASURES[measure].factor
     for i, (name, lines) in enumerate(runs.items()):
         for stage in dict.fromkeys(line.stage for line in lines):
             some = [line for line in lines if line.stage == stage and measure in line.scores]
@@ -57,9 +49,9 @@ def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: T
                 ),
             )
     fig.update_xaxes(**_axis(look))
-    title = f"{measure} ({unit_of(measure)})" if unit_of(measure) else measure
-    fig.update_yaxes(**_axis(look) | {"showgrid": True, "gridcolor": look.rule}, title_text=title)
-    if measure == "perplexity":
+    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
+    fig.update_yaxes(**grid, title_text=MEASURES[measure].title)
+    if MEASURES[measure].mean == "geometric":
         fig.update_yaxes(type="log")
     frame(fig, _finding(runs, measure), caption, 300, look, left=64)
     fig.update_layout(barmode="group", bargap=0.25)
@@ -76,9 +68,9 @@ def _with_legend(fig: go.Figure) -> go.Figure:
 def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
     """The method that is highest after its edits; no judgement where higher is not better."""
     after = [line for lines in runs.values() for line in lines if line.stage == "after" and measure in line.scores]
-    if not after or measure in ("perplexity", "NKL"):
+    if not after or MEASURES[measure].better != "higher":
         return f"{measure}, before and after the edits"
-    printed = [round(line.scores[measure].value * scale_of(measure), 1) for line in after]
+    printed = [round(line.scores[measure].value * MEASURES[measure].factor, 1) for line in after]
     if printed.count(max(printed)) > 1:
         return f"{measure} after the edits: {min(printed):.1f} to {max(printed):.1f}"
     return f"{measure} is highest with {after[printed.index(max(printed))].method}: {max(printed):.1f}"
@@ -86,7 +78,7 @@ def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
 
 def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.Figure:
     """‖Δ‖/‖W‖ of every edit against one of its scores; a symbol a method. The points carry method and place."""
-    fig, factor = go.Figure(), scale_of(measure)
+    fig, factor = go.Figure(), MEASURES[measure].factor
     for i, method in enumerate(dict.fromkeys(row.method for row in rows)):
         some = [row for row in rows if row.method == method and has(row, measure)]
         if not some:
@@ -110,9 +102,9 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.
         )
     grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
     fig.update_xaxes(**grid, type="log", title_text="‖Δ‖ / ‖W‖ of the edit")
-    unit = unit_of(measure)
-    fig.update_yaxes(**grid, title_text=f"{measure} ({unit})" if unit else measure)
-    if measure in LOGARITHMIC and all(y > 0 for trace in fig.data for y in trace.y):  # rounding may leave a KL of 0
+    fig.update_yaxes(**grid, title_text=MEASURES[measure].title)
+    positive = all(y > 0 for trace in fig.data for y in trace.y)  # rounding may leave a KL of 0
+    if MEASURES[measure].scale == "log" and positive:
         fig.update_yaxes(type="log", exponentformat="power")
     n = sum(len(trace.x) for trace in fig.data)
     frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)

@@ -18,17 +18,18 @@ from rome_core.evaluation.published import PUBLISHED, SOURCE
 from rome_core.evaluation.runs.store import PROMPTS_LEFT_OUT, Row
 from rome_core.evaluation.runs.tables import (
     Line,
-    as_csv,
     as_latex,
     columns,
     in_common,
     merged,
+    scores_csv,
     wanted_columns,
     with_interval,
 )
 from rome_core.facts.datasets import Fact
 
-SIZES = ("S", "S (zsRE)", "NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "specificity")
+# Of the measures of one fact, those that tell what a large update costs, the plainest first.
+SIZES = ("NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "specificity")
 
 
 def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Shown | None = None) -> None:
@@ -176,7 +177,7 @@ def failures(failed: Sequence[Row]) -> None:
 
 def files(run: Shown, lines: Sequence[Line], names: Sequence[str], key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button("CSV", lambda: as_csv(lines), "scores.csv", on_click="ignore", key=f"csv-{key}")
+        st.download_button("CSV", lambda: scores_csv(lines), "scores.csv", on_click="ignore", key=f"csv-{key}")
         st.download_button(
             "Parquet, with settings",
             lambda: parquet(lines, run.about),

@@ -8,15 +8,15 @@ import streamlit as st
 
 from pages.parts.edit.views import metric_row
 from pages.parts.sequence import figures as sequence_figures
-from pages.parts.sequence.jobs import as_csv, as_json, own_edits
 from pages.parts.tracing.figures import theme
 from pages.parts.tracing.view import chart_config, dark
 from pages.shared import probe_panel, session
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
-from rome_core.evaluation.sequence.curves import collapse, curves, held, own_checks
-from rome_core.evaluation.sequence.folder import Record, SequenceRun
+from rome_core.evaluation.sequence.curves import collapse, curves, held, own_checks, records_csv
+from rome_core.evaluation.sequence.folder import Record, SequenceRun, run_json
+from rome_core.evaluation.sequence.steps import load_merged
 
 
 def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], factor: float, id: str) -> None:
@@ -102,10 +102,10 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
     if files.open:
         with files, st.container(horizontal=True):
             st.download_button(
-                "CSV, one row a step", lambda: as_csv(records, factor), "sequence.csv", on_click="ignore"
+                "CSV, one row a step", lambda: records_csv(records, factor), "sequence.csv", on_click="ignore"
             )
             st.download_button(
-                "JSON, settings and records", lambda: as_json(run, records), "sequence.json", on_click="ignore"
+                "JSON, settings and records", lambda: run_json(run, records), "sequence.json", on_click="ignore"
             )
             st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
 
@@ -145,11 +145,11 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
 def take(lm: LanguageModel, run: SequenceRun, step: int) -> None:
     """The model of a step for all pages."""
     edited = any(record.edit and record.step <= step for record in run.records)
-    if not edited or own_edits(lm, run, step) is None:
+    if not edited or load_merged(lm, run, step) is None:
         return
 
     def use() -> None:
-        for edit in own_edits(lm, run, step) or ():
+        for edit in load_merged(lm, run, step) or ():
             session.add_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
 
     st.button(

@@ -9,7 +9,7 @@ from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.runs.runner import Workers
 from rome_core.evaluation.runs.store import Row
-from rome_core.evaluation.runs.work import Kept, Plan, Task, lost, work
+from rome_core.evaluation.runs.work import Plan, Task, Unedited, give_up, work
 from rome_core.model.language_model import LanguageModel
 
 TRIES = 3  # workers that one task may take down with it before it is recorded as failed
@@ -25,12 +25,12 @@ class Evaluator:
 
         torch.set_num_threads(threads)
         self.lm, self.plan, self.moments = load(), plan, moments
-        self.kept: Kept = {}
+        self.unedited = Unedited(plan)
         if self.lm.fingerprint != fingerprint:
             raise RomeError(f"A worker loaded another model than '{self.lm.name}' of the driver.")
 
     def work(self, task: Task) -> dict[str, list[Row]]:
-        return work(self.lm, self.plan, self.moments, task, self.kept)
+        return work(self.lm, self.plan, self.moments, task, self.unedited)
 
 
 def ray_workers(n: int, load: Load, *, threads: int = 1, gpus: float = 0.0, address: str | None = None) -> Workers:
@@ -86,7 +86,7 @@ def _spread(
             if tries[id(task)] < TRIES:
                 waiting.append(task)
                 continue
-            results = lost(plan, task, f"{TRIES} workers died on it: {str(error).splitlines()[0]}")
+            results = give_up(plan, task, f"{TRIES} workers died on it: {str(error).splitlines()[0]}")
         else:
             idle.append(worker)
         yield task, results

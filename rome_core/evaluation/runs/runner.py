@@ -17,9 +17,10 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.errors import DataError
-from rome_core.evaluation.known import known_facts
-from rome_core.evaluation.runs.store import Row, Store, hash_of
-from rome_core.evaluation.runs.work import Kept, Plan, Task, work
+from rome_core.evaluation.answers import known_facts
+from rome_core.evaluation.runs.folder import hash_of
+from rome_core.evaluation.runs.store import Row, Store
+from rome_core.evaluation.runs.work import Plan, Task, Unedited, work
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -168,6 +169,6 @@ def in_this_process(
     lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]
 ) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
     """The tasks one after another. What the facts are like before any edit is measured once for all methods."""
-    kept: Kept = {}
+    unedited = Unedited(plan)
     for task in todo:
-        yield task, work(lm, plan, moments, task, kept)
+        yield task, work(lm, plan, moments, task, unedited)

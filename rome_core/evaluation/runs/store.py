@@ -9,14 +9,10 @@ What is finished is what has a file, so a run that was killed goes on with what 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rome_core.errors import DataError
-from rome_core.facts.datasets import Fact
+from rome_core.evaluation.answers import Answer
+from rome_core.evaluation.runs.folder import PACKAGES, append_line, cut_off, read_about, read_lines, write_json
+from rome_core.files import versions, write_whole
 
 PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
 OWN_SET = "the project's own set"  # how a run's folder calls it
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
-PACKAGES = ("rome-explorer", "torch", "transformers", "numpy", "pyarrow", "ray")
+SITTINGS = "sittings.jsonl"
 _ANSWER = pa.struct(
     [
         *(("kind", pa.string()), ("text", pa.string())),
@@ -75,20 +73,17 @@ class Row:
     texts: list[str] = field(default_factory=list)
 
 
-def hash_of(facts: Sequence[Fact]) -> str:
-    """A short name of a list of facts that changes with any prompt or object of them."""
-    text = json.dumps([asdict(fact) for fact in facts], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """An answer as a row keeps it: what was asked, and each token of both objects."""
+    assert answer.true is not None, answer.question
+    return {
+        "kind": answer.question.kind,
+        "text": answer.question.text,
+        "new": list(answer.new.log_p),
+        "true": list(answer.true.log_p),
+        "new_hits": list(answer.new.hits),
+        "true_hits": list(answer.true.hits),
+    }
 
 
 class Store:
@@ -98,14 +93,14 @@ class Store:
         self.folder = Path(folder)
         self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
         if asked is None:
-            self.about = self._about()
+            self.about = read_about(self.folder, FORMAT)
         else:
             self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(asked))})
 
     def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / "run.json"
         if path.exists():
-            about = self._about()
+            about = read_about(self.folder, FORMAT)
             for name in asked.keys() - GROWING:
                 if about.get(name) != asked[name]:
                     raise DataError(
@@ -123,22 +118,9 @@ class Store:
             asked = {**about, **asked, "records": max(about.get("records", 0), asked.get("records", 0))}
             if asked == about:
                 return about
-        self.folder.mkdir(parents=True, exist_ok=True)
-        asked.setdefault("versions", versions())
-        _write_whole(path, lambda part: part.write_text(json.dumps(asked, indent=2, ensure_ascii=False), "utf-8"))
+        asked.setdefault("versions", versions(PACKAGES))
+        write_json(path, asked)
         return asked
-
-    def _about(self) -> dict[str, Any]:
-        hint = "Choose a folder that an evaluation has written."
-        try:
-            about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"'{self.folder}' is no run's folder.", "It has no run.json.", hint) from None
-        except (OSError, json.JSONDecodeError) as error:
-            raise DataError(f"'{self.folder}' is no run's folder.", str(error), hint) from None
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise DataError(f"'{self.folder}' was written by another version.", "", hint)
-        return about
 
     def _part(self, method: str, group: int) -> Path:
         return self.folder / "parts" / method / f"{group:06d}.parquet"
@@ -149,9 +131,7 @@ class Store:
     def write(self, method: str, group: int, rows: Iterable[Row]) -> None:
         """Keep the rows of one piece of work. A kill in the middle leaves nothing behind that counts."""
         table = pa.Table.from_pylist([{**asdict(row), "values": list(row.values.items())} for row in rows], SCHEMA)
-        path = self._part(method, group)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, lambda part: pq.write_table(table, part, compression="zstd"))
+        write_whole(self._part(method, group), lambda part: pq.write_table(table, part, compression="zstd"))
 
     def rows(self) -> list[Row]:
         """All finished rows, by method in the order of the settings, and place. A part is read when it is new."""
@@ -177,17 +157,8 @@ class Store:
 
     def note_sitting(self, sitting: Mapping[str, Any]) -> None:
         """Write down one stretch of work at the end of the list."""
-        with (self.folder / "sittings.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(sitting) + "\n")
+        cut_off(self.folder / SITTINGS)
+        append_line(self.folder / SITTINGS, sitting)
 
     def sittings(self) -> list[dict[str, Any]]:
-        path = self.folder / "sittings.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Write beside the file and move it there in one step."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(part)
-    part.replace(path)
+        return list(read_lines(self.folder / SITTINGS))

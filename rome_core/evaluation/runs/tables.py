@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,24 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rome_core.evaluation.measures import COUNTERFACT, MEASURES, ZSRE
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.files import csv_text
 
 NO_EDIT = "no edit"
 STAGES = ("before", "after", "end")
-# The papers' column order, then what this project adds. Factor and decimals as they are printed.
-COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS", "NKL", "perplexity", "NS+", "NM+", "exact match")
-ZSRE = (
-    "S (zsRE)",
-    "efficacy",
-    "paraphrase",
-    "specificity",
-    "exact match",
-    "exact match, paraphrase",
-    "NKL",
-    "perplexity",
-)
-PLAIN = {"NKL": 3, "perplexity": 1}  # printed as they are, with so many decimals; all others times 100 with one
 
 
 @dataclass(frozen=True)
@@ -98,30 +85,22 @@ def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[s
     return [name for name in wanted if name in there]
 
 
-def shown(name: str, value: float) -> str:
-    """A number as it is printed: percent, hundredths of bits, or as it is."""
-    if name in PLAIN:
-        return f"{value:.{PLAIN[name]}f}" if value < 1e5 else f"{value:.1e}"
-    return f"{100 * value:.1f}"
-
-
 def with_interval(name: str, score: Score) -> str:
-    return f"{shown(name, score.value)} [{shown(name, score.low)}, {shown(name, score.high)}]"
+    value, low, high = map(MEASURES[name].print, (score.value, score.low, score.high))
+    return f"{value} [{low}, {high}]"
 
 
 HEADER = ("method", "stage", "n", "failed", "known")
 
 
-def as_csv(some: Sequence[Line]) -> str:
+def scores_csv(some: Sequence[Line]) -> str:
     """One row a method, stage and measure, unrounded, in the units of the measures themselves (shares, bits, nats)."""
-    out = io.StringIO()
-    table = csv.writer(out)
-    table.writerow([*HEADER, "measure", "value", "low", "high", "count"])
-    for line in some:
-        for name, score in line.scores.items():
-            told = (line.method, line.stage, line.n, line.failed, line.known)
-            table.writerow([*told, name, score.value, score.low, score.high, score.n])
-    return out.getvalue()
+    rows = [
+        [line.method, line.stage, line.n, line.failed, line.known, name, score.value, score.low, score.high, score.n]
+        for line in some
+        for name, score in line.scores.items()
+    ]
+    return csv_text([*HEADER, "measure", "value", "low", "high", "count"], rows)
 
 
 def as_text(some: Sequence[Line], names: Sequence[str]) -> str:
@@ -144,7 +123,11 @@ def as_latex(some: Sequence[Line], names: Sequence[str]) -> str:
         for name in names:
             score = line.scores.get(name)
             half = 0.0 if score is None else (score.high - score.low) / 2
-            cells.append("--" if score is None else f"{shown(name, score.value)} \\tiny{{({shown(name, half)})}}")
+            cells.append(
+                "--"
+                if score is None
+                else f"{MEASURES[name].print(score.value)} \\tiny{{({MEASURES[name].print(half)})}}"
+            )
         body.append(" & ".join(cell.replace("_", r"\_").replace("%", r"\%") for cell in cells) + r" \\")
     head = " & ".join(["Method", "Stage", "$n$", *names]) + r" \\"
     spec = "ll" + "r" * (1 + len(names))
@@ -157,7 +140,9 @@ def _cells(line: Line, names: Sequence[str], intervals: bool = False) -> list[st
     cells = [line.method, line.stage, str(line.n), str(line.failed), str(line.known)]
     for name in names:
         score = line.scores.get(name)
-        cells.append("" if score is None else with_interval(name, score) if intervals else shown(name, score.value))
+        cells.append(
+            "" if score is None else with_interval(name, score) if intervals else MEASURES[name].print(score.value)
+        )
     return cells
 
 
@@ -185,7 +170,7 @@ def export(store: Store, *, known_only: bool = False) -> list[Path]:
     names = columns(found, wanted_columns(rows))
     stem = store.folder / ("scores-known" if known_only else "scores")
     short = merged(found)
-    texts = {".csv": as_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
+    texts = {".csv": scores_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
     for suffix, text in texts.items():
         stem.with_suffix(suffix).write_text(text, encoding="utf-8")
     as_parquet(found, store.about, stem.with_suffix(".parquet"))

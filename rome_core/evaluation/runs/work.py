@@ -1,28 +1,31 @@
-"""One piece of an evaluation: a group of facts solved by some methods, each measured before, after and at the end."""
+"""The engine of every evaluation: a group of facts solved by some methods, each measured before, after and at the end.
+
+A fact that a method cannot edit is a row with the reason. Anything else that goes wrong is a fault of the program or of
+the machine: it is logged with its traceback and recorded as the reason of the whole task, because a run of many hours
+is worth more than its end, and `Store.forget_failures` has the task done again.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
-from rome_core.editing.shared_search import reuse
-from rome_core.errors import RomeError
+from rome_core.evaluation.fact_measures import Measured, MeasureSettings, measure_fact
 from rome_core.evaluation.generation_measures import References
-from rome_core.evaluation.measures import Measured, MeasureSettings, measure_fact
-from rome_core.evaluation.runs.store import Row
+from rome_core.evaluation.perplexity import general_texts, perplexity
+from rome_core.evaluation.runs.store import Row, answer_record
+from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
 from rome_core.facts.datasets import Fact
-from rome_core.model.edits import Delta
+from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel
 
-# What one fact can run into without the run being wrong: it is recorded, and the next one's turn comes.
-FAILURES = (RomeError, RuntimeError, ValueError, LookupError, ArithmeticError, TypeError)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class Plan:
     methods that can), and measures each after its own edit and again at the group's end.
     prefixes: so many of the sampled prefixes for every method, to save time; None leaves each method its own number.
     source, set_hash, order_seed: where the facts come from and how they were ordered; kept with the run.
+    below: edits that are active at every stage, of the model that counts as untouched.
     """
 
     facts: tuple[Fact, ...]
@@ -44,6 +48,7 @@ class Plan:
     set_hash: str = ""
     order_seed: int | None = None
     references: References | None = None
+    below: tuple[Edit, ...] = ()
 
     @property
     def groups(self) -> list[tuple[Fact, ...]]:
@@ -59,11 +64,31 @@ class Task:
     methods: tuple[str, ...]
 
 
-Kept = dict[tuple[int, str, str], Measured]  # what was measured before any edit, by (group, fact, prefix)
+@dataclass(eq=False)
+class Unedited:
+    """What is measured of a plan before any edit: each fact of one group once for all methods, and perplexity, which
+    no fact changes, once for all."""
+
+    plan: Plan
+    group: int = -1
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)  # by fact and prefix
+    perplexity: float | None = None
+
+    def measure(self, lm: LanguageModel, group: int, fact: Fact, prefix: str) -> Measured:
+        """Measure a fact behind a prefix, or look it up. Forgets other groups."""
+        settings, below = self.plan.measures, self.plan.below
+        if group != self.group:
+            self.group, self.measured = group, {}
+        if self.perplexity is None and (passages := general_texts()[: settings.passages]):
+            self.perplexity = perplexity(lm, passages, edits=below)
+        if (fact.id, prefix) not in self.measured:
+            measured = measure_fact(lm, fact, replace(settings, passages=0), edits=below, prefix=prefix)
+            self.measured[fact.id, prefix] = replace(measured, perplexity=self.perplexity)
+        return self.measured[fact.id, prefix]
 
 
 @dataclass(frozen=True, eq=False)
-class Solved:
+class Turn:
     """One fact's edit on top of the former ones of its group, or the reason why there is none."""
 
     fact: Fact
@@ -73,17 +98,21 @@ class Solved:
     error: str = ""
 
 
-def work(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task, kept: Kept) -> dict[str, list[Row]]:
-    """The rows of one task by method. kept: grows, and forgets other groups."""
-    for key in [key for key in kept if key[0] != task.group]:
-        del kept[key]
-    return {
-        name: list(_rows(lm, plan, task.group, name, solved, kept))
-        for name, solved in _solved(lm, plan, moments, task).items()
-    }
+def work(
+    lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task, unedited: Unedited
+) -> dict[str, list[Row]]:
+    """The rows of one task by method. moments: C by layer; what is missing is loaded or estimated."""
+    try:
+        return {
+            name: list(_rows(lm, plan, task.group, name, turns, unedited))
+            for name, turns in _solve(lm, plan, moments, task).items()
+        }
+    except Exception as error:
+        log.exception("Group %d by %s failed", task.group, ", ".join(task.methods))
+        return give_up(plan, task, explain(error))
 
 
-def lost(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
+def give_up(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
     """The rows of a task that could not be done at all."""
     return {
         name: [
@@ -94,149 +123,111 @@ def lost(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
     }
 
 
-def reason(error: Exception) -> str:
-    return str(error) if isinstance(error, RomeError) else f"{type(error).__name__}: {str(error)[:300]}"
-
-
 # ----------------------------------------------------------------------------------------------------------- solving
 
 
-def _solved(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task) -> dict[str, list[Solved]]:
-    facts, (first, *others) = plan.groups[task.group], task.methods
-    config = plan.methods[first]
-    results = {first: (_at_once if config.batches else _in_turn)(lm, facts, config, _of(config, moments))}
-    for name in others:
-        (shared,) = results[first]
-        results[name] = [_again(lm, shared, plan.methods[name], moments)]
-    return results
+def _solve(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task) -> dict[str, list[Turn]]:
+    facts, configs = plan.groups[task.group], [plan.methods[name] for name in task.methods]
+    if plan.group == 1:
+        turns = _each(lm, plan, facts[0], configs, moments)
+        return {name: [turn] for name, turn in zip(task.methods, turns, strict=True)}
+    return {
+        name: (_at_once if config.batches else _in_turn)(lm, plan, facts, config, moments)
+        for name, config in zip(task.methods, configs, strict=True)
+    }
 
 
-def _of(config: MethodConfig, moments: Mapping[int, Moment]) -> dict[int, Moment]:
-    return {layer: moments[layer] for layer in config.layers if layer in moments}
+def _each(
+    lm: LanguageModel, plan: Plan, fact: Fact, configs: Sequence[MethodConfig], moments: Mapping[int, Moment]
+) -> Iterator[Turn]:
+    searches: dict[str, float] = {}
+    for solved in solve_by_each(lm, fact.request, configs, moments=moments, edits=plan.below):
+        active = plan.below if solved.edit is None else (*plan.below, solved.edit)
+        searches.setdefault(solved.config.name, solved.seconds)
+        yield Turn(fact, solved.edit, active, solved.seconds + searches.get(solved.shared, 0.0), solved.error)
 
 
 def _at_once(
-    lm: LanguageModel, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
-) -> list[Solved]:
+    lm: LanguageModel, plan: Plan, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
+) -> list[Turn]:
     began = time.monotonic()
     try:
-        edit = solve(lm, [fact.request for fact in facts], config, moments=moments)
+        edit = solve(lm, [fact.request for fact in facts], config, moments=moments, edits=plan.below)
     except FAILURES as error:
-        return [Solved(fact, None, error=reason(error)) for fact in facts]
+        return [Turn(fact, None, error=explain(error)) for fact in facts]
     seconds = (time.monotonic() - began) / len(facts)
-    return [Solved(fact, edit, (edit,), seconds) for fact in facts]
+    return [Turn(fact, edit, (*plan.below, edit), seconds) for fact in facts]
 
 
 def _in_turn(
-    lm: LanguageModel, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
-) -> list[Solved]:
-    results, active = list[Solved](), tuple[Edit, ...]()
+    lm: LanguageModel, plan: Plan, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
+) -> list[Turn]:
+    turns, active = list[Turn](), plan.below
     for fact in facts:
         began = time.monotonic()
         try:
             edit = solve(lm, [fact.request], config, moments=moments, edits=active)
         except FAILURES as error:
-            results.append(Solved(fact, None, active, error=reason(error)))
+            turns.append(Turn(fact, None, active, error=explain(error)))
             continue
         active = (*active, edit)
-        results.append(Solved(fact, edit, active, time.monotonic() - began))
-    return results
-
-
-def _again(lm: LanguageModel, shared: Solved, config: MethodConfig, moments: Mapping[int, Moment]) -> Solved:
-    """What another method makes of the same δ."""
-    if shared.edit is None:
-        return shared
-    began = time.monotonic()
-    try:
-        edit = reuse(lm, shared.edit, config, _of(config, moments))
-    except FAILURES as error:
-        return Solved(shared.fact, None, error=reason(error))
-    return Solved(shared.fact, edit, (edit,), shared.seconds + time.monotonic() - began)
+        turns.append(Turn(fact, edit, active, time.monotonic() - began))
+    return turns
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
 def _rows(
-    lm: LanguageModel, plan: Plan, group: int, method: str, solved: Sequence[Solved], kept: Kept
+    lm: LanguageModel, plan: Plan, group: int, method: str, turns: Sequence[Turn], unedited: Unedited
 ) -> Iterator[Row]:
-    end = next((one.active for one in reversed(solved) if one.edit is not None), ())
-    for place, one in enumerate(solved):
-        common: dict[str, Any] = {
-            "method": method,
-            "position": group * plan.group + place,
-            "fact": one.fact.id,
-            "subject": one.fact.prompt.subject,
-        }
-        if one.edit is None:
-            yield Row(**common, stage="after", error=one.error)
+    end = next((turn.active for turn in reversed(turns) if turn.edit is not None), plan.below)
+    for place, turn in enumerate(turns):
+        fact = turn.fact
+        row = Row(method, group * plan.group + place, fact.id, fact.prompt.subject, "after", error=turn.error)
+        if turn.edit is None:
+            yield row
             continue
         try:
-            yield from list(_stages(lm, plan, group, one, end, kept, common))
+            yield from list(_stages(lm, plan, group, turn, turn.edit, end, unedited, row))
         except FAILURES as error:
-            yield Row(**common, stage="after", error=reason(error))
+            yield replace(row, error=explain(error))
 
 
 def _stages(
     lm: LanguageModel,
     plan: Plan,
     group: int,
-    one: Solved,
+    turn: Turn,
+    edit: Edit,
     end: tuple[Edit, ...],
-    kept: Kept,
-    common: Mapping[str, Any],
+    unedited: Unedited,
+    row: Row,
 ) -> Iterator[Row]:
-    assert one.edit is not None
-    prefix = one.edit.config.use_prefix
+    fact, prefix = turn.fact, edit.config.use_prefix
+    row = replace(
+        row,
+        known=unedited.measure(lm, group, fact, "").known,
+        edit=edit.id,
+        delta_norm=edit.delta_norm,
+        relative_norm=max(relative_norms(lm, [edit]).values(), default=0.0),
+        solve_seconds=turn.seconds,
+    )
+    began = time.monotonic()
+    before = unedited.measure(lm, group, fact, prefix)
+    yield _stage(row, "before", before, before.values(None, plan.references, fact.target_new), began)
+    for stage, active in {"after": turn.active, **({"end": end} if plan.group > 1 else {})}.items():
+        began = time.monotonic()
+        measured = measure_fact(lm, fact, plan.measures, edits=active, prefix=prefix)
+        yield _stage(row, stage, measured, measured.values(before, plan.references, fact.target_new), began)
 
-    def before(prefix: str) -> Measured:
-        key = (group, one.fact.id, prefix)
-        if key not in kept:
-            kept[key] = measure_fact(lm, one.fact, plan.measures, prefix=prefix)
-        return kept[key]
 
-    common = {
-        **common,
-        "known": before("").known,
-        "edit": one.edit.id,
-        "delta_norm": one.edit.delta_norm,
-        "relative_norm": relative_norm(lm, one.edit),
-        "solve_seconds": one.seconds,
+def _stage(row: Row, stage: str, measured: Measured, values: dict[str, float], began: float) -> Row:
+    changes: dict[str, Any] = {
+        "stage": stage,
+        "measure_seconds": time.monotonic() - began,
+        "values": values,
+        "answers": [answer_record(answer) for answer in measured.answers],
+        "texts": list(measured.texts),
     }
-    stages: dict[str, tuple[Edit, ...] | None] = {"before": None, "after": one.active}
-    if plan.group > 1:
-        stages["end"] = end
-    for stage, edits in stages.items():
-        began, found = time.monotonic(), before(prefix)
-        if edits is not None:
-            found = measure_fact(lm, one.fact, plan.measures, edits=edits, prefix=prefix)
-        base = None if edits is None else before(prefix)
-        yield Row(
-            **common,
-            stage=stage,
-            measure_seconds=time.monotonic() - began,
-            values=found.values(base, plan.references, one.fact.target_new),
-            answers=[
-                {
-                    "kind": answer.kind,
-                    "text": answer.text,
-                    "new": list(answer.new.log_p),
-                    "true": list(answer.true.log_p),
-                    "new_hits": list(answer.new.hits),
-                    "true_hits": list(answer.true.hits),
-                }
-                for answer in found.answers
-            ],
-            texts=list(found.texts),
-        )
-
-
-def relative_norm(lm: LanguageModel, edit: Edit) -> float:
-    """‖Δ‖_F/‖W‖_F, of the module where it is largest."""
-    sizes = []
-    for module in dict.fromkeys(delta.module for delta in edit.deltas):
-        some = [delta for delta in edit.deltas if delta.module == module]
-        whole = Delta(module, torch.cat([d.U for d in some], 1), torch.cat([d.V for d in some], 0))
-        sizes.append(whole.norm() / float(lm.module(module).weight.norm()))
-    return max(sizes, default=0.0)
+    return replace(row, **changes)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rome_core.evaluation.scores import Score, mean_score
 from rome_core.evaluation.sequence.folder import Check, Record
+from rome_core.files import csv_text
 
 COLLAPSED = 10.0  # times the unedited model's perplexity
 
@@ -81,7 +82,7 @@ def retention_matrix(records: Sequence[Record]) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def rows(records: Sequence[Record], factor: float = COLLAPSED) -> list[dict[str, float | int | str | None]]:
+def tabulate(records: Sequence[Record], factor: float = COLLAPSED) -> list[dict[str, float | int | str | None]]:
     """The records as a flat table, one row a step."""
     drawn, broken = curves(records), collapse(records, factor)
     return [
@@ -104,3 +105,9 @@ def rows(records: Sequence[Record], factor: float = COLLAPSED) -> list[dict[str,
         }
         for record, efficacy, retention in zip(records, drawn.efficacy, drawn.retention, strict=True)
     ]
+
+
+def records_csv(records: Sequence[Record], factor: float = COLLAPSED) -> str:
+    """One row a step."""
+    table = tabulate(records, factor)
+    return csv_text(list(table[0]) if table else ["step"], [list(row.values()) for row in table])

@@ -10,28 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.storage import config_of, load_edit, save_edit
 from rome_core.errors import DataError
+from rome_core.evaluation.answers import Answer
+from rome_core.evaluation.runs.folder import (
+    PACKAGES,
+    alone,
+    append_line,
+    cut_off,
+    hash_of,
+    read_about,
+    read_lines,
+    write_json,
+)
 from rome_core.facts.datasets import Fact
+from rome_core.files import versions, write_whole
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
 from rome_core.settings import setting
 
 FORMAT = "rome-explorer sequence 1"
-PACKAGES = ("rome-explorer", "torch", "transformers")
+RECORDS = "records.jsonl"
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,8 @@ class SequencePlan:
 
 
 class Check(NamedTuple):
-    """One fact under one model: geometric-mean token probabilities of the new and the true object on the edit prompt,
-    and whether greedy decoding says the new one. fact: its place in the plan."""
+    """The answer to a fact's edit prompt as records keep it: geometric-mean token probabilities of the new and the true
+    object, and whether greedy decoding says the new one. fact: its place in the plan."""
 
     fact: int
     p_new: float
@@ -93,6 +100,12 @@ class Check(NamedTuple):
     @property
     def holds(self) -> bool:
         return self.p_new > self.p_true
+
+
+def check_of(fact: int, answer: Answer) -> Check:
+    """The stored form of an answer."""
+    assert answer.true is not None, answer.question
+    return Check(fact, answer.new.p_mean, answer.true.p_mean, answer.said)
 
 
 @dataclass(frozen=True)
@@ -126,12 +139,6 @@ class Record:
         return max(self.norms.values(), default=0.0)
 
 
-def facts_hash(facts: Sequence[Fact]) -> str:
-    """A short name of some facts in their order; it changes with anything in them."""
-    text = json.dumps([asdict(fact) for fact in facts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class SequenceRun:
     """A run's folder with its plan. model, fingerprint: what it was begun on. parent: run and step it branched off."""
@@ -146,7 +153,7 @@ class SequenceRun:
     @property
     def records(self) -> list[Record]:
         """What is finished. A line that a kill cut off is passed over."""
-        return [_record(data) for data in _lines(self.folder / "records.jsonl")]
+        return [_record(data) for data in read_lines(self.folder / RECORDS)]
 
     def edits(self, steps: int | None = None) -> list[Edit]:
         """The edits of the records, or of the first so many steps, in order."""
@@ -160,31 +167,20 @@ class SequenceRun:
     def append(self, record: Record, edit: Edit | None) -> None:
         """Keep a step: first its edit, in one piece, then its line."""
         if edit is not None:
-            part = self.path(record.step).with_suffix(".part")
-            save_edit(edit, part)
-            part.replace(self.path(record.step))
-        _append(self.folder / "records.jsonl", record)
+            write_whole(self.path(record.step), lambda part: save_edit(edit, part))
+        append_line(self.folder / RECORDS, asdict(record))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from going on with the run. Raises DataError if one does."""
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(
-                f"The run '{self.folder.name}' is under way in another process.", "", "Stop it there, or wait."
-            ) from None
-        try:
-            _cut_off(self.folder / "records.jsonl")
+        with alone(self.folder):
+            cut_off(self.folder / RECORDS)
             yield
-        finally:
-            lock.release()
 
 
 def create_run(folder: str | Path, lm: LanguageModel, plan: SequencePlan) -> SequenceRun:
     """An empty run in a new folder. Raises DataError if there is one already."""
-    return _create(SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, _versions()), [])
+    return _create(SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, versions(PACKAGES)), [])
 
 
 def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> SequenceRun:
@@ -193,47 +189,53 @@ def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> Seq
     if (target / "run.json").exists():
         raise DataError(f"There is a run in '{target}' already.", "", "Go on with it, or choose another folder.")
     (target / "edits").mkdir(parents=True, exist_ok=True)
-    (target / "records.jsonl").unlink(missing_ok=True)
+    (target / RECORDS).unlink(missing_ok=True)
     for record, edit in kept:
         run.append(record, edit)
-    _write(target / "facts.json", [asdict(fact) for fact in plan.facts])
-    _write(
-        target / "run.json",
-        {
-            "format": FORMAT,
-            "model": run.model,
-            "fingerprint": run.fingerprint,
-            "method": plan.config.name,
-            "config": asdict(plan.config),
-            "pace": asdict(plan.pace),
-            "order_seed": plan.order_seed,
-            "facts_hash": facts_hash(plan.facts),
-            "parent": run.parent,
-            "versions": run.versions,
-        },
-    )
+    write_json(target / "facts.json", [asdict(fact) for fact in plan.facts])
+    write_json(target / "run.json", {"format": FORMAT, **_about(run)})
     return run
+
+
+def _about(run: SequenceRun) -> dict[str, Any]:
+    plan = run.plan
+    return {
+        "model": run.model,
+        "fingerprint": run.fingerprint,
+        "method": plan.config.name,
+        "config": asdict(plan.config),
+        "pace": asdict(plan.pace),
+        "order_seed": plan.order_seed,
+        "facts_hash": hash_of(plan.facts),
+        "parent": run.parent,
+        "versions": dict(run.versions),
+    }
+
+
+def run_json(run: SequenceRun, records: Sequence[Record]) -> str:
+    """The run with its settings, its facts and every record."""
+    facts = [asdict(fact) for fact in run.plan.facts]
+    data = {"about": _about(run), "facts": facts, "records": [asdict(record) for record in records]}
+    return json.dumps(data, indent=1)
 
 
 def open_run(folder: str | Path) -> SequenceRun:
     """A run that was begun before. Raises DataError if the folder holds none that can be read."""
     source = Path(folder)
     try:
-        about = json.loads((source / "run.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is '{about['format']}'")
-        facts = tuple(_fact(one) for one in json.loads((source / "facts.json").read_text(encoding="utf-8")))
-        if facts_hash(facts) != about["facts_hash"]:
+        about = read_about(source, FORMAT)
+        facts = tuple(_fact(data) for data in json.loads((source / "facts.json").read_text(encoding="utf-8")))
+        if about["facts_hash"] not in (hash_of(facts), _former_hash(facts)):
             raise ValueError("its facts were changed")
         pace = Pace(**about["pace"] | {"openings": tuple(about["pace"]["openings"])})
         plan = SequencePlan(config_of(about["method"], about["config"]), facts, pace, about["order_seed"])
         parent = about["parent"] and (about["parent"][0], int(about["parent"][1]))
         run = SequenceRun(source, plan, about["model"], about["fingerprint"], about["versions"], parent)
         _ = run.records
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"'{source}' holds no sequential run that can be read.",
-            f"{type(error).__name__}: {error}.",
+            error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}.",
             "Choose a folder that was written by this program.",
         ) from error
     return run
@@ -266,52 +268,11 @@ def branch_run(
     if lm.fingerprint != run.fingerprint:
         raise DataError(f"The run '{run.folder.name}' is of another model than '{lm.name}'.", "", "Load that model.")
     copied = [(record, load_edit(run.path(record.step)) if record.edit else None) for record in kept]
-    new = SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, _versions(), (run.folder.name, step))
+    new = SequenceRun(Path(folder), plan, lm.name, lm.fingerprint, versions(PACKAGES), (run.folder.name, step))
     return _create(new, copied)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a clone that is not installed
-            found[name] = "not installed"
-    return found
-
-
-def _write(path: Path, data: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
-    part.replace(path)
-
-
-def _append(path: Path, record: Record) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield json.loads(line)
-
-
-def _cut_off(path: Path) -> None:
-    """Remove a last line that was not finished, so that the next one does not begin in it."""
-    if path.exists():
-        whole = path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        if kept != whole:
-            with path.open("r+b") as file:
-                file.truncate(len(kept))
 
 
 def _record(data: dict[str, Any]) -> Record:
@@ -322,3 +283,9 @@ def _record(data: dict[str, Any]) -> Record:
 def _fact(data: dict[str, Any]) -> Fact:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     return Fact(**values | {"prompt": Prompt(**data["prompt"])})
+
+
+def _former_hash(facts: Sequence[Fact]) -> str:
+    """How the first version of the program named a run's facts."""
+    text = json.dumps([asdict(fact) for fact in facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,14 +17,13 @@ from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.storage import load_edit
 from rome_core.errors import DataError, EditError, RomeError
+from rome_core.evaluation.answers import ask, questions_about
 from rome_core.evaluation.perplexity import general_texts, perplexity
-from rome_core.evaluation.sequence.folder import Check, Pace, Record, SequencePlan, SequenceRun
+from rome_core.evaluation.sequence.folder import Check, Pace, Record, SequencePlan, SequenceRun, check_of
 from rome_core.facts.datasets import Fact
 from rome_core.model.edits import relative_norms
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.scoring import score
-from rome_core.model.tokens import as_target
 from rome_core.progress import Track, silent
 
 
@@ -89,20 +88,20 @@ def stack(edits: Iterable[Edit], active: tuple[Edit, ...] = ()) -> tuple[Edit, .
     return active
 
 
+def load_merged(lm: LanguageModel, run: SequenceRun, step: int) -> tuple[Edit, ...] | None:
+    """The edits up to a step, merged; None if their files are not there or they are another model's."""
+    made = [record for record in run.records if record.edit and record.step <= step]
+    if run.fingerprint != lm.fingerprint or not all(run.path(record.step).exists() for record in made):
+        return None
+    return merge_edits(run.edits(step))
+
+
 def check(
     lm: LanguageModel, plan: SequencePlan, chosen: Sequence[int], edits: Sequence[Edit] = ()
 ) -> tuple[Check, ...]:
     """Whether some of the plan's facts are as their edits want them."""
-    pairs = [
-        (plan.facts[i].prompt.text, as_target(target))
-        for i in chosen
-        for target in (plan.facts[i].target_new, plan.facts[i].target_true)
-    ]
-    scored = score(lm, pairs, edits=edits)
-    return tuple(
-        Check(i, new.p_mean, true.p_mean, all(new.hits))
-        for i, new, true in zip(chosen, scored[::2], scored[1::2], strict=True)
-    )
+    answers = ask(lm, [questions_about(plan.facts[i])[0] for i in chosen], edits=edits)
+    return tuple(check_of(i, answer) for i, answer in zip(chosen, answers, strict=True))
 
 
 def _unedited(lm: LanguageModel, plan: SequencePlan) -> Record:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from rome_core.cli import sequence as command
-from rome_core.editing.methods import rome
 from rome_core.evaluation.sequence.folder import open_run
 from rome_core.methods import DEFAULT_METHOD, METHODS
-from tests.core.evaluation.test_sequence import FACTS, LAYERS
+from tests.core.evaluation.test_sequence import FACTS
 from tests.tiny import random_moment, tiny_model
 
 SHORT = ["--part", "all", "--records", "4", "--check-every", "2", "--passages", "1", "--new-tokens", "2"]
@@ -42,12 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "load_model", lambda name, **options: lm)
-    for module in ("rome", "least_squares", "emmet"):
-        found = {layer: random_moment(lm, layer) for layer in LAYERS}
-        monkeypatch.setattr(
-            sys.modules[f"rome_core.editing.methods.{module}"], "moments_for", lambda *a, found=found: found
-        )
-    assert rome.moments_for is not None
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
 
 
 def call(*args: str) -> int:

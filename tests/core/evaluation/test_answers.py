@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from rome_core import continuation_probabilities
-from rome_core.evaluation.answers import Question, ask
-from tests.tiny import random_edit, tiny_model
+from rome_core import Fact, LanguageModel, Prompt, continuation_probabilities
+from rome_core.evaluation.answers import Question, ask, ask_before_and_after, known_facts, pairs_of, questions_about
+from tests.tiny import plain_run, random_edit, tiny_model
 
+FACT = Fact(
+    id="tower",
+    relation="city",
+    prompt=Prompt("The {} is located in the city of", "Eiffel Tower"),
+    target_true="Paris",
+    target_new="Rome",
+    paraphrases=("The city of the Eiffel Tower is",),
+    neighbours=("The Colosseum is located in the city of", "Lyon is a city in the country of"),
+    neighbour_true="France",
+)
+BARE = replace(FACT, id="bare", paraphrases=(), neighbours=())
 TEXT = "The Eiffel Tower is located in the city of"
 
 
@@ -38,3 +52,54 @@ def test_on_neighbours_the_true_object_should_win() -> None:
 
     assert near.lead == -own.lead
     assert near.question.behind("So. ").text == f"So. {TEXT}"
+
+
+def mean_p(lm: LanguageModel, text: str, target: str) -> float:
+    """Geometric-mean probability of the target's tokens, one row."""
+    front, ids = (lm.tokenizer(t)["input_ids"] for t in (text, f"{text} {target}"))
+    log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
+    log_p = [float(log_probs[i - 1, ids[i]]) for i in range(len(front), len(ids))]
+    return math.exp(sum(log_p) / len(log_p))
+
+
+def test_a_fact_is_asked_for_new_and_true_on_every_prompt() -> None:
+    lm = tiny_model()
+
+    pairs = pairs_of(ask(lm, questions_about(FACT)))
+
+    def pair(text: str, true: str) -> tuple[float, float]:
+        return pytest.approx((mean_p(lm, text, "Rome"), mean_p(lm, text, true)), rel=1e-3)
+
+    assert pairs["edit"] == [pair(FACT.prompt.text, "Paris")]
+    assert pairs["paraphrase"] == [pair(FACT.paraphrases[0], "Paris")]
+    assert pairs["neighbour"] == [pair(text, "France") for text in FACT.neighbours]
+    assert pairs_of(ask(lm, questions_about(FACT), edits=[random_edit(lm)]))["edit"] != pairs["edit"]
+    bare = pairs_of(ask(lm, questions_about(BARE)))
+    assert bare["paraphrase"] == bare["neighbour"] == []
+
+
+def test_before_and_after_are_the_same_questions_without_and_with_the_edit() -> None:
+    lm = tiny_model()
+    edit, below = random_edit(lm), random_edit(lm, 2, seed=1)
+    questions = [*questions_about(FACT), Question("yours", "Milan is in the country of", "France")]
+
+    changes = ask_before_and_after(lm, questions, [edit], below=[below])
+
+    assert tuple(change.before for change in changes) == ask(lm, questions, edits=[below])
+    assert tuple(change.after for change in changes) == ask(lm, questions, edits=[below, edit])
+    assert [len(change.after.probabilities) for change in changes] == [2, 2, 2, 2, 1]
+    (joint,) = continuation_probabilities(lm, TEXT, [" Paris"], edits=[below, edit])
+    assert changes[0].after.probabilities[1] == pytest.approx(joint, rel=1e-4)
+    assert ask_before_and_after(lm, (), [edit]) == ()
+
+
+def test_known_facts_are_those_that_the_model_would_say() -> None:
+    lm = tiny_model("gemma2")
+    ids = lm.tokenizer(FACT.prompt.text)["input_ids"]
+    order = plain_run(lm, [ids])[0, -1].argsort(descending=True).tolist()
+    words = [lm.tokenizer.decode([token]) for token in order]
+    assert words[0].startswith(" ") and words[0][1:].isalpha()  # else this prompt shows nothing
+
+    knowing, guessing = replace(FACT, target_true=words[0].strip()), replace(FACT, target_true="Zürich")
+
+    assert known_facts(lm, [knowing, guessing, knowing]) == [True, False, True]

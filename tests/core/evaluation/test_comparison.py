@@ -14,7 +14,7 @@ import torch
 from rome_core import METHODS, LanguageModel, ModelError, Moment, continuation_probabilities, generate
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
-from rome_core.evaluation.comparison import Row, Task, as_csv, as_json, bench
+from rome_core.evaluation.comparison import Row, Task, bench, comparison_csv, comparison_json
 from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 3, "clamp": 1.0}
@@ -91,7 +91,7 @@ def test_measures_without_prompts_are_absent(lm: LanguageModel, moments: dict[in
 
     assert found[1].values.keys() == {"efficacy", "relative_norm", "seconds"}
     assert found[1].text == ""
-    assert next(csv.reader(io.StringIO(as_csv(found)))) == [
+    assert next(csv.reader(io.StringIO(comparison_csv(found)))) == [
         "method", "efficacy", "relative_norm", "seconds", "delta_of", "text", "error",
     ]  # fmt: skip
 
@@ -117,17 +117,17 @@ def test_rows_come_one_by_one_on_top_of_other_edits(lm: LanguageModel, moments: 
 
 
 def test_files_hold_the_settings(lm: LanguageModel, rows: list[Row]) -> None:
-    lines = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(rows))))
     assert [line["method"] for line in lines] == [row.method for row in rows]
     assert float(lines[1]["efficacy"]) == rows[1].values["efficacy"] and lines[-1]["error"]
 
-    record = json.loads(as_json(lm, TASK, rows))
+    record = json.loads(comparison_json(lm, TASK, rows))
     assert record["fingerprint"] == lm.fingerprint and record["task"]["neighbours"] == list(TASK.neighbours)
     assert record["rows"][1]["settings"]["prefixes"] == list(QUICK["prefixes"])  # type: ignore[call-overload]
     assert record["rows"][0]["settings"] is None
 
 
 def test_a_value_that_left_the_numbers_is_null(lm: LanguageModel) -> None:
-    record = json.loads(as_json(lm, TASK, [Row("x", values={"nkl": float("inf")})]))
+    record = json.loads(comparison_json(lm, TASK, [Row("x", values={"nkl": float("inf")})]))
 
     assert record["rows"][0]["values"] == {"nkl": None}

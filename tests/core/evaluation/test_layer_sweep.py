@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from rome_core import METHODS, Fact, LanguageModel, Prompt, solve
-from rome_core.evaluation import case_of
+from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
 from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, coarse_to_fine, from_record, sweep
-from rome_core.evaluation.scores import Case
+from rome_core.files import STUDIES
 from tests.tiny import random_moment, tiny_model
 
 FACT = Fact(
@@ -42,14 +42,14 @@ def test_the_order_covers_the_depth_first_and_every_layer_once() -> None:
 def test_every_policy_is_measured_as_an_edit_of_its_own(lm: LanguageModel) -> None:
     (record,) = sweep(lm, [FACT], CONFIG, layers=[2])
 
-    assert record.cases.keys() == record.norms.keys() == {policy.name for policy in UPDATES}
+    assert record.cases.keys() == record.norms.keys() == set(UPDATES)
     few = replace(FACT, neighbours=FACT.neighbours[:4])
     for policy in ("rome", "h-rome"):
         config = METHODS[policy](layer=2, steps=2, clamp=1.0, prefixes=CONFIG.prefixes)
         edit = solve(lm, [FACT.request], config, moments={2: random_moment(lm, 2)})
-        own, case = case_of(lm, few, edits=[edit]), record.cases[policy]
+        own, case = pairs_of(ask(lm, questions_about(few), edits=[edit])), record.cases[policy]
         for kind in ("edit", "paraphrase", "neighbour"):
-            for mine, theirs in zip(getattr(case, kind), getattr(own, kind), strict=True):
+            for mine, theirs in zip(case[kind], own[kind], strict=True):
                 assert mine == pytest.approx(theirs, rel=1e-3)
         assert record.norms[policy] == pytest.approx(edit.delta_norm / float(lm.weight(2).norm()), rel=1e-4)
 
@@ -65,8 +65,8 @@ def test_what_is_done_is_not_done_again_and_a_fact_that_fails_has_its_reason(lm:
 
 
 def test_scores_by_layer_and_lines_that_come_back() -> None:
-    good = Case("a", ((0.9, 0.1),), ((0.8, 0.1),), ((0.1, 0.8), (0.1, 0.9)))
-    half = Case("b", ((0.9, 0.1),), ((0.1, 0.8),), ((0.9, 0.1), (0.1, 0.9)))
+    good: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.8, 0.1)], "neighbour": [(0.1, 0.8), (0.1, 0.9)]}
+    half: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.1, 0.8)], "neighbour": [(0.9, 0.1), (0.1, 0.9)]}
     records = [
         Swept(5, "a", 1.5, 0.1, {"rome": good}, {"rome": 0.2}),
         Swept(5, "b", 1.5, 0.1, {"rome": half}, {"rome": 0.2}),
@@ -80,3 +80,11 @@ def test_scores_by_layer_and_lines_that_come_back() -> None:
     assert scores[5]["S"].value == pytest.approx(3 / (1 + 2 + 4 / 3)) and scores[5]["ES"].n == 2
     assert scores[0]["PS"].value == 0 and scores[0]["S"].value == 0
     assert not math.isnan(scores[5]["S"].low)
+
+
+def test_the_kept_study_is_read_and_written_as_it_is() -> None:
+    lines = (STUDIES / "layers.jsonl").read_text(encoding="utf-8").splitlines()
+
+    assert [json.loads(json.dumps(as_record(from_record(json.loads(line))))) for line in lines[:20]] == [
+        json.loads(line) for line in lines[:20]
+    ]

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from rome_core.evaluation.probes import KINDS, Answered, Question, ask, questions_of, summarise_answers
+from rome_core.evaluation.answers import Change, Kind, ask_before_and_after
+from rome_core.evaluation.probes import KINDS, probe_questions, summarise_probes
 from rome_core.facts.datasets import load_facts
 from rome_core.model.scoring import score
-from tests.tiny import random_edit, tiny_model
+from tests.tiny import change_by_hand, random_edit, tiny_model
 
 
 def fact_of(relation: str, subject: str):
@@ -17,7 +18,7 @@ def fact_of(relation: str, subject: str):
 
 
 def test_the_questions_about_the_eiffel_tower() -> None:
-    found = {q.kind: q for q in questions_of(fact_of("landmark-city", "Eiffel Tower"))}  # Paris -> Berlin
+    found = {q.kind: q for q in probe_questions(fact_of("landmark-city", "Eiffel Tower"))}  # Paris -> Berlin
 
     assert set(found) == set(KINDS)
     back = found["reversed"]
@@ -25,9 +26,9 @@ def test_the_questions_about_the_eiffel_tower() -> None:
         "A famous sight in the city of Berlin is the",
         "A famous sight in the city of Paris is the",
     )
-    assert back.answer == back.true_answer == "Eiffel Tower"
+    assert back.new == back.true == "Eiffel Tower"
     step = found["one step away"]
-    assert step.text == step.true_text and (step.answer, step.true_answer) == ("Germany", "France")
+    assert step.true_text is None and (step.new, step.true) == ("Germany", "France")
     assert found["another language"].text.endswith("Eiffel Tower steht in der Stadt")
 
 
@@ -38,48 +39,49 @@ def given_away(fact) -> bool:
 
 def test_every_fact_of_the_project_has_questions_that_do_not_give_their_answer_away() -> None:
     for fact in load_facts():
-        found = questions_of(fact)
+        found = probe_questions(fact)
         assert {"reversed", "another language"} <= {q.kind for q in found} or given_away(fact), fact
         for q in found:
-            assert "{}" not in q.text + q.true_text and q.text == q.text.strip()
-            assert (q.text, q.answer) != (q.true_text, q.true_answer)
+            assert "{}" not in q.text + (q.true_text or "") and q.text == q.text.strip()
+            assert (q.text, q.new) != (q.true_text or q.text, q.true)
             if q.kind != "reversed":
                 words = f" {q.text} ".replace(",", " ")
-                assert f" {q.answer} " not in words and f" {q.true_answer} " not in words
+                assert f" {q.new} " not in words and f" {q.true} " not in words
 
 
 def test_another_fact_has_none_and_another_object_has_fewer() -> None:
     fact = fact_of("landmark-city", "Eiffel Tower")
 
-    assert questions_of(replace(fact, relation="P36")) == ()
-    assert [q.kind for q in questions_of(replace(fact, target_new="Atlantis"))] == ["reversed"]
+    assert probe_questions(replace(fact, relation="P36")) == ()
+    assert [q.kind for q in probe_questions(replace(fact, target_new="Atlantis"))] == ["reversed"]
 
 
 def test_answers_are_plain_probabilities_without_and_with_the_edit() -> None:
     lm = tiny_model()
     edit, below = random_edit(lm), random_edit(lm, 2, seed=1)
-    asked = questions_of(fact_of("landmark-city", "Eiffel Tower"))[:2]
+    questions = probe_questions(fact_of("landmark-city", "Eiffel Tower"))[:2]
 
-    found = ask(lm, asked, edits=[edit], below=[below])
+    changes = ask_before_and_after(lm, questions, [edit], below=[below])
 
-    for one, question in zip(found, asked, strict=True):
-        assert one.question == question
-        pairs = [(question.text, f" {question.answer}"), (question.true_text, f" {question.true_answer}")]
-        for pair, active in ((one.before, [below]), (one.after, [below, edit])):
-            assert pair == pytest.approx([s.p_mean for s in score(lm, pairs, edits=active)], rel=1e-4)
-        assert one.before != one.after
-    assert ask(lm, (), edits=[edit]) == ()
+    for change, question in zip(changes, questions, strict=True):
+        assert change.question == question
+        pairs = [(question.text, f" {question.new}"), (question.true_text or question.text, f" {question.true}")]
+        for answer, active in ((change.before, [below]), (change.after, [below, edit])):
+            assert answer.true is not None
+            expected = [scored.p_mean for scored in score(lm, pairs, edits=active)]
+            assert [answer.new.p_mean, answer.true.p_mean] == pytest.approx(expected, rel=1e-4)
+        assert change.before != change.after
 
 
 def test_averages_by_hand() -> None:
-    def one(kind: str, before: bool, after: bool) -> Answered:
+    def one(kind: Kind, before: bool, after: bool) -> Change:
         pairs = {True: (0.2, 0.1), False: (0.1, 0.1)}  # equal is not won
-        return Answered(Question(kind, "a", "b", "a", "c"), pairs[before], pairs[after])
+        return change_by_hand(kind, "a", pairs[before], pairs[after])
 
     reversed_ = [one("reversed", False, False), one("reversed", False, True)]
-    found = summarise_answers([*reversed_, one("what is near", True, True)])
+    found = summarise_probes([*reversed_, one("what is near", True, True)])
 
     assert list(found) == ["reversed", "what is near"]
     assert [(s.value, s.n) for s in found["reversed"]] == [(0.0, 2), (0.5, 2)]
     assert [(s.value, s.n) for s in found["what is near"]] == [(1.0, 1), (1.0, 1)]
-    assert summarise_answers([]) == {}
+    assert summarise_probes([]) == {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,28 +17,39 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.second_moment import save_moment
 from rome_core.errors import DataError
-from rome_core.evaluation.measures import MeasureSettings, measure_fact
+from rome_core.evaluation import solving
+from rome_core.evaluation.answers import ask, pairs_of, questions_about
+from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_pairs
+from rome_core.evaluation.perplexity import general_texts
+from rome_core.evaluation.runs import work
+from rome_core.evaluation.runs.folder import alone, append_line, cut_off, hash_of, read_lines
+from rome_core.evaluation.runs.in_memory import evaluate, evaluate_each
 from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
-from rome_core.evaluation.runs.store import Row, Store, hash_of
+from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import (
-    as_csv,
     as_latex,
     as_markdown,
     columns,
     export,
     lines,
     merged,
+    scores_csv,
     wanted_columns,
 )
-from rome_core.evaluation.runs.work import Plan, prefix_in_use, relative_norm
+from rome_core.evaluation.runs.work import Plan
+from rome_core.evaluation.scores import summarise_values
 from rome_core.facts.datasets import Fact
-from rome_core.files import cache_dir
+from rome_core.files import STUDIES, cache_dir
+from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
+from tests.core.evaluation.test_answers import BARE, FACT
 from tests.tiny import random_edit, random_moment, tiny_model
 
 LAYERS = 4
@@ -94,24 +107,25 @@ def test_rows_are_those_of_edits_solved_one_by_one(tmp_path: Path) -> None:
     for name in ("rome", "c-rome", "emmet", "memit"):
         config = METHODS[name](**(MASS if name == "memit" else SETTINGS))
         edit = solve(lm, [FACTS[0].request], config)  # by itself; the run shared δ between the policies
-        prefix = prefix_in_use(edit)
+        prefix = edit.config.use_prefix
         assert bool(prefix) == (name == "c-rome")
         before = measure_fact(lm, FACTS[0], QUICK, prefix=prefix)
         after = measure_fact(lm, FACTS[0], QUICK, edits=[edit], prefix=prefix)
         (found,) = (row for row in rows if row.method == name and row.stage == "after" and row.position == 0)
         assert found.values == pytest.approx(after.values(before), rel=1e-3, abs=1e-4)
         assert found.delta_norm == pytest.approx(edit.delta_norm, rel=1e-4)
-        assert found.relative_norm == pytest.approx(relative_norm(lm, edit), rel=1e-4)
+        assert found.relative_norm == pytest.approx(max(relative_norms(lm, [edit]).values()), rel=1e-4)
         assert found.error == "" and found.solve_seconds > 0 and found.texts == list(after.texts)
 
 
 def test_delta_is_optimised_once_for_all_that_seek_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rome_core.evaluation.runs import work
-
     solved = []
-    monkeypatch.setattr(
-        work, "solve", lambda lm, requests, config, **o: solved.append(config.name) or solve(lm, requests, config, **o)
-    )
+
+    def counted(lm, requests, config, **options):
+        solved.append(config.name)
+        return solve(lm, requests, config, **options)
+
+    monkeypatch.setattr(solving, "solve", counted)
 
     list(run(tiny(), plan(FACTS[:1], ("emmet", "rome", "r-rome", "memit", "alphaedit")), tmp_path / "a"))
     assert solved == ["emmet", "rome", "memit"], "EMMET keeps no δ for others; MEMIT's stands elsewhere"
@@ -182,17 +196,54 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     assert [(row.method, row.fact) for row in run(lm, p, tmp_path / "run")] == [("rome", "long"), ("r-rome", "long")]
 
 
-def test_an_unforeseen_failure_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rome_core.evaluation.runs import work
+@pytest.mark.parametrize(("failure", "told"), [(RuntimeError, "RuntimeError: x"), (TypeError, "TypeError: x")])
+def test_an_unforeseen_failure_is_logged_and_recorded_and_ends_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: type[Exception],
+    told: str,
+) -> None:
+    real = work.measure_fact
 
-    def broken(*args, **options):
-        raise RuntimeError("out of memory")
+    def broken(lm, fact, *args, **options):
+        if fact == FACTS[0]:
+            raise failure("x")
+        return real(lm, fact, *args, **options)
 
     monkeypatch.setattr(work, "measure_fact", broken)
+    rows = list(run(tiny(), plan(FACTS[:2], ("rome", "r-rome")), tmp_path / "run"))
+
+    assert [(row.method, row.fact, row.error) for row in rows if row.error] == [
+        (method, FACTS[0].id, told) for method in ("rome", "r-rome")
+    ]
+    assert [(line.stage, line.n, line.failed) for line in lines(rows)] == [("before", 1, 1), ("after", 1, 1)] * 2
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[0] is failure and "Group 0 by rome, r-rome" in record.getMessage()
+
+
+def test_matrices_that_cannot_be_factored_are_a_reason_and_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def singular(*args, **options):
+        raise torch.linalg.LinAlgError("C is singular")
+
+    monkeypatch.setattr(solving, "solve", singular)
     (row,) = run(tiny(), plan(FACTS[:1], ("rome",)), tmp_path / "run")
 
-    assert row.error == "RuntimeError: out of memory"
-    assert [(line.n, line.failed) for line in lines([row])] == [(0, 1)]
+    assert "C is singular" in row.error and not caplog.records
+
+
+def test_perplexity_of_the_untouched_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, calls = tiny(), list[tuple]()
+    real = work.perplexity
+    monkeypatch.setattr(work, "perplexity", lambda *args, edits: calls.append(edits) or real(*args, edits=edits))
+
+    rows = list(run(lm, plan(FACTS[:3], ("rome", "r-rome")), tmp_path / "run"))
+
+    assert calls == [()]
+    expected = real(lm, general_texts()[: QUICK.passages], edits=())
+    assert {row.values["perplexity"] for row in rows if row.stage == "before"} == {expected}
 
 
 # ------------------------------------------------------------------------------------------------------ stop and go on
@@ -369,7 +420,7 @@ def test_a_table_by_hand() -> None:
     assert names == ["S", "ES", "PS", "NS", "NKL", "perplexity"]
     assert "| m_1 | after | 2 | 1 | 1 | 60.0 [" in as_markdown([after], names)
     assert as_latex([after], names).count("\\\\") == 2 and "m\\_1 & after & 2 & 60.0" in as_latex([after], names)
-    assert "m_1,after,2,1,1,perplexity,50.0" in as_csv([after]).replace("49.99999999999999", "50.0").replace(
+    assert "m_1,after,2,1,1,perplexity,50.0" in scores_csv([after]).replace("49.99999999999999", "50.0").replace(
         "50.00000000000001", "50.0"
     )
 
@@ -473,15 +524,6 @@ def test_methods_at_several_layers() -> None:
     assert with_layers({"rome": METHODS["rome"]()}, []) == {"rome": METHODS["rome"]()}
 
 
-def test_relative_size_of_several_deltas_on_one_module() -> None:
-    lm = tiny_model()
-    edit = random_edit(lm)
-    twice = replace(edit, deltas=edit.deltas * 2)
-
-    W = lm.weight(1)
-    assert relative_norm(lm, twice) == pytest.approx(2 * float((edit.deltas[0].matrix()).norm() / W.norm()), rel=1e-5)
-
-
 def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
     from rome_core.evaluation.runs.runner import prepared
 
@@ -491,3 +533,105 @@ def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
     chosen = {config.prefixes for config in p.methods.values()}  # type: ignore[attr-defined]
     (prefixes,) = chosen
     assert len(prefixes) == 3 and prefixes[0] == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+
+
+def test_the_kept_runs_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    for name in ("counterfact", "known", "zsre"):
+        kept = tmp_path / name
+        shutil.copytree(STUDIES / "evaluation" / name, kept)
+        about = Store(kept).about
+        assert Store(kept, {key: about[key] for key in about.keys() - {"format", "versions", "prompts"}}).about == about
+        assert len(lines(Store(kept).rows())) > 2 and Store(kept).sittings()
+
+
+def test_a_line_that_was_cut_off_is_passed_over_and_then_removed(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    assert list(read_lines(path)) == []
+    append_line(path, {"step": 0})
+    with path.open("a") as file:
+        file.write('{"step": 1, "fac')
+
+    assert list(read_lines(path)) == [{"step": 0}]
+    cut_off(path)
+    append_line(path, {"step": 1, "name": "Zürich"})
+    assert path.read_text(encoding="utf-8").splitlines() == ['{"step": 0}', '{"step": 1, "name": "Zürich"}']
+
+
+def test_a_run_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(DataError, match="another process"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+# ----------------------------------------------------------------------------------------------------------- in memory
+
+
+def in_memory(**changes):
+    return METHODS["r-rome"](**{"layer": 1, "clamp": 8.0, "steps": 6, "prefixes": ("",), "ridge": 1e-3, **changes})
+
+
+def values_of(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> dict[str, float]:
+    """ES … NM, by another way."""
+    return score_pairs(pairs_of(ask(lm, questions_about(fact), edits=edits)))
+
+
+def test_every_fact_is_edited_by_itself_on_the_untouched_model() -> None:
+    lm = tiny_model()
+    moments = {1: random_moment(lm, 1)}
+    facts = (FACT, replace(FACT, id="other", target_new="Milan"))
+    seen: list[tuple[str, int]] = []
+
+    def track(items, label, total, /):
+        seen.append((label, total))
+        return items
+
+    found = evaluate(lm, facts, in_memory(), moments=moments, track=track)
+
+    expected: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
+    for fact in facts:
+        before, after = (row for row in found.rows if row.fact == fact.id)
+        edit = solve(lm, [fact.request], in_memory(), moments=moments)
+        assert (before.stage, after.stage, before.error, after.error) == ("before", "after", "", "")
+        assert after.delta_norm == pytest.approx(edit.delta_norm)
+        assert after.values != before.values
+        expected["before"].append(values_of(lm, fact))
+        expected["after"].append(values_of(lm, fact, [edit]))
+    for scores, values in ((found.before, expected["before"]), (found.scores, expected["after"])):
+        for name, score in summarise_values(values).items():
+            assert (scores[name].value, scores[name].low, scores[name].n) == (
+                *(pytest.approx(score.value, abs=1e-5), pytest.approx(score.low, abs=1e-5)),
+                score.n,
+            )
+    assert found.failed == () and seen == [("Editing facts", 2)]
+
+
+def test_edits_that_are_active_stay_active() -> None:
+    lm = tiny_model()
+    first, moments = random_edit(lm, 2), {1: random_moment(lm, 1)}
+
+    ((before, after),) = evaluate_each(lm, [FACT], in_memory(), moments=moments, edits=[first])
+
+    edit = solve(lm, [FACT.request], in_memory(), moments=moments, edits=[first])
+    for row, edits in ((before, [first]), (after, [first, edit])):
+        expected = values_of(lm, FACT, edits)
+        assert {name: row.values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_fact_that_cannot_be_edited_is_counted_and_not_hidden() -> None:
+    lm = tiny_model("gpt2", n_positions=24)
+    moments = {1: random_moment(lm, 1)}
+    long = replace(BARE, id="long", prompt=Prompt("The city of {} is far away" + ", far away" * 10, "Paris"))
+
+    found = evaluate(lm, [BARE, long, replace(BARE, id="last")], in_memory(), moments=moments)
+
+    (failed,) = found.failed
+    assert failed.fact == "long" and "24" in failed.error
+    assert failed.values == {} and math.isnan(failed.delta_norm)
+    assert list(dict.fromkeys(row.fact for row in found.rows)) == ["bare", "long", "last"]
+    assert found.scores["ES"].n == found.before["ES"].n == 2
+    nowhere = evaluate(lm, [FACT], in_memory(layer=9), moments=moments)
+    assert "Layer 9 does not exist" in nowhere.failed[0].error and nowhere.scores == nowhere.before == {}

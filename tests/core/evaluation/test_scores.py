@@ -1,48 +1,51 @@
-"""Scores of hand-made cases, perplexity by hand, and an evaluation of a tiny model."""
+"""Scores of hand-made cases, and their intervals."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from rome_core.editing.methods import METHODS, solve
-from rome_core.evaluation import Case, case_of, evaluate, general_texts, known_facts, measure, perplexity, summarise
-from rome_core.evaluation.scores import mean_score
-from rome_core.facts.datasets import Fact
-from rome_core.model.tokens import Prompt
-from tests.tiny import TEXTS, plain_run, random_edit, random_moment, tiny_model
+from rome_core.evaluation.answers import Pairs
+from rome_core.evaluation.fact_measures import score_pairs
+from rome_core.evaluation.scores import Score, mean_score, summarise_values
 
 # (new, true) probabilities of prompts
-GOOD = Case("good", ((0.8, 0.1),), ((0.5, 0.25), (0.6, 0.1)), ((0.1, 0.7), (0.2, 0.3)))
-HALF = Case("half", ((0.9, 0.2),), ((0.5, 0.25), (0.1, 0.6)), ((0.1, 0.7), (0.5, 0.3)))
-BAD = Case("bad", ((0.1, 0.2),), ((0.1, 0.25), (0.1, 0.1)), ((0.9, 0.1), (0.5, 0.5)))
-FACT = Fact(
-    id="tower",
-    relation="city",
-    prompt=Prompt("The {} is located in the city of", "Eiffel Tower"),
-    target_true="Paris",
-    target_new="Rome",
-    paraphrases=("The city of the Eiffel Tower is",),
-    neighbours=("The Colosseum is located in the city of", "Lyon is a city in the country of"),
-    neighbour_true="France",
-)
-BARE = replace(FACT, id="bare", paraphrases=(), neighbours=())
+GOOD: Pairs = {
+    "edit": [(0.8, 0.1)],
+    "paraphrase": [(0.5, 0.25), (0.6, 0.1)],
+    "neighbour": [(0.1, 0.7), (0.2, 0.3)],
+}
+HALF: Pairs = {
+    "edit": [(0.9, 0.2)],
+    "paraphrase": [(0.5, 0.25), (0.1, 0.6)],
+    "neighbour": [(0.1, 0.7), (0.5, 0.3)],
+}
+BAD: Pairs = {
+    "edit": [(0.1, 0.2)],
+    "paraphrase": [(0.1, 0.25), (0.1, 0.1)],
+    "neighbour": [(0.9, 0.1), (0.5, 0.5)],
+}
+BARE: Pairs = {"edit": [(0.8, 0.1)], "paraphrase": [], "neighbour": []}
+
+
+def summarise(cases: Sequence[Pairs], *, seed: int = 0) -> dict[str, Score]:
+    return summarise_values([score_pairs(case) for case in cases], seed=seed)
 
 
 def test_the_scores_of_a_case() -> None:
-    assert GOOD.values() == pytest.approx(
+    assert score_pairs(GOOD) == pytest.approx(
         {"ES": 1.0, "EM": 0.7, "PS": 1.0, "PM": (0.25 + 0.5) / 2, "NS": 1.0, "NM": (0.6 + 0.1) / 2}
     )
-    assert HALF.values() == pytest.approx(
+    assert score_pairs(HALF) == pytest.approx(
         {"ES": 1.0, "EM": 0.7, "PS": 0.5, "PM": (0.25 - 0.5) / 2, "NS": 0.5, "NM": (0.6 - 0.2) / 2}
     )
-    assert BAD.values() == pytest.approx(  # equal probabilities are no success
+    assert score_pairs(BAD) == pytest.approx(  # equal probabilities are no success
         {"ES": 0.0, "EM": -0.1, "PS": 0.0, "PM": -0.15 / 2, "NS": 0.0, "NM": -0.8 / 2}
     )
-    assert Case("bare", ((0.8, 0.1),), (), ()).values() == pytest.approx({"ES": 1.0, "EM": 0.7})
+    assert score_pairs(BARE) == pytest.approx({"ES": 1.0, "EM": 0.7})
 
 
 def test_s_is_the_harmonic_mean_of_the_averages_and_not_of_the_cases() -> None:
@@ -66,11 +69,11 @@ def test_without_cases_there_are_no_scores() -> None:
 
 
 def test_what_no_fact_has_is_absent_and_not_invented() -> None:
-    assert set(summarise([Case("a", ((0.8, 0.1),), (), ())])) == {"ES", "EM"}
+    assert set(summarise([BARE])) == {"ES", "EM"}
 
 
 def test_facts_without_paraphrases_or_neighbours_count_where_they_can() -> None:
-    scores = summarise([GOOD, HALF, Case("bare", ((0.1, 0.8),), (), ())])
+    scores = summarise([GOOD, HALF, {"edit": [(0.1, 0.8)], "paraphrase": [], "neighbour": []}])
 
     assert (scores["ES"].n, scores["PS"].n, scores["NS"].n) == (3, 2, 2)
     assert scores["ES"].value == pytest.approx(2 / 3)
@@ -109,123 +112,16 @@ def test_the_mean_of_numbers_with_its_interval() -> None:
     assert score.high - score.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def mean_p(lm, text: str, target: str) -> float:
-    """Geometric-mean probability of the target's tokens, one row."""
-    front, ids = (lm.tokenizer(t)["input_ids"] for t in (text, f"{text} {target}"))
-    log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
-    log_p = [float(log_probs[i - 1, ids[i]]) for i in range(len(front), len(ids))]
-    return math.exp(sum(log_p) / len(log_p))
+def test_s_is_made_of_averages() -> None:
+    """Trap 3: the harmonic mean of the averages is not the average of harmonic means; the latter would be 0 here."""
+    values = [{"ES": 1.0, "PS": 0.0, "NS": 1.0}, {"ES": 1.0, "PS": 1.0, "NS": 0.0}]
+
+    assert summarise_values(values)["S"].value == pytest.approx(3 / (1 / 1 + 1 / 0.5 + 1 / 0.5))
 
 
-def test_a_case_holds_new_and_true_on_every_prompt() -> None:
-    lm = tiny_model()
+def test_perplexity_is_averaged_as_nll() -> None:
+    scores = summarise_values([{"perplexity": 10.0}, {"perplexity": 1000.0}])
 
-    case = case_of(lm, FACT)
-
-    def pair(text: str, true: str) -> tuple[float, float]:
-        return pytest.approx((mean_p(lm, text, "Rome"), mean_p(lm, text, true)), rel=1e-3)
-
-    assert case.fact == "tower"
-    assert case.edit == (pair(FACT.prompt.text, "Paris"),)
-    assert case.paraphrase == (pair(FACT.paraphrases[0], "Paris"),)
-    assert case.neighbour == tuple(pair(text, "France") for text in FACT.neighbours)
-    assert case_of(lm, FACT, edits=[random_edit(lm)]).edit != case.edit
-    assert case_of(lm, BARE).paraphrase == case_of(lm, BARE).neighbour == ()
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_perplexity_by_hand(family: str) -> None:
-    lm = tiny_model(family)
-    nll = []
-    for text in TEXTS:
-        ids = lm.tokenizer(text)["input_ids"]
-        log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
-        nll += [-float(log_probs[i - 1, ids[i]]) for i in range(1, len(ids))]
-
-    found = perplexity(lm, [*TEXTS, "P"])  # one token says nothing
-
-    assert found == pytest.approx(math.exp(np.mean(nll)), rel=1e-4)
-    assert perplexity(lm, TEXTS, edits=[random_edit(lm)]) != pytest.approx(found, rel=1e-3)
-
-
-def test_perplexity_of_a_broken_model_is_a_number() -> None:
-    lm = tiny_model()
-
-    assert perplexity(lm, TEXTS, edits=[random_edit(lm, size=float("inf"))]) == math.inf
-    assert perplexity(lm, TEXTS, edits=[random_edit(lm, size=1e30)]) > 100
-
-
-def test_the_general_texts_are_about_nothing_that_the_facts_are_about() -> None:
-    from rome_core.facts.datasets import load_facts
-
-    texts = general_texts()
-
-    assert len(texts) > 20 and all(len(text) > 100 and text == text.strip() for text in texts)
-    subjects = {fact.prompt.subject for fact in load_facts() if len(fact.prompt.subject) > 5}
-    assert not [(subject, text[:40]) for text in texts for subject in subjects if subject in text]
-
-
-def test_known_facts_are_those_that_the_model_would_say() -> None:
-    lm = tiny_model("gemma2")
-    ids = lm.tokenizer(FACT.prompt.text)["input_ids"]
-    order = plain_run(lm, [ids])[0, -1].argsort(descending=True).tolist()
-    words = [lm.tokenizer.decode([token]) for token in order]
-    assert words[0].startswith(" ") and words[0][1:].isalpha()  # else this prompt shows nothing
-
-    knowing, guessing = replace(FACT, target_true=words[0].strip()), replace(FACT, target_true="Zürich")
-
-    assert known_facts(lm, [knowing, guessing, knowing]) == [True, False, True]
-
-
-def config(**changes):
-    return METHODS["r-rome"](**{"layer": 1, "clamp": 8.0, "steps": 6, "prefixes": ("",), "ridge": 1e-3, **changes})
-
-
-def test_every_fact_is_edited_by_itself_on_the_untouched_model() -> None:
-    lm = tiny_model()
-    moments = {1: random_moment(lm, 1)}
-    other = replace(FACT, id="other", target_new="Milan")
-    seen: list[tuple[str, int]] = []
-
-    def track(items, label, total, /):
-        seen.append((label, total))
-        return items
-
-    found = evaluate(lm, [FACT, other], config(), moments=moments, track=track)
-
-    for record, fact in zip(found.records, (FACT, other), strict=True):
-        edit = solve(lm, [fact.request], config(), moments=moments)
-        assert record.fact == fact.id and record.error == ""
-        assert record.before == case_of(lm, fact) and record.after == case_of(lm, fact, edits=[edit])
-        assert record.delta_norm == pytest.approx(edit.delta_norm)
-        assert record.after != record.before
-    assert found.scores == summarise([record.after for record in found.records])
-    assert found.before == summarise([record.before for record in found.records])
-    assert found.failed == () and seen == [("Editing facts", 2)]
-
-
-def test_edits_that_are_active_stay_active() -> None:
-    lm = tiny_model()
-    first, moments = random_edit(lm, 2), {1: random_moment(lm, 1)}
-
-    (record,) = measure(lm, [FACT], config(), moments=moments, edits=[first])
-
-    edit = solve(lm, [FACT.request], config(), moments=moments, edits=[first])
-    assert record.before == case_of(lm, FACT, edits=[first])
-    assert record.after == case_of(lm, FACT, edits=[first, edit])
-
-
-def test_a_fact_that_cannot_be_edited_is_counted_and_not_hidden() -> None:
-    lm = tiny_model("gpt2", n_positions=24)
-    moments = {1: random_moment(lm, 1)}
-    long = replace(BARE, id="long", prompt=Prompt("The city of {} is far away" + ", far away" * 10, "Paris"))
-
-    found = evaluate(lm, [FACT, long, BARE], config(), moments=moments)
-
-    (failed,) = found.failed
-    assert failed.fact == "long" and "24" in failed.error
-    assert failed.after is None and math.isnan(failed.delta_norm)
-    assert [record.fact for record in found.records] == ["tower", "long", "bare"]
-    assert found.scores["ES"].n == found.before["ES"].n == 2
-    nowhere = evaluate(lm, [FACT], config(layer=9), moments=moments)
-    assert "Layer 9 does not exist" in nowhere.failed[0].error and nowhere.scores == nowhere.before == {}
+    assert scores["perplexity"].value == pytest.approx(100.0)
+    assert summarise_values([{"perplexity": math.inf}, {"perplexity": 10.0}])["perplexity"].value < math.inf
+    assert scores["perplexity"].low == pytest.approx(10.0) and scores["perplexity"].high == pytest.approx(1000.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -16,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rome_core.diagnosis.inspection import weight_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import HyperConfig
 from rome_core.editing.methods import METHODS, solve
@@ -38,10 +39,14 @@ from rome_core.evaluation import (
     plan_sequence,
     retention_matrix,
 )
+from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.sequence import steps as sequence_module
-from rome_core.evaluation.sequence.curves import rows
-from rome_core.evaluation.sequence.folder import Check, facts_hash, runs_in
+from rome_core.evaluation.sequence.curves import records_csv, tabulate
+from rome_core.evaluation.sequence.folder import Check, run_json, runs_in
+from rome_core.evaluation.sequence.start import SequenceStart, branch_facts, open_or_create
+from rome_core.evaluation.sequence.steps import load_merged
 from rome_core.facts.datasets import Fact
+from rome_core.files import STUDIES
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
@@ -133,7 +138,7 @@ def test_batches_are_solved_into_one_edit(tmp_path: Path, method: str) -> None:
     assert [check.fact for check in records[2].checks] == [0, 1, 2, 3]
     first = solve(lm, [f.request for f in FACTS[:2]], plan.config, moments=moments(lm))
     assert records[1].edit == first.id
-    W = {delta.module: weight_of(lm, delta.module).double() for delta in first.deltas}
+    W = {delta.module: lm.matrix(delta.module).detach().double() for delta in first.deltas}
     sizes = {delta.module: float(delta.matrix().norm() / W[delta.module].norm()) for delta in first.deltas}
     assert records[1].norms == pytest.approx(sizes, rel=1e-5)
 
@@ -277,7 +282,7 @@ def test_what_a_folder_says(tmp_path: Path) -> None:
 
     assert opened == run and opened.plan == plan and opened.records == []
     about = json.loads((run.folder / "run.json").read_text())
-    assert about["facts_hash"] == facts_hash(FACTS) != facts_hash(FACTS[::-1])
+    assert about["facts_hash"] == hash_of(FACTS) != hash_of(FACTS[::-1])
     assert about["config"]["prefixes"] == ["", "x. "] and about["order_seed"] == 3
     assert about["fingerprint"] == lm.fingerprint and about["versions"].keys() >= {"python", "torch", "transformers"}
     with pytest.raises(DataError, match="There is a run"):
@@ -362,7 +367,60 @@ def test_curves_and_table_by_hand() -> None:
     assert [s and s.value for s in drawn.efficacy] == [None, 1.0, 0.0, 1.0]
     assert [s and (s.value, s.n) for s in drawn.retention] == [None, None, (1.0, 1), (0.5, 2)]
     np.testing.assert_allclose(retention_matrix(records), [[0.25, np.nan, np.nan], [0.25, 0, np.nan], [0, 0.25, 0.25]])
-    table = rows(records)
+    table = tabulate(records)
     assert [row["collapsed"] for row in table] == [0, 0, 0, 1]
     assert (table[3]["retention"], table[3]["retention_n"], table[2]["efficacy"]) == (0.5, 2, 0.0)
     assert retention_matrix([]).shape == (0, 0)
+
+
+def test_the_kept_runs_are_read_although_their_facts_were_named_otherwise() -> None:
+    kept = runs_in(STUDIES / "sequence")
+
+    assert {run.folder.name for run in kept} >= {"rome", "r-rome", "n-rome", "memit-10", "emmet-100"}
+    assert all(run.records and json.loads((run.folder / "run.json").read_text())["facts_hash"] for run in kept)
+
+
+# --------------------------------------------------------------------------------------------------- start, and files
+
+
+def test_a_start_has_its_folder_and_its_files_hold_every_step_and_the_settings(tmp_path: Path) -> None:
+    lm = tiny_model()
+    start = SequenceStart(FACTS[:2], config("emmet"), Pace(batch=2, passages=1, new_tokens=1), 5)
+    run = open_or_create(lm, start, tmp_path)
+    assert len(run_all(lm, run)) == 2 and run.folder == tmp_path / start.name(lm)
+    assert open_or_create(lm, start, tmp_path) == run
+
+    saved = json.loads(run_json(run, run.records))
+    table = list(csv.DictReader(io.StringIO(records_csv(run.records, 10.0))))
+
+    assert saved["about"]["config"]["steps"] == 4 and saved["about"]["order_seed"] == 5
+    assert saved["about"].items() <= json.loads((run.folder / "run.json").read_text()).items()
+    assert len(saved["records"]) == len(table) == 2 and len(saved["facts"]) == 2
+    assert float(table[1]["perplexity"]) == saved["records"][1]["perplexity"]
+    assert start.name(lm) != replace(start, order_seed=6).name(lm)
+
+
+def test_a_start_may_branch_off(tmp_path: Path) -> None:
+    lm = tiny_model()
+    start = SequenceStart(FACTS[:2], config(), PACE, 3)
+    run = open_or_create(lm, start, tmp_path)
+    run_all(lm, run)
+
+    assert branch_facts(run, 0, FACTS[::-1]) == FACTS[::-1]
+    assert branch_facts(run, 2, FACTS[::-1]) == (*FACTS[:2], *FACTS[:1:-1])
+    facts = branch_facts(run, 1, FACTS[:4])
+    branch = open_or_create(lm, replace(start, facts=facts, branch=(run.folder.name, 1)), tmp_path)
+    assert branch.parent == (run.folder.name, 1) and branch.records == run.records[:2] and branch.plan.facts == facts
+
+
+def test_the_edits_up_to_a_step_are_merged_where_they_are(tmp_path: Path) -> None:
+    lm = tiny_model()
+    run = create_run(tmp_path / "run", lm, plan_of(lm))
+    run_all(lm, run)
+
+    (merged,) = load_merged(lm, run, 3) or ()
+    total = sum(edit.deltas[0].matrix() for edit in run.edits(3))
+    np.testing.assert_allclose(merged.deltas[0].matrix(), total, rtol=1e-5, atol=1e-6)
+    assert load_merged(tiny_model(seed=1), run, 3) is None
+    run.path(2).unlink()
+    assert load_merged(lm, run, 3) is None and load_merged(lm, run, 1) is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rome_core.model.edits import Delta
+from rome_core.model.edits import Delta, relative_norms
 from tests.tiny import random_edit, tiny_model
 
 
@@ -80,3 +80,13 @@ def test_the_id_is_that_of_the_update_alone() -> None:
         replace(edit, deltas=(replace(update, U=update.U.nextafter(torch.tensor(9.0))),)),
     ]
     assert len({edit.id, *(other.id for other in others)}) == 1 + len(others)
+
+
+def test_the_relative_norm_of_several_updates_on_one_module_is_that_of_their_sum() -> None:
+    lm = tiny_model()
+    edit = random_edit(lm)
+    (delta,) = edit.deltas
+
+    W = lm.weight(1)
+    expected = {delta.module: pytest.approx(2 * float(delta.matrix().norm() / W.norm()), rel=1e-5)}
+    assert relative_norms(lm, [replace(edit, deltas=edit.deltas * 2)]) == relative_norms(lm, [edit, edit]) == expected

@@ -9,7 +9,7 @@ import torch
 
 from rome_core.errors import PromptError
 from rome_core.model import scoring
-from rome_core.model.scoring import Scored, continuation_probabilities, next_tokens, score
+from rome_core.model.scoring import Scored, continuation_probabilities, kl_divergence, next_tokens, score
 from rome_core.model.tokens import labels
 from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tokenizer_with_start
 
@@ -174,3 +174,10 @@ def test_the_most_probable_next_tokens() -> None:
     assert [value for _, value in tokens] == pytest.approx(p[order].tolist(), rel=1e-5)
     edit = random_edit(lm, size=1.0)
     assert next_tokens(lm, text, edits=[edit], k=3) != tokens
+
+
+def test_drift_by_hand() -> None:
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).double(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).double()
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+
+    assert kl_divergence(p.log(), q.log()).tolist() == pytest.approx([first, 0.0], abs=1e-6)

@@ -1,28 +1,27 @@
-"""Many requests solved together or one after another, and measured before and after: data, no widgets."""
+"""Many requests solved into one edit or one after another, and measured without and with all of their edits."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
-from typing import Any
 
-from pages.parts.edit.report import Question, answers, questions
-from pages.shared.track import Stopped
-from rome_core import EditRequest, LanguageModel, Moment, RomeError, solve
 from rome_core.editing.edit import Edit
-from rome_core.editing.method import ignore
-from rome_core.editing.methods import MethodConfig
-from rome_core.editing.second_moment import moments_for
-from rome_core.model.scoring import score
-from rome_core.progress import Track, silent
+from rome_core.editing.method import FoundValue, ignore
+from rome_core.editing.methods import MethodConfig, solve
+from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.errors import RomeError
+from rome_core.evaluation.answers import Question, ask
+from rome_core.evaluation.before_after import choose_questions
+from rome_core.files import csv_text
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest
+from rome_core.progress import Stopped, Track, silent
 
-ASKED = 4  # paraphrases and neighbours of a fact that the project's set has
+PROMPTS = 4  # paraphrases and neighbours of a fact that the project's set has
 
 
 @dataclass(frozen=True)
@@ -54,32 +53,34 @@ class Batch:
         return tuple(request for edit in self.edits for request in edit.requests)
 
 
-def run(
+def edit_batch(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     config: MethodConfig,
     below: tuple[Edit, ...],
     moments: Mapping[int, Moment] | None,
-    track: Track,
+    track: Track = silent,
     publish: Callable[[Batch], None] = lambda batch: None,
 ) -> Batch:
-    """Solve and measure. After a stop, what was found until then is made into edits and measured."""
+    """Solve and measure. A request that cannot be solved is a problem by its place; after a `Stopped` in the loop, what
+    was found until then is made into edits and measured.
+
+    moments: C by layer; None: the kept ones. Raises RomeError if no request could be solved, Stopped if none was yet.
+    """
     batch = Batch(lm.fingerprint, config, below, tuple(requests))
     publish(batch)
     began, problems, edits = time.monotonic(), dict[int, str](), list[Edit]()
-    together = config.batches and config.adds_to is not None
-    found = list[Any]()
-    stopped = False
+    searches, stopped = config.batches and config.adds_to is not None, False
+    values: list[FoundValue] = []
     try:
-        if config.batches and not together:
+        if config.batches and not searches:
             edits.append(solve(lm, requests, config, moments=moments, edits=below, track=track))
-        elif together:
-            config = config.with_prefixes(lm, below)
-        if not edits:
+        else:
+            config = config.with_prefixes(lm, below) if searches else config
             for number, request in enumerate(track(requests, "Facts", len(requests))):
                 try:
-                    if together:
-                        found.append(config.search(lm, request, edits=below, track=track, report=ignore))
+                    if searches:
+                        values.append(config.search(lm, request, edits=below, track=track, report=ignore))
                     else:
                         on = [*below, *edits]
                         edits.append(solve(lm, [request], config, moments=moments, edits=on, track=track))
@@ -88,51 +89,50 @@ def run(
                 publish(replace(batch, edits=tuple(edits), problems=problems))
     except Stopped:
         stopped = True
-    after_stop = silent if stopped else track
-    if found:
+    track = silent if stopped else track
+    if values:
         used = moments_for(lm, config.layers, moments)
-        edits.append(config.update(lm, found, moments=used, edits=below, track=after_stop))
+        edits.append(config.update(lm, values, moments=used, edits=below, track=track))
     if not edits:
         if stopped:
             raise Stopped
         raise RomeError("None of the facts could be edited.", next(iter(problems.values()), ""))
     batch = replace(batch, edits=tuple(edits), problems=problems, seconds=time.monotonic() - began, stopped=stopped)
-    return replace(batch, outcomes=tuple(measure(lm, batch, after_stop)))
+    return replace(batch, outcomes=tuple(measure_batch(lm, batch, track)))
 
 
-def measure(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
+def measure_batch(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
     """What each solved request's prompts say without the edits and with all of them."""
-    asked = [questions(request, ASKED) for request in batch.done]
-    pairs = [(q.text, answer) for one in asked for q in one if q.kind != "reversed" for answer in _asked(q)]
-    states = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
-    before, after = (iter([one.p_joint for one in score(lm, pairs, edits=edits)]) for edits in list(states))
-    for request, one in zip(batch.done, asked, strict=True):
+    asked = [_questions(request) for request in batch.done]
+    stacks = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
+    every = [question for questions in asked for question in questions]
+    before, after = (iter(ask(lm, every, edits=stack)) for stack in stacks)
+    for questions in asked:
         values: dict[str, list[tuple[float, float]]] = {}
-        for q in one:
-            if q.kind != "reversed":
-                for kind, _ in zip(_kinds(q, request), _asked(q), strict=True):
-                    values.setdefault(kind, []).append((next(before), next(after)))
+        for question in questions:
+            left, right = next(before), next(after)
+            kind = "new" if question.kind == "edit" else question.kind
+            values.setdefault(kind, []).append((left.new.p_joint, right.new.p_joint))
+            if left.true and right.true:
+                values.setdefault("true", []).append((left.true.p_joint, right.true.p_joint))
         yield tuple(
-            Outcome(kind, fmean(b for b, _ in some), fmean(a for _, a in some)) for kind, some in values.items()
+            Outcome(kind, fmean(b for b, _ in pairs), fmean(a for _, a in pairs)) for kind, pairs in values.items()
         )
 
 
-def _asked(question: Question) -> tuple[str, ...]:
-    """Both objects on the edited prompt, the new one on the others."""
-    return question.answers if question.kind == "edit" else question.answers[:1]
+def _questions(request: EditRequest) -> list[Question]:
+    """Both objects compete on the edited prompt; of the others, the new one's probability is enough."""
+    questions = [question for question in choose_questions(request, PROMPTS) if question.kind != "reversed"]
+    return [question if question.kind == "edit" else replace(question, true=None) for question in questions]
 
 
-def _kinds(question: Question, request: EditRequest) -> tuple[str, ...]:
-    return ("new", "true")[: len(answers(request))] if question.kind == "edit" else (question.kind,)
-
-
-def held(batch: Batch) -> float:
+def share_held(batch: Batch) -> float:
     """The share of solved requests whose new object is likelier than the true one, or likely where none is given."""
     return fmean(float(_holds(outcomes)) for outcomes in batch.outcomes)
 
 
 def _holds(outcomes: Sequence[Outcome]) -> bool:
-    by_kind = {one.kind: one.after for one in outcomes}
+    by_kind = {outcome.kind: outcome.after for outcome in outcomes}
     return by_kind["new"] > by_kind.get("true", 0.5)
 
 
@@ -141,22 +141,28 @@ def _holds(outcomes: Sequence[Outcome]) -> bool:
 KINDS = ("new", "true", "paraphrase", "neighbour", "namesake")
 
 
-def as_csv(batch: Batch) -> str:
-    out = io.StringIO()
-    lines = csv.writer(out)
-    lines.writerow(["template", "subject", "target_new", "target_true", *(f"{k}_{w}" for k in KINDS for w in WHEN)])
-    for request, outcomes in zip(batch.done, batch.outcomes, strict=True):
-        by_kind = {one.kind: one for one in outcomes}
-        values = [getattr(by_kind[kind], when) if kind in by_kind else "" for kind in KINDS for when in WHEN]
-        prompt = request.prompt
-        lines.writerow([prompt.template, prompt.subject, request.target_new, request.target_true or "", *values])
-    return out.getvalue()
-
-
 WHEN = ("before", "after")
 
 
-def as_json(lm: LanguageModel, batch: Batch) -> str:
+def batch_csv(batch: Batch) -> str:
+    """A line a solved request; a kind of prompts that it does not have is an empty cell."""
+    rows = []
+    for request, outcomes in zip(batch.done, batch.outcomes, strict=True):
+        by_kind = {outcome.kind: outcome for outcome in outcomes}
+        values = [getattr(by_kind[kind], when) if kind in by_kind else "" for kind in KINDS for when in WHEN]
+        prompt = request.prompt
+        rows.append([prompt.template, prompt.subject, request.target_new, request.target_true or "", *values])
+    header = [
+        "template",
+        "subject",
+        "target_new",
+        "target_true",
+        *(f"{kind}_{when}" for kind in KINDS for when in WHEN),
+    ]
+    return csv_text(header, rows)
+
+
+def batch_json(lm: LanguageModel, batch: Batch) -> str:
     """Outcomes with everything needed to make them again."""
     config = batch.edits[0].config
     record = {
@@ -175,7 +181,7 @@ def as_json(lm: LanguageModel, batch: Batch) -> str:
                 "subject": request.prompt.subject,
                 "target_new": request.target_new,
                 "target_true": request.target_true,
-                "p": {one.kind: [_number(one.before), _number(one.after)] for one in outcomes},
+                "p": {outcome.kind: [_number(outcome.before), _number(outcome.after)] for outcome in outcomes},
             }
             for request, outcomes in zip(batch.done, batch.outcomes, strict=True)
         ],

@@ -1,4 +1,4 @@
-"""What an edit did, measured before and after: plain data for the edit and diagnostics pages, no widgets."""
+"""What an edit did: the same questions and texts put to the model before it and after it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from rome_core import EditRequest, LanguageModel, Moment, diagnose, solve
 from rome_core.diagnosis.calibration import Verdict
 from rome_core.diagnosis.inspection import target_rank
-from rome_core.diagnosis.verdict import Diagnosis, Size, has_key, size_of
+from rome_core.diagnosis.verdict import Diagnosis, Size, diagnose, has_key, size_of
 from rome_core.editing.edit import Edit, Step
+from rome_core.editing.methods import MethodConfig, solve
+from rome_core.editing.second_moment import Moment
+from rome_core.evaluation.answers import Change, Kind, Question, ask_before_and_after
 from rome_core.facts.datasets import Fact, load_facts
 from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.generation import generate_many
-from rome_core.model.scoring import score
-from rome_core.model.tokens import Prompt, as_target
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Track, silent
 
 NEW_TOKENS = 30
 NAMESAKES = 2
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Probabilities of the answers on one prompt, before and after: the new object first, then the true one; on a
-    reversed prompt the subject."""
-
-    kind: str  # edit, paraphrase, neighbour, namesake, reversed, yours
-    text: str
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-
-    @property
-    def shown(self) -> str:
-        """The prompt, with the answer where it is not the object."""
-        return self.text + (" … (the subject)" if self.kind == "reversed" else "")
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Report:
     size: Size
     diagnosis: Diagnosis | None  # of methods with a single key
     rank: tuple[int, int]  # of the new object's first token, before and after; 1 = the model's answer
-    probes: tuple[Probe, ...]
+    changes: tuple[Change, ...]  # of the answers, the edited prompt's first
     continuations: tuple[Continuation, ...]
     seconds: float
 
@@ -76,12 +61,12 @@ class Report:
         return self.size.relative_F
 
 
-def answers(request: EditRequest) -> tuple[str, ...]:
-    """The answers to compare: the new object and, if it is known, the true one."""
-    return tuple(as_target(answer) for answer in (request.target_new, request.target_true) if answer and answer.strip())
+def list_objects(request: EditRequest) -> tuple[str, ...]:
+    """The objects that compete: the new one and, if it is known, the true one."""
+    return tuple(target.strip() for target in (request.target_new, request.target_true) if target and target.strip())
 
 
-def known_fact(request: EditRequest) -> Fact | None:
+def find_own_fact(request: EditRequest) -> Fact | None:
     """The project's own fact about this subject and its true object: it brings paraphrases and neighbours with it."""
     subject, true = _bare(request.prompt.subject), (request.target_true or "").strip()
     facts = [fact for fact in load_facts() if _bare(fact.prompt.subject) == subject]
@@ -95,31 +80,34 @@ def _bare(subject: str) -> str:
 
 def same_fact(edit: Edit, request: EditRequest) -> bool:
     """Whether an edit is about this very prompt."""
-    return any(one.prompt.text == request.prompt.text for one in edit.requests)
+    return any(other.prompt.text == request.prompt.text for other in edit.requests)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A prompt to ask before and after, what it tests, and the answers to follow."""
-
-    kind: str  # edit, paraphrase, neighbour, namesake, reversed, yours
-    text: str
-    answers: tuple[str, ...]
-
-
-def questions(request: EditRequest, limit: int = 4) -> list[Question]:
+def choose_questions(request: EditRequest, limit: int = 4) -> list[Question]:
     """The edited prompt, namesakes of its subject, and, where the fact is known, paraphrases, neighbours in the same
     words, and the reverse."""
-    wanted, fact = answers(request), known_fact(request)
-    asked = [Question("edit", request.prompt.text, wanted)]
+    fact = find_own_fact(request)
+    texts: list[tuple[Kind, str]] = [("edit", request.prompt.text)]
     if fact:
-        asked += [Question("paraphrase", text, wanted) for text in _paraphrases(request, fact)[:limit]]
-        asked += [Question("neighbour", text, wanted) for text in _neighbours(request, fact)[:limit]]
-    asked += [Question("namesake", one.text, wanted) for one in make_namesakes(request.prompt, NAMESAKES, "measure")]
+        texts += [("paraphrase", text) for text in _paraphrases(request, fact)[:limit]]
+        texts += [("neighbour", text) for text in _neighbours(request, fact)[:limit]]
+    texts += [("namesake", prompt.text) for prompt in make_namesakes(request.prompt, NAMESAKES, "measure")]
+    questions = [_question(request, kind, text) for kind, text in texts]
     if fact and fact.reversed:
         text = fact.reversed.replace(fact.target_new, request.target_new.strip())
-        asked.append(Question("reversed", text, (as_target(_bare_case(request.prompt.subject)),)))
-    return asked
+        questions.append(Question("reversed", text, request.prompt.subject.strip().removeprefix("The ")))
+    return questions
+
+
+def own_questions(request: EditRequest, lines: Iterable[str], limit: int = 10) -> list[Question]:
+    """The user's own prompts, one a line."""
+    texts = [line.rstrip() for line in lines if line.strip()]
+    return [_question(request, "yours", text) for text in texts[:limit]]
+
+
+def _question(request: EditRequest, kind: Kind, text: str) -> Question:
+    new, *true = list_objects(request)
+    return Question(kind, text, new, next(iter(true), None))
 
 
 def _paraphrases(request: EditRequest, fact: Fact) -> list[str]:
@@ -134,40 +122,11 @@ def _neighbours(request: EditRequest, fact: Fact) -> list[str]:
     return [Prompt(request.prompt.template, subject).text for subject in subjects]
 
 
-def _bare_case(subject: str) -> str:
-    return subject.strip().removeprefix("The ")
-
-
-def own_questions(request: EditRequest, lines: Iterable[str], limit: int = 10) -> list[Question]:
-    """The user's own prompts, one a line."""
-    texts = [line.rstrip() for line in lines if line.strip()]
-    return [Question("yours", text, answers(request)) for text in texts[:limit]]
-
-
 def generation_texts(request: EditRequest) -> list[str]:
     """Openings whose continuation shows whether the edit is a belief or only an answer."""
-    fact = known_fact(request)
+    fact = find_own_fact(request)
     opening = request.prompt.template.split("{}")[0] + request.prompt.subject + " is"
     return [opening, *(fact.generations[:1] if fact else [])]
-
-
-def probe(
-    lm: LanguageModel, edit: Edit, below: Sequence[Edit], asked: Sequence[Question], track: Track = silent
-) -> tuple[Probe, ...]:
-    """The answers' probabilities on each prompt, without and with the edit: one batch each."""
-    pairs = [(one.text, answer) for one in asked for answer in one.answers]
-    before, after = (
-        iter(score(lm, pairs, edits=edits)) for edits in track((below, [*below, edit]), "Asking before and after", 2)
-    )
-    return tuple(
-        Probe(
-            one.kind,
-            one.text,
-            tuple(next(before).p_joint for _ in one.answers),
-            tuple(next(after).p_joint for _ in one.answers),
-        )
-        for one in asked
-    )
 
 
 def continuations(
@@ -185,7 +144,7 @@ def continuations(
     return tuple(Continuation(*row) for row in zip(texts, before, after, strict=True))
 
 
-def measure(
+def measure_edit(
     lm: LanguageModel,
     edit: Edit,
     below: tuple[Edit, ...],
@@ -201,7 +160,7 @@ def measure(
         size=size_of(lm, edit),
         diagnosis=diagnose(lm, edit, moments) if has_key(edit) else None,
         rank=(target_rank(lm, request, edits=below), target_rank(lm, request, edits=[*below, edit])),
-        probes=probe(lm, edit, below, questions(request), track),
+        changes=ask_before_and_after(lm, choose_questions(request), [edit], below, track),
         continuations=continuations(lm, edit, below, generation_texts(request), track=track),
         seconds=seconds,
     )
@@ -210,7 +169,7 @@ def measure(
 def solve_and_measure(
     lm: LanguageModel,
     request: EditRequest,
-    config: Any,
+    config: MethodConfig,
     below: tuple[Edit, ...],
     track: Track = silent,
     publish: Callable[[tuple[Step, ...]], None] = lambda steps: None,
@@ -227,4 +186,4 @@ def solve_and_measure(
         publish(tuple(steps))
 
     edit = solve(lm, [request], config, moments=moments, edits=below, track=track, report=report)
-    return measure(lm, edit, below, track, time.monotonic() - began, moments)
+    return measure_edit(lm, edit, below, track, time.monotonic() - began, moments)
