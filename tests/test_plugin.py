@@ -32,9 +32,10 @@ class Toy(MethodConfig):
     formula: ClassVar[str] = r"\\Delta = \\epsilon \\mathbf{1} \\mathbf{1}^\\top"
     size: float = setting(0.001, "Size", "How far every weight moves.", low=0.0, high=1.0, step=0.001)
 
-    def solve(self, lm, requests, *, moments, edits, track, report):
+    def solve(self, on, requests):
+        lm = on.lm
         delta = Delta(lm.down_projection(1), torch.full((lm.d_model, 1), self.size), torch.ones(1, lm.d_mlp))
-        return make_edit(lm, requests, self, (delta,), edits)
+        return make_edit(lm, requests, self, (delta,), on.edits)
 '''
 # Run with the package on the path, as after its installation: METHODS, all methods on one fact, an evaluation by the
 # command's own main, and the edit page.

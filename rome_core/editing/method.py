@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, PromptKeys, Step
-from rome_core.editing.second_moment import Moment
+from rome_core.editing.second_moment import Moment, moments_for
 from rome_core.errors import EditError
 from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
-from rome_core.progress import Track
+from rome_core.progress import Track, silent
 
 AddedTo = Literal["mlp_out", "resid_post"]
 M = TypeVar("M", bound="MethodConfig")
@@ -45,6 +45,24 @@ class FoundValue:
     delta: Float[Tensor, " d_model"]
     history: tuple[Step, ...]
     keys: PromptKeys | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EditContext:
+    """What an edit is solved on: a model with the edits that are active, C by layer, and who watches.
+
+    moments: None takes the kept ones, or estimates them. report: called with every step of an optimisation.
+    """
+
+    lm: LanguageModel
+    edits: Sequence[Edit] = ()
+    moments: Mapping[int, Moment] | None = None
+    track: Track = silent
+    report: Report = ignore
+
+    def moments_for(self, layers: Sequence[int]) -> dict[int, Moment]:
+        """C of these layers, checked."""
+        return moments_for(self.lm, layers, self.moments, self.track)
 
 
 @dataclass(frozen=True)
@@ -120,34 +138,15 @@ class MethodConfig:
 
     # ------------------------------------------------------------------------------------------------------- solving
 
-    def solve(
-        self,
-        lm: LanguageModel,
-        requests: Sequence[EditRequest],
-        *,
-        moments: Mapping[int, Moment] | None,
-        edits: Sequence[Edit],
-        track: Track,
-        report: Report,
-    ) -> Edit:
-        """The edit of these requests on top of `edits`. Configs arrive here resolved for the model."""
+    def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
+        """The edit of these requests. Configs arrive here resolved for the model."""
         raise TypeError(f"{type(self).__name__} says nothing of how it solves an edit.")
 
-    def search(
-        self, lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit], track: Track, report: Report
-    ) -> FoundValue:
+    def search(self, on: EditContext, request: EditRequest) -> FoundValue:
         """The value of one fact; `update` makes an edit of one or many. Its prefixes have been chosen."""
         raise EditError(f"{self.name} searches no value by itself.", "", "Solve the edit as a whole.")
 
-    def update(
-        self,
-        lm: LanguageModel,
-        values: Sequence[FoundValue],
-        *,
-        moments: Mapping[int, Moment],
-        edits: Sequence[Edit],
-        track: Track,
-    ) -> Edit:
+    def update(self, on: EditContext, values: Sequence[FoundValue]) -> Edit:
         """One edit of facts whose values are known."""
         raise EditError(f"{self.name} makes no edit of values.", "", "Solve the edit as a whole.")
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rome_core.editing.edit import Edit
-from rome_core.editing.method import MethodConfig
+from rome_core.editing.method import EditContext, MethodConfig
 from rome_core.editing.methods import METHODS
-from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.second_moment import Moment
 from rome_core.errors import EditError
 from rome_core.model.language_model import LanguageModel
-from rome_core.progress import silent
 
 
 def reuse(
@@ -26,8 +25,8 @@ def reuse(
     Ask `edit.config.shares_search(config)` first: it says whether a search of its own would find the same one. edits:
     those that `edit` was solved on top of.
     """
-    value, used = edit.config.value_of(edit), moments_for(lm, config.layers, moments)
-    return replace(config.update(lm, [value], moments=used, edits=edits, track=silent), on=edit.on)
+    made = config.update(EditContext(lm, edits, moments), [edit.config.value_of(edit)])
+    return replace(made, on=edit.on)
 
 
 def repolicy(lm: LanguageModel, edit: Edit, method: str, moments: Mapping[int, Moment] | None = None) -> Edit:

@@ -5,7 +5,7 @@ Each optimises δ at the subject's last token (`value.optimise_delta`), and diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit
-from rome_core.editing.method import AddedTo, FoundValue, MethodConfig, Report, Term
-from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.method import AddedTo, EditContext, FoundValue, MethodConfig, Term
+from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import (
     N_SAMPLED,
     KlAt,
@@ -33,7 +33,6 @@ from rome_core.model.hooks import Point, activations
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import replay_note
 from rome_core.model.tokens import EditRequest
-from rome_core.progress import Track
 from rome_core.settings import setting
 
 AUTHORS = "Meng et al. 2022, the authors' code"
@@ -192,28 +191,17 @@ class ValueSearch(MethodConfig):
                 f"Layer {self.layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}."
             )
 
-    def solve(
-        self,
-        lm: LanguageModel,
-        requests: Sequence[EditRequest],
-        *,
-        moments: Mapping[int, Moment] | None,
-        edits: Sequence[Edit],
-        track: Track,
-        report: Report,
-    ) -> Edit:
-        """The value of every fact, each by itself on top of `edits`; then one update of all."""
-        self.check(lm, requests)
-        used = moments_for(lm, self.layers, moments, track)
-        config = self.with_prefixes(lm, edits)
+    def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
+        """The value of every fact, each by itself; then one update of all."""
+        self.check(on.lm, requests)
+        on = replace(on, moments=on.moments_for(self.layers))
+        config, steps = self.with_prefixes(on.lm, on.edits), iter(requests)
         if self.batches:
-            requests = list(track(list(requests), "Searching values", len(requests)))
-        values = [config.search(lm, request, edits=edits, track=track, report=report) for request in requests]
-        return config.update(lm, values, moments=used, edits=edits, track=track)
+            steps = iter(on.track(list(requests), "Searching values", len(requests)))
+        return config.update(on, [config.search(on, request) for request in steps])
 
-    def search(
-        self, lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit], track: Track, report: Report
-    ) -> FoundValue:
+    def search(self, on: EditContext, request: EditRequest) -> FoundValue:
+        lm, edits = on.lm, on.edits
         self.check(lm, [request])
         if self.prefixes is None:
             raise EditError(f"The prefixes of {self.name} are not chosen yet.", "", "Take config.with_prefixes(lm).")
@@ -235,8 +223,8 @@ class ValueSearch(MethodConfig):
             final(lm, prompts, self.layer, edits, self.adds_to),
             self.value_settings,
             scale=self.scale(outputs, h),
-            track=track,
-            report=report,
+            track=on.track,
+            report=on.report,
         )
         return FoundValue(request, self.prefixes_used, h, delta, history, keys)
 

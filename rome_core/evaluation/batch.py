@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
 from rome_core.editing.edit import Edit
-from rome_core.editing.method import FoundValue, ignore
+from rome_core.editing.method import EditContext, FoundValue
 from rome_core.editing.methods import MethodConfig, solve
-from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.answers import Question, ask
 from rome_core.evaluation.before_after import choose_questions
@@ -80,7 +80,7 @@ def edit_batch(
             for number, request in enumerate(track(requests, "Facts", len(requests))):
                 try:
                     if searches:
-                        values.append(config.search(lm, request, edits=below, track=track, report=ignore))
+                        values.append(config.search(EditContext(lm, below, track=track), request))
                     else:
                         on = [*below, *edits]
                         edits.append(solve(lm, [request], config, moments=moments, edits=on, track=track))
@@ -91,8 +91,7 @@ def edit_batch(
         stopped = True
     track = silent if stopped else track
     if values:
-        used = moments_for(lm, config.layers, moments)
-        edits.append(config.update(lm, values, moments=used, edits=below, track=track))
+        edits.append(config.update(EditContext(lm, below, moments, track), values))
     if not edits:
         if stopped:
             raise Stopped

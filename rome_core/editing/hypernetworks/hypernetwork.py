@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rome_core.editing.edit import Edit, make_edit
-from rome_core.editing.method import MethodConfig, Report
-from rome_core.editing.second_moment import Moment
+from rome_core.editing.method import EditContext, MethodConfig
 from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
 from rome_core.errors import EditError
 from rome_core.files import ASSETS, cache_dir, write_whole
@@ -25,7 +24,6 @@ from rome_core.model.edits import Delta
 from rome_core.model.hooks import Overlay
 from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.tokens import EditRequest, as_target, target_ids, text_ids
-from rome_core.progress import Track
 from rome_core.settings import setting
 
 FORMAT = "rome-explorer hypernetwork 1"
@@ -213,16 +211,7 @@ class HyperConfig(MethodConfig):
     )
     checkpoint: str | None = None
 
-    def solve(
-        self,
-        lm: LanguageModel,
-        requests: Sequence[EditRequest],
-        *,
-        moments: Mapping[int, Moment] | None,
-        edits: Sequence[Edit],
-        track: Track,
-        report: Report,
-    ) -> Edit:
+    def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """One pass for the gradient, one through the network."""
         if not requests:
             raise EditError("There is no fact to edit.", "", "Give at least one.")
@@ -232,13 +221,14 @@ class HyperConfig(MethodConfig):
                 "",
                 "Solve them one after another, each with the former ones in edits=.",
             )
+        lm, edits = on.lm, on.edits
         path = Path(self.checkpoint) if self.checkpoint else find_checkpoint(lm, self.name)
         key = (self.name, path, path.stat().st_mtime_ns if path.exists() else 0)
         trained = lm.remember(NETWORKS, key, lambda: load_checkpoint(path, lm, self.network))
         pairs = [(request.prompt.text, request.target_new) for request in requests]
         (deltas,) = [
             solved(lm, trained.network, forced_rows(lm, pairs, edited_blocks(lm).start, edits), requests[0])
-            for _ in track([0], "Editing", 1)
+            for _ in on.track([0], "Editing", 1)
         ]
         edit = make_edit(lm, requests, self, deltas, edits, corpus=summary(trained.training))
         return edit.scaled(self.scale)

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.ke import Ke
 from rome_core.editing.hypernetworks.mend import Mend
-from rome_core.editing.method import MethodConfig, Report, ignore
+from rome_core.editing.method import EditContext, MethodConfig, Report, ignore
 from rome_core.editing.methods.alphaedit import AlphaEdit
 from rome_core.editing.methods.emmet import Emmet
 from rome_core.editing.methods.finetune import FineTune, FineTuneL, FineTuneM
@@ -77,4 +77,4 @@ def solve(
                      METHODS["r-rome"](layer=5))
     """
     config, asked = resolve(lm, config, requests), list(requests)
-    return config.solve(lm, asked, moments=moments, edits=list(edits), track=track, report=report)
+    return config.solve(EditContext(lm, list(edits), moments, track, report), asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,13 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, Keys, make_edit
-from rome_core.editing.method import FoundValue, MethodConfig
+from rome_core.editing.method import EditContext, FoundValue, MethodConfig
 from rome_core.editing.methods.least_squares import least_squares
-from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import keys_of, prompts_of
 from rome_core.editing.value_search import ValueSearch
-from rome_core.model.language_model import LanguageModel
-from rome_core.progress import Track
 from rome_core.settings import setting
 
 
@@ -42,20 +39,12 @@ class Emmet(ValueSearch):
         step=1e-4,
     )
 
-    def update(
-        self,
-        lm: LanguageModel,
-        values: Sequence[FoundValue],
-        *,
-        moments: Mapping[int, Moment],
-        edits: Sequence[Edit],
-        track: Track,
-    ) -> Edit:
+    def update(self, on: EditContext, values: Sequence[FoundValue]) -> Edit:
         """δ at the MLP's output and the mean key of the prefixed prompts, as in ROME; then all facts at once."""
-        (layer,) = self.layers
-        moment = moments[layer]
+        (layer,), lm = self.layers, on.lm
+        moment = on.moments_for([layer])[layer]
         rows = [
-            value.keys or keys_of(lm, prompts_of(lm, value.request, value.prefixes, self.kl_at), layer, edits)
+            value.keys or keys_of(lm, prompts_of(lm, value.request, value.prefixes, self.kl_at), layer, on.edits)
             for value in values
         ]
         keys = torch.stack([own.keys.mean(0) for own in rows], 1)
@@ -70,7 +59,7 @@ class Emmet(ValueSearch):
             [value.request for value in values],
             replace(self, prefixes=values[0].prefixes),
             (delta,),
-            edits,
+            on.edits,
             keys=Keys(
                 keys.T,
                 torch.stack([own.values.mean(0) for own in rows]) + residuals.T,

@@ -6,7 +6,7 @@ bias beside W, it stays as it is: an edit is a change of matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, Step, make_edit
-from rome_core.editing.method import MethodConfig, Report, Term
+from rome_core.editing.method import EditContext, MethodConfig, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
 from rome_core.errors import EditError
@@ -23,7 +23,6 @@ from rome_core.model.edits import dense_delta
 from rome_core.model.hooks import Overlay
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
-from rome_core.progress import Track
 from rome_core.settings import setting
 
 AUTHORS = "Meng et al. 2022, the authors' code"
@@ -84,28 +83,19 @@ class FineTune(MethodConfig):
         """How far every single weight may move; None: as far as it will."""
         return None
 
-    def solve(
-        self,
-        lm: LanguageModel,
-        requests: Sequence[EditRequest],
-        *,
-        moments: Mapping[int, Moment] | None,
-        edits: Sequence[Edit],
-        track: Track,
-        report: Report,
-    ) -> Edit:
+    def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """Adam on Δ, zero at first; the loss is the mean over the requests of their targets' mean NLL."""
-        layer = self.layer
+        layer, lm = self.layer, on.lm
         if layer is None or not 0 <= layer < lm.n_layers:
             raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
         if not requests:
             raise EditError("There is no fact to edit.", "", "Give at least one.")
-        forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, edits)
+        forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, on.edits)
         module = lm.down_projection(layer)
         W = precise(lm.matrix(module).detach())
         change, history = torch.zeros_like(W, requires_grad=True), list[Step]()
         adam = torch.optim.Adam([change], lr=self.lr)
-        for index in track(range(self.steps), "Fine-tuning", self.steps):
+        for index in on.track(range(self.steps), "Fine-tuning", self.steps):
             with torch.enable_grad():
                 nll, first, p = losses(lm, forced, (module, lambda keys: keys @ change.T.to(keys)), self)
             decay = self.weight_decay / 2 * (W + change.detach()).square().sum().item()
@@ -124,7 +114,7 @@ class FineTune(MethodConfig):
                 rank=rank,
             )
             history.append(step)
-            report(step)
+            on.report(step)
             if step.nll < self.stop_loss or index == self.steps - 1:
                 break
             (gradient,) = torch.autograd.grad(nll, [change])
@@ -133,7 +123,7 @@ class FineTune(MethodConfig):
             if self.bound is not None:
                 with torch.no_grad():
                     change.clamp_(-self.bound, self.bound)
-        return make_edit(lm, requests, self, (dense_delta(module, change.detach()),), edits, history=history)
+        return make_edit(lm, requests, self, (dense_delta(module, change.detach()),), on.edits, history=history)
 
     def at_layer(self, layer: int) -> FineTune:
         return replace(self, layer=layer)

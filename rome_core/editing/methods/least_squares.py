@@ -5,7 +5,7 @@ All solve Δ K ≈ R for the keys K [d_mlp n] and residuals R [d_model n] of n f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, Keys, make_edit
-from rome_core.editing.method import AddedTo, FoundValue, Term
+from rome_core.editing.method import AddedTo, EditContext, FoundValue, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import Prompts, prompts_of
 from rome_core.editing.value_search import ValueSearch, states_at
@@ -24,7 +24,6 @@ from rome_core.model.hooks import Point
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.subjects import subject_states
 from rome_core.model.tokens import EditRequest
-from rome_core.progress import Track
 from rome_core.settings import setting
 
 KeyColumns = Float[Tensor, "d_mlp n"]
@@ -101,24 +100,17 @@ class SpreadUpdate(ValueSearch):
         """One layer's Δ. earlier: keys of this method's edits that are active already."""
         raise TypeError(f"{type(self).__name__} says nothing of how it updates a layer.")
 
-    def update(
-        self,
-        lm: LanguageModel,
-        values: Sequence[FoundValue],
-        *,
-        moments: Mapping[int, Moment],
-        edits: Sequence[Edit],
-        track: Track,
-    ) -> Edit:
+    def update(self, on: EditContext, values: Sequence[FoundValue]) -> Edit:
         """The layers in ascending order, each on top of the former ones with an equal share of what is still missing at
         the last one's output (Meng et al. 2023, algorithm 1). v_0 and v_star are states there: MEMIT's h and z."""
+        lm, edits, moments = on.lm, on.edits, on.moments_for(self.layers)
         config = replace(self, prefixes=values[0].prefixes)
         rows = [prompts_of(lm, value.request, value.prefixes, self.kl_at) for value in values]
         h, last = torch.stack([value.h for value in values]), self.layers[-1]
         z = h + torch.stack([value.delta for value in values])
         deltas, by_layer = list[Delta](), dict[int, KeyColumns]()
         requests = [value.request for value in values]
-        for layer in track(self.layers, "Updating layers", len(self.layers)):
+        for layer in on.track(self.layers, "Updating layers", len(self.layers)):
             active = [*edits, make_edit(lm, requests, config, tuple(deltas), edits)]
             keys, now = _keys_and_outputs(lm, rows, layer, last, active)
             residuals = (z.T - now) / (last - layer + 1)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, Keys, PromptKeys, make_edit
-from rome_core.editing.method import FoundValue, KeyProducts
+from rome_core.editing.method import EditContext, FoundValue, KeyProducts
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import keys_of, prompts_of
 from rome_core.editing.value_search import ValueSearch
@@ -23,7 +23,6 @@ from rome_core.errors import EditError
 from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
-from rome_core.progress import Track
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,31 +54,24 @@ class RomePolicy(ValueSearch):
         """The C by which the update is the smallest one."""
         return moment
 
-    def update(
-        self,
-        lm: LanguageModel,
-        values: Sequence[FoundValue],
-        *,
-        moments: Mapping[int, Moment],
-        edits: Sequence[Edit],
-        track: Track,
-    ) -> Edit:
+    def update(self, on: EditContext, values: Sequence[FoundValue]) -> Edit:
         """k*, v* and the rank-one update of one fact."""
-        ((value,), (layer,)) = values, self.layers
-        keys = value.keys or keys_of(lm, prompts_of(lm, value.request, value.prefixes, self.kl_at), layer, edits)
+        ((value,), (layer,), lm) = values, self.layers, on.lm
+        keys = value.keys or keys_of(lm, prompts_of(lm, value.request, value.prefixes, self.kl_at), layer, on.edits)
+        moment = on.moments_for([layer])[layer]
         terms = self.key_terms(keys, value.delta)
-        metric = self.metric(lm, value.request, keys.keys.mean(0), moments[layer])
+        metric = self.metric(lm, value.request, keys.keys.mean(0), moment)
         return make_edit(
             lm,
             [value.request],
             replace(self, prefixes=value.prefixes),
             (rank_one(lm.down_projection(layer), terms, metric, self.ridge),),
-            edits,
+            on.edits,
             keys=Keys(
                 terms.direction[:, -1], terms.output + terms.residual, keys.k_0, keys.v_0, value.delta, prompts=keys
             ),
             history=value.history,
-            moments=[moments[layer]],
+            moments=[moment],
         )
 
     def value_of(self, edit: Edit) -> FoundValue:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
-from rome_core.editing.method import FoundValue, MethodConfig, ignore
+from rome_core.editing.method import EditContext, FoundValue, MethodConfig
 from rome_core.editing.methods.emmet import Emmet
 from rome_core.editing.shared_search import policies, reuse
-from rome_core.progress import silent
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 1, "prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0}
@@ -19,7 +18,7 @@ SHARING = [*policies(), Emmet.name]
 
 
 def search(lm: LanguageModel, request: EditRequest, config: MethodConfig) -> FoundValue:
-    return config.search(lm, request, edits=[], track=silent, report=ignore)
+    return config.search(EditContext(lm), request)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +71,11 @@ def test_values_searched_one_by_one_make_the_edit_of_the_batch(lm: LanguageModel
 
     whole = solve(lm, requests, config, moments=moments)
     values = [search(lm, request, config) for request in requests]
-    one_by_one = config.update(lm, values, moments=moments, edits=[], track=silent)
+    one_by_one = config.update(EditContext(lm, moments=moments), values)
 
     assert one_by_one.id == whole.id and one_by_one.requests == whole.requests
     with pytest.raises(EditError, match="makes no edit of values"):
-        METHODS["ft"](layer=1).update(lm, values, moments=moments, edits=[], track=silent)
+        METHODS["ft"](layer=1).update(EditContext(lm), values)
     with pytest.raises(EditError, match="searches no value"):
         search(lm, REQUEST, METHODS["ft"](layer=1))
     with pytest.raises(EditError, match="prefixes of rome are not chosen"):
