@@ -7,15 +7,17 @@ from pathlib import Path
 import streamlit as st
 
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
-from pages.parts.averages.form import SHOWN_PROBLEMS, inquiry_form, text_of
-from pages.parts.tracing.view import chart_config, dark
+from pages.parts.averages.form import inquiry_form
 from pages.shared import frame, session, track
+from pages.shared.charts import choose_image_format, draw_chart, page_theme
+from pages.shared.fact_sets import SHOWN_PROBLEMS, read_text
 from pages.shared.text import count, number
 from rome_core import LanguageModel, RomeError
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import About, Inquiry, Rows, Source, averages_csv, records_of, write_records
-from rome_core.tracing.averages import Averages, average
+from rome_core.tracing.averages import Averages, FactEffect, average
 
+LATEST = ("averages", "latest job")
 HERE, STUDY = "This session's run", "The shipped study"
 LANDMARKS = """
 **GPT-2 XL, 1,000 facts** (48 layers; Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, section 2.2
@@ -44,7 +46,7 @@ def main() -> None:
     with form:
         lm = session.model()
         inquiry, run = inquiry_form(lm)
-    if inquiry and run:
+    if run:
         start(lm, inquiry)
     with result.container():
         results(lm, inquiry)
@@ -55,35 +57,30 @@ def main() -> None:
 
 def rows_of(lm: LanguageModel, inquiry: Inquiry) -> Rows:
     """This session's finished records for these settings; a run fills them, whatever facts it asks for."""
-    key = (lm.fingerprint, inquiry.rows_key)
-    if (rows := session.recall(key)) is None:
-        rows = {}
-    session.remember(key, rows)
-    return rows
+    return session.keep((lm.fingerprint, inquiry.rows_key), dict[str, FactEffect])
 
 
 def start(lm: LanguageModel, inquiry: Inquiry) -> None:
     """Begin a run, or go on with it. A run under way is stopped, unless it is this one."""
     key = (lm.fingerprint, inquiry.key)
-    job, former = session.recall(key), st.session_state.get("averages_job")
+    job = session.find_job(key)
     if job is None or job.state in ("stopped", "error"):
-        if former is not None:
-            former.stop()
+        session.stop_job(LATEST)
         rows = rows_of(lm, inquiry)
 
-        def work(job: track.Job) -> int:
+        def work(job: track.Job[None, int]) -> int:
             return sum(1 for _ in average_records.collect(lm, inquiry, rows, track=job.track))
 
         job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work)
-        session.remember(key, job)
-    st.session_state["averages_job"] = job
+        session.keep_job(key, job)
+    session.keep_job(LATEST, job)
     st.session_state["average-source"] = HERE
 
 
 # -------------------------------------------------------------------------------------------------------------- result
 
 
-def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
+def results(lm: LanguageModel, inquiry: Inquiry) -> None:
     """What is shown: this session's run as it grows, the shipped study, or an opened file."""
     top, bottom = st.container(), st.container()
     with bottom:
@@ -94,10 +91,10 @@ def results(lm: LanguageModel, inquiry: Inquiry | None) -> None:
         show(lm, inquiry, opened)
 
 
-def show(lm: LanguageModel, inquiry: Inquiry | None, opened: Source | None) -> None:
+def show(lm: LanguageModel, inquiry: Inquiry, opened: Source | None) -> None:
     """The choice between the sources that there are, and the chosen one."""
-    job = session.recall((lm.fingerprint, inquiry.key)) if inquiry else None
-    here = bool(inquiry and (job or records_of(inquiry, rows_of(lm, inquiry))))
+    job = session.find_job((lm.fingerprint, inquiry.key))
+    here = bool(job or records_of(inquiry, rows_of(lm, inquiry)))
     sources = {opened.name: opened} if opened else {}
     if shipped := shipped_study():
         sources = {STUDY: shipped, **sources}
@@ -108,12 +105,11 @@ def show(lm: LanguageModel, inquiry: Inquiry | None, opened: Source | None) -> N
     if shown in sources:
         source = sources[shown]
         figures(source, "file")
-        if inquiry:
-            go_on(lm, inquiry, source)
+        go_on(lm, inquiry, source)
         files(source)
-    elif inquiry and job:
+    elif job:
         track.panel(job, lambda job: run_so_far(lm, inquiry, job.id, ended=not job.live))
-    elif inquiry and here:
+    elif here:
         run_so_far(lm, inquiry, "kept", ended=True)
     else:
         st.caption(
@@ -151,7 +147,7 @@ def opened_file() -> Source | None:
         if file is None:
             return None
         try:
-            return average_records.read_records(text_of(file), Path(file.name).name)
+            return average_records.read_records(read_text(file), Path(file.name).name)
         except RomeError as error:
             session.show_error(error)
             return None
@@ -182,23 +178,17 @@ def figures(source: Source, id: str) -> None:
     if not averages.n:
         st.caption("The figures appear with the first fact that the model knows.")
         return
-    one = st.toggle("One colour scale for all three kinds", True, key=f"scale-{id}") if id != "early" else True
-    drawn = {
-        "heat": average_heatmaps(averages, source.about, dark(), one),
-        "curves": average_curves(averages, source.about, dark()),
-    }
-    for name, figure in drawn.items():
-        st.plotly_chart(figure, key=f"average-{name}-{id}", theme=None, config=chart_config(f"average-{name}"))
+    one_scale = st.toggle("One colour scale for all three kinds", True, key=f"scale-{id}") if id != "early" else True
+    heat = average_heatmaps(averages, source.about, page_theme(), "one" if one_scale else "own")
+    draw_chart(heat, f"average-heat-{id}", "average-heat")
+    draw_chart(average_curves(averages, source.about, page_theme()), f"average-curves-{id}", "average-curves")
 
 
 def cached_average(source: Source) -> Averages:
     """The bootstrap takes a moment, and a page is drawn often."""
     used = tuple((row.fact, row.clean, row.corrupted) for row in source.rows if not row.dropped)
     key = ("average", source.about, used, len(source.rows))
-    if (known := session.recall(key)) is None:
-        known = average(source.rows)
-        session.remember(key, known)
-    return known
+    return session.compute_once(key, lambda: average(source.rows))
 
 
 def metrics(averages: Averages, tried: int) -> None:
@@ -234,7 +224,7 @@ def files(source: Source) -> None:
             "average-effects.json",
             on_click="ignore",
         )
-        st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+        choose_image_format()
 
 
 def metric(about: About) -> str:

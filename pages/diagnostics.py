@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import streamlit as st
 
 from pages.parts.diagnosis import calibration_view, forensics_view, interference_view
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import views as diagnosis_views
-from pages.shared import frame, request, session, track
+from pages.shared import edit_form, frame, session, text, track
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies, repolicy
-from rome_core.evaluation.before_after import same_fact
-from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
+from rome_core.evaluation.foresight import Aftermath, Foresight, examine, foresee, try_out
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"
-Work = tuple[str, Callable[[track.Job], Foresight]]
+Work = tuple[str, Callable[[track.Job[None, Foresight]], Foresight]]
 
 
 def main() -> None:
@@ -49,15 +47,15 @@ def one_edit(lm: LanguageModel) -> None:
         pressed = st.button("Diagnose", key="diagnose", type="primary", shortcut="Ctrl+Enter")
         st.caption("Solves the edit and applies nothing.", width="content")
     if pressed and work:
-        session.remember(JOB, track.submit(*work))
-        session.remember(TRIED, None)
-    job = session.recall(JOB)
-    if job is None or (job.state == "done" and job.result.edit.base != lm.fingerprint):
+        session.keep_job(JOB, track.submit(*work))
+        session.forget_job(TRIED)
+    job = session.find_job(JOB)
+    if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
         st.info("Press Diagnose: the verdict and the numbers behind it appear here. The last example breaks the model.")
-    elif job.state == "done":
+    elif job.result is not None:
         show(lm, job.result)
     else:
-        track.panel(job, lambda job: None)
+        track.panel(job)
 
 
 def chosen() -> session.ActiveEdit | None:
@@ -76,14 +74,14 @@ def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
 
 def of_form(lm: LanguageModel) -> Work | None:
     """The work of diagnosing what the form describes: the edit is solved, and not applied."""
-    request.example_buttons()
-    wanted = request.request_form()
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", policies(), wanted)
-    if wanted is None:
+    edit_form.example_buttons()
+    request = edit_form.request_form()
+    config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies(), request)
+    if request is None:
         return None
-    below = tuple(edit for edit in session.active() if not same_fact(edit, wanted))
-    title = f"Diagnosing {wanted.prompt.subject} → {wanted.target_new.strip()}"
-    return title, lambda job: foresee(lm, wanted, config, below, job.track)
+    below = session.active(but=[request])
+    title = f"Diagnosing {request.prompt.subject} → {request.target_new.strip()}"
+    return title, lambda job: foresee(lm, request, config, below, job.track)
 
 
 def beneath(edit: Edit) -> tuple[Edit, ...]:
@@ -120,29 +118,29 @@ def actions(lm: LanguageModel, foresight: Foresight) -> None:
 
 
 def apply(lm: LanguageModel, foresight: Foresight, edit: Edit, diagnosis: Diagnosis) -> None:
-    (wanted, *_) = edit.requests
-    mine = session.edits()
-    mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
-    label = f"{wanted.prompt.subject} → {wanted.target_new.strip()} ({edit.method})"
-    session.add_edit(edit, label)
-    work = partial(try_out, lm, edit, foresight.below, diagnosis)
-    session.remember(TRIED, track.submit(f"Measuring {label}", lambda job: work(job.track)))
+    label = text.edit_label(edit)
+    session.put_edit(edit, label, replaces=edit.requests)
+
+    def work(job: track.Job[None, Aftermath]) -> Aftermath:
+        return try_out(lm, edit, foresight.below, diagnosis, job.track)
+
+    session.keep_job(TRIED, track.submit(f"Measuring {label}", work))
     st.rerun()
 
 
 def tried(lm: LanguageModel) -> None:
-    job = session.recall(TRIED)
+    job = session.find_job(TRIED)
     if job is None:
         return
-    if job.state == "done":
+    if job.result is not None:
         diagnosis_views.aftermath(lm, job.result)
     else:
-        track.panel(job, lambda job: None)
+        track.panel(job)
 
 
 def between_edits(lm: LanguageModel) -> None:
-    job = session.recall(JOB)
-    interference_view.view(lm, job.result if job is not None and job.state == "done" else None)
+    job = session.find_job(JOB)
+    interference_view.view(lm, job.result if job else None)
 
 
 ONE = "One edit"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import batch_view, layer_view, objective_view, part_views
+from pages.parts.edit import batch_view, figures, layer_view, objective_view, part_views
 from pages.parts.edit import comparison_view as bench_view
-from pages.parts.edit import figures as edit_figures
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
 from pages.parts.edit.words import why_no_effect
-from pages.shared import frame, moment_panel, probe_panel, request, session, track, verdicts
+from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
+from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal
+from pages.shared.text import edit_label
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
-from rome_core.evaluation.before_after import Report, measure_edit, same_fact, solve_and_measure
+from rome_core.evaluation.before_after import Report, measure_edit, solve_and_measure
 
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 
@@ -28,13 +29,13 @@ def main() -> None:
     st.title("Edit a fact")
     st.markdown("What does the model say once a fact is rewritten in its weights, and what else changes with it?")
     lm = session.model()
-    request.example_buttons()
-    wanted = request.request_form()
-    if wanted:
-        request.token_inspector(lm, wanted)
+    edit_form.example_buttons()
+    request = edit_form.request_form()
+    if request:
+        edit_form.token_inspector(lm, request)
     # A list of facts is edited by one config, which must not follow the one fact that happens to stand above it.
     about_one = st.session_state.get("view", st.query_params.get("view", ONE)) in (ONE, ALL)
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", asked=wanted if about_one else None)
+    config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", request=request if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
     view = st.segmented_control(
@@ -46,17 +47,17 @@ def main() -> None:
         required=True,
         label_visibility="collapsed",
     )
-    VIEWS[view](lm, wanted, config)
+    VIEWS[view](lm, request, config)
 
 
-def one_method(lm: LanguageModel, wanted: EditRequest | None, config: Any) -> None:
+def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
     """The chosen method on the fact of the form, or an edit from a file."""
-    below = others(wanted)
+    below = others(request)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
         st.caption(stacking(below), width="content")
-    if pressed and wanted:
-        start(lm, wanted, config, below)
+    if pressed and request:
+        start(lm, request, config, below)
     result(lm)
     with st.expander("Open a saved edit"):
         edit = edit_files.opened(lm)
@@ -64,13 +65,13 @@ def one_method(lm: LanguageModel, wanted: EditRequest | None, config: Any) -> No
         show_opened(lm, edit)
 
 
-def all_methods(lm: LanguageModel, wanted: EditRequest | None, config: Any) -> None:
-    bench_view.view(lm, wanted, config, others(wanted))
+def all_methods(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
+    bench_view.view(lm, request, config, others(request))
 
 
-def others(wanted: EditRequest | None) -> tuple[Edit, ...]:
+def others(request: EditRequest | None) -> tuple[Edit, ...]:
     """The active edits that a new one is solved on top of: all but an earlier edit of the same fact."""
-    return tuple(edit for edit in session.active() if wanted is None or not same_fact(edit, wanted))
+    return session.active(but=[request] if request else ())
 
 
 def stacking(below: tuple[Edit, ...]) -> str:
@@ -86,47 +87,44 @@ def stacking(below: tuple[Edit, ...]) -> str:
 class Search:
     """The search for v* so far, and what it is for."""
 
-    wanted: EditRequest
+    request: EditRequest
     config: Any
     below: tuple[Edit, ...]
     steps: tuple[Step, ...] = ()
 
 
-def start(lm: LanguageModel, wanted: EditRequest, config: Any, below: tuple[Edit, ...]) -> None:
+EditJob = track.Job[Search, Report]
+
+
+def start(lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edit, ...]) -> None:
     """Queue the edit. Once solved it joins this session's edits, in place of an earlier one of the same fact."""
-    mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
+    moments, search = moment_panel.moments(lm, config.layers), Search(request, config, below)
 
-    def work(job: track.Job) -> Report:
-        publish = partial(setattr, job, "partial")
-        publish(Search(wanted, config, below))
-        report = solve_and_measure(
-            lm,
-            wanted,
-            config,
-            below,
-            job.track,
-            lambda steps: publish(Search(wanted, config, below, steps)),
-            moments,
-        )
-        mine[:] = [item for item in mine if not same_fact(item.edit, wanted)]
-        mine.append(session.ActiveEdit(report.edit, label(report.edit), on=report.verdict != "disabling"))
-        return report
+    def work(job: EditJob) -> Report:
+        def publish(steps: tuple[Step, ...]) -> None:
+            job.partial = replace(search, steps=steps)
 
-    session.remember(JOB, track.submit(f"{wanted.prompt.subject} → {wanted.target_new.strip()}", work))
-    session.remember(RIVAL, None)
+        return solve_and_measure(lm, request, config, below, job.track, publish, moments)
 
+    def put(report: Report) -> None:
+        on = report.verdict != "disabling"
+        session.put_edit(report.edit, edit_label(report.edit), replaces=[request], on=on)
 
-def label(edit: Edit) -> str:
-    (wanted, *_) = edit.requests
-    return f"{wanted.prompt.subject} → {wanted.target_new.strip()} ({edit.method})"
+    title = f"{request.prompt.subject} → {request.target_new.strip()}"
+    session.keep_job(JOB, track.submit(title, work, published=search, then=put))
+    session.forget_job(RIVAL)
 
 
 def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
     below = others(edit.requests[0])
-    session.add_edit(edit, label(edit))
-    session.remember(JOB, track.submit(label(edit), lambda job: measure_edit(lm, edit, below, job.track)))
-    session.remember(RIVAL, None)
+    session.put_edit(edit, edit_label(edit))
+
+    def work(job: EditJob) -> Report:
+        return measure_edit(lm, edit, below, job.track)
+
+    session.keep_job(JOB, track.submit(edit_label(edit), work))
+    session.forget_job(RIVAL)
     st.rerun()
 
 
@@ -134,29 +132,27 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
 
 
 def result(lm: LanguageModel) -> None:
-    job = session.recall(JOB)
+    job = session.find_job(JOB)
     if job is None or of_another_model(lm, job):
         st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
-    elif job.state == "done":
+    elif job.result is not None:
         show(lm, job.result)
     else:
         track.panel(job, partial(watch, lm))
 
 
-def of_another_model(lm: LanguageModel, job: track.Job) -> bool:
-    return job.state == "done" and job.result.edit.base != lm.fingerprint
+def of_another_model(lm: LanguageModel, job: EditJob) -> bool:
+    return job.result is not None and job.result.edit.base != lm.fingerprint
 
 
-def watch(lm: LanguageModel, job: track.Job) -> None:
+def watch(lm: LanguageModel, job: EditJob) -> None:
     """The search as it runs."""
-    if job.partial:
-        at: Search = job.partial
-        words = edit_views.conditions(lm, at.wanted, at.config, at.below)
-        target = at.wanted.target_new.strip()
+    if at := job.partial:
+        words = edit_views.conditions(lm, at.request, at.config, at.below)
+        target = at.request.target_new.strip()
         edit_views.metrics_so_far(at.steps, target)
         planned = getattr(at.config, "steps", 1)
-        figure = edit_figures.steps_figure(at.steps, target, planned, words, edit_views.look())
-        edit_views.chart(figure, "search")
+        draw_chart(figures.steps_figure(at.steps, target, planned, words, page_theme()), "search", "edit")
 
 
 def show(lm: LanguageModel, report: Report) -> None:
@@ -172,7 +168,7 @@ def show(lm: LanguageModel, report: Report) -> None:
         **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
         "Objective": objective_view.objective_view,
-        "Knowing or saying": probe_panel.panel,
+        "Knowing or saying": probe_panel.draw_edit_probes,
         "Compare": compare,
         "Save": edit_files.downloads,
     }
@@ -196,20 +192,21 @@ def compare(lm: LanguageModel, report: Report) -> None:
         pressed = st.button("Compare", key="compare")
     if pressed:
         touched = unresolved(lm, report.edit.config, [report.request])
-        config = resolve(lm, request.with_settings_of(touched, METHODS[name]), [report.request])
+        config = resolve(lm, edit_form.with_settings_of(touched, METHODS[name]), [report.request])
         moments = moment_panel.moments(lm, config.layers)
-        work = lambda job: solve_and_measure(  # noqa: E731
-            lm, report.request, config, report.below, job.track, moments=moments
-        )
-        session.remember(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
-    job = session.recall(RIVAL)
+
+        def work(job: EditJob) -> Report:
+            return solve_and_measure(lm, report.request, config, report.below, job.track, moments=moments)
+
+        session.keep_job(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
+    job = session.find_job(RIVAL)
     if job is None:
         st.caption("Press Compare: both edits stand here side by side. The second one is not switched on.")
-    elif job.state == "done":
+    elif job.result is not None:
         edit_views.comparison(report, job.result)
         st.caption(literal(edit_views.caption(lm, job.result)))
     else:
-        track.panel(job, lambda job: None)
+        track.panel(job)
 
 
 ONE, ALL = "This method", "All methods"

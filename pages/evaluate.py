@@ -38,10 +38,8 @@ def main() -> None:
             else "Choose at least one method."
         )
     if pressed:
-        former = session.recall(JOB)
-        if former is not None:
-            former.stop()
-        session.remember(JOB, evaluation_run.start(lm, asked))
+        session.stop_job(JOB)
+        session.keep_job(JOB, evaluation_run.start(lm, asked))
     beside = other_run()
     result(facts, beside)
     evaluation_views.published()
@@ -107,7 +105,7 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
 
 def other_run() -> Shown | None:
     """A second run to stand beside the first: one of this session, a study, or any folder on the server."""
-    kept: dict[str, Shown] = st.session_state.setdefault("_runs", {})
+    kept = finished_runs()
     studies = evaluation_run.studies()
     with st.expander("Open another run, or compare with it"):
         name = st.selectbox("A run of this session, or a study of the project", ["none", *kept, *studies], key="beside")
@@ -123,8 +121,13 @@ def other_run() -> Shown | None:
     return kept.get(str(name))
 
 
+def finished_runs() -> dict[str, Shown]:
+    """This session's runs, by the name that is shown."""
+    return session.keep("evaluation runs", dict[str, Shown])
+
+
 def result(facts: list[Fact], beside: Shown | None) -> None:
-    job = session.recall(JOB)
+    job = session.find_job(JOB)
     if job is None:
         if beside is not None:
             evaluation_views.run_view(beside, facts, "opened", live=False)
@@ -135,17 +138,17 @@ def result(facts: list[Fact], beside: Shown | None) -> None:
             )
         return
 
-    def draw(job: track.Job) -> None:
+    def draw(job: track.Job[Shown, Shown]) -> None:
         run = job.result if job.state == "done" else job.partial
         if run is not None:
             evaluation_views.run_view(run, facts, job.id, live=job.live, beside=beside)
             if not job.live:
-                st.session_state.setdefault("_runs", {})[f"{run.name} ({job.id})"] = run
+                finished_runs()[f"{run.name} ({job.id})"] = run
 
     if job.live:
         track.panel(job, draw)
     else:
-        track.panel(job, lambda job: None)
+        track.panel(job)
         with track.no_traceback():
             draw(job)
 

@@ -22,14 +22,13 @@ def main() -> None:
     name, facts = fact_sets.choose()
     problems(name, facts)
     lm = session.model()
-    known = fact_sets.knowledge(lm, facts)
-    shown = filtered(facts)
+    known = fact_sets.knowledge(lm)
+    wish = filter_form(facts)
     ask(lm, name, facts)
     numbers(facts, known)
-    job = session.recall(("asking", lm.fingerprint))
-    if job is not None:
-        track.panel(job, lambda job: None)
-    browse([fact for fact in facts if shown.fits(fact, known)], facts)
+    if job := session.find_job(("asking", lm.fingerprint)):
+        track.panel(job)
+    browse([fact for fact in facts if wish.fits(fact, known)], facts)
 
 
 def problems(name: str, facts: Facts) -> None:
@@ -46,7 +45,7 @@ def _is(facts: Facts) -> str:
     return "is" if len(facts.problems) == 1 else "are"
 
 
-def filtered(facts: Facts) -> Wish:
+def filter_form(facts: Facts) -> Wish:
     """The filters, in one row."""
     row = st.columns([2, 2, 1.6, 1.2])
     text = row[0].text_input("Search", key="set-search", placeholder="prompt or object")
@@ -65,33 +64,33 @@ def filtered(facts: Facts) -> Wish:
 
 def ask(lm: LanguageModel, name: str, facts: Facts) -> None:
     """The job that finds out what the model knows."""
-    key, known = ("asking", lm.fingerprint), fact_sets.knowledge(lm, facts)
+    key, known = ("asking", lm.fingerprint), fact_sets.knowledge(lm)
     row = st.container(horizontal=True, vertical_alignment="center")
     left = sum(fact not in known for fact in facts)
     pressed = row.button("Ask the model", type="primary", key="ask", disabled=not left)
     row.caption("A fact is known if every token of its true object is the model's first choice after the prompt.")
     if pressed:
 
-        def work(job: track.Job) -> None:
+        def work(job: track.Job[None, None]) -> None:
             for _ in fact_sets.learn(lm, facts, known, job.track):
                 pass
 
-        session.remember(key, track.submit(f"What {lm.name} knows of {name}", work))
+        session.keep_job(key, track.submit(f"What {lm.name} knows of {name}", work))
 
 
 def numbers(facts: Facts, known: Mapping[Fact, bool]) -> None:
-    asked = [known[fact] for fact in facts if fact in known]
+    answers = [known[fact] for fact in facts if fact in known]
     row = st.columns(4)
     row[0].metric("Facts", len(facts))
-    row[1].metric("Asked", len(asked))
-    row[2].metric("Known", f"{sum(asked)}" if asked else "–")
+    row[1].metric("Asked", len(answers))
+    row[2].metric("Known", f"{sum(answers)}" if answers else "–")
     row[3].metric("Test part", sum(part_of(fact) == "test" for fact in facts))
 
 
 def browse(shown: list[Fact], facts: Facts) -> None:
     """The table; a chosen row stands below it in full, with links to what can be done with it."""
     lm = session.loaded()
-    known = fact_sets.knowledge(lm, facts) if lm else {}
+    known = fact_sets.knowledge(lm) if lm else {}
     st.caption(f"{count(len(shown), 'fact')} of {len(facts)}. Choose a row to see all of its prompts.")
     event = st.dataframe(
         fact_sets.table(shown, known),

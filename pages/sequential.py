@@ -7,10 +7,9 @@ from functools import partial
 
 import streamlit as st
 
-from pages.parts.averages.form import fact_set
 from pages.parts.sequence import view as sequence_view
 from pages.parts.sequence.jobs import all_runs, folder, go_on, work
-from pages.shared import frame, request, session, track
+from pages.shared import edit_form, fact_sets, frame, session, track
 from pages.shared.forms import config_form
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, LanguageModel
@@ -53,7 +52,7 @@ def main() -> None:
 
 def form(lm: LanguageModel) -> SequenceStart | None:
     """What the form asks; None if it cannot be asked."""
-    config = request.method_form(lm, DEFAULT_METHOD, "sequencing")
+    config = edit_form.method_form(lm, DEFAULT_METHOD, "sequencing")
     top = st.columns(4)
     n = top[0].number_input("Facts", 1, 5000, N_FACTS, key="sequence-facts", help="How many have their turn.")
     seed = top[1].number_input("Order seed", 0, 2**31 - 1, 0, key="sequence-seed", help="Of the order of the facts.")
@@ -65,10 +64,7 @@ def form(lm: LanguageModel) -> SequenceStart | None:
             key="sequence-openings",
             persist_state="session",
         )
-    with st.expander("Another fact set"):
-        facts = fact_set()
-    if facts is None:
-        return None
+    facts = fact_sets.choose_or_upload()
     pace = replace(pace, openings=tuple(line for line in str(lines).splitlines() if line.strip()))
     if pace.batch > 1 and not config.batches:
         st.warning(
@@ -81,13 +77,13 @@ def form(lm: LanguageModel) -> SequenceStart | None:
 # ---------------------------------------------------------------------------------------------------------------- jobs
 
 
-def job_of(name: str) -> track.Job | None:
-    """This session's job of a run, whatever page began it."""
-    return session.recall(("sequence", name))
+def job_of(name: str) -> track.Job[None, int] | None:
+    """This session's job of a run."""
+    return session.find_job(("sequence", name))
 
 
-def submit(name: str, job: track.Job) -> None:
-    session.remember(("sequence", name), job)
+def submit(name: str, job: track.Job[None, int]) -> None:
+    session.keep_job(("sequence", name), job)
     st.session_state["sequence-shown"] = name
 
 

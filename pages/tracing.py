@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.parts.tracing import form as trace_form
 from pages.parts.tracing import view as trace_view
+from pages.parts.tracing.view import LATEST, TraceJob
 from pages.shared import frame, session, track
 from pages.shared.text import count
 from rome_core import LanguageModel
@@ -26,7 +27,7 @@ def main() -> None:
         st.info(f"Tracing the **edited model**: {count(len(request.edits), 'edit')} of the sidebar's list act.")
     if request and run:
         start(lm, request)
-    job = current(lm, request)
+    job = job_of(lm, request)
     if job is None:
         st.caption(
             "Press **Trace** (Ctrl+Enter). Three heat maps will appear here, approximate at once and then exact: "
@@ -40,27 +41,24 @@ def main() -> None:
 
 def start(lm: LanguageModel, request: TraceRequest) -> None:
     """Begin a run, unless this session has made the very same one before. A run under way is stopped."""
-    known = session.recall((lm.fingerprint, request.key))
-    if known is None or known.state in ("stopped", "error"):
-        former = st.session_state.get("trace_job")
-        if former is not None:
-            former.stop()
+    key = (lm.fingerprint, request.key)
+    job = session.find_job(key)
+    if job is None or job.state in ("stopped", "error"):
+        session.stop_job(LATEST)
 
-        def work(job: track.Job) -> TraceRun:
+        def work(job: TraceJob) -> None:
             for run in trace_kinds(lm, request, track=job.track):
                 job.partial = run
-            return job.partial
 
-        known = track.submit(f"Tracing “{request.prompt.text}”", work)
-        known.partial = TraceRun(request)
-        session.remember((lm.fingerprint, request.key), known)
-    st.session_state["trace_job"] = known
+        job = track.submit(f"Tracing “{request.prompt.text}”", work, published=TraceRun(request))
+        session.keep_job(key, job)
+    session.keep_job(LATEST, job)
 
 
-def current(lm: LanguageModel, request: TraceRequest | None) -> track.Job | None:
+def job_of(lm: LanguageModel, request: TraceRequest | None) -> TraceJob | None:
     """The run of the form as it stands, if there was one; else the last one."""
-    same = session.recall((lm.fingerprint, request.key)) if request else None
-    return same or st.session_state.get("trace_job")
+    same = session.find_job((lm.fingerprint, request.key)) if request else None
+    return same or session.find_job(LATEST)
 
 
 frame.require_frame()

@@ -6,12 +6,15 @@ Forms are drawn from them, so a hyper-parameter is described in exactly one plac
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class About:
-    """What a form needs to know of one field: its name on the screen, a sentence, where it comes from, its range."""
+    """What a form needs to know of one field: its name on the screen, a sentence, where it comes from, its range.
+
+    within: what of the model ends the range, where it depends on the model.
+    """
 
     label: str
     help: str
@@ -21,6 +24,7 @@ class About:
     step: float | None = None
     choices: tuple[Any, ...] = ()
     unit: str = ""
+    within: Literal["layers"] | None = None
 
 
 def setting(default: Any, label: str, help: str, **about: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from pages.parts.sequence.figures import curves_figure
-from pages.parts.tracing.figures import LIGHT
+from pages.shared.style import LIGHT
 from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, held, own_checks
 from rome_core.evaluation.sequence.folder import SequenceRun, runs_in
 from studies.common import RESULTS

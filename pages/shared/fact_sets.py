@@ -1,4 +1,5 @@
-"""The fact sets of a session: the project's own and the user's uploads, and what the model knows of them."""
+"""The fact sets of a session, the same on every page: the project's own and the user's uploads, one of them in use;
+and what the model knows of them."""
 
 from __future__ import annotations
 
@@ -6,73 +7,95 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.parts.averages.form import own_facts, text_of
 from pages.shared import session
+from pages.shared.text import count
 from rome_core import LanguageModel, RomeError
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
-from rome_core.facts.datasets import Fact, Facts, parse_facts, part_of
+from rome_core.facts.datasets import Fact, Facts, load_facts, parse_facts, part_of
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows
+SHOWN_PROBLEMS = 5
 
 
-def sets() -> dict[str, Facts]:
-    """By name, the project's own set first."""
-    return {OWN_SET: own_facts(), **uploads()}
+@st.cache_resource(show_spinner=False)
+def own_facts() -> Facts:
+    return load_facts()
 
 
 def uploads() -> MutableMapping[str, Facts]:
-    return st.session_state.setdefault("_fact_sets", {})
+    """This session's own sets, by the name of their file."""
+    return session.keep("fact sets", dict[str, Facts])
 
 
 def upload() -> None:
-    """An uploader; a file that can be read joins this session's sets and becomes the chosen one."""
+    """An uploader; a file that can be read joins this session's sets and becomes the one in use."""
     file = st.file_uploader(
         "Facts as JSON: CounterFact, zsRE as MEND ships it, known facts as ROME ships them, or flat CounterFact",
         type=["json"],
         key="set-file",
     )
-    if file is None or session.recall(("fact set", file.file_id)):
+    if file is None or file.file_id in session.taken_uploads():
         return
     try:
-        uploads()[file.name] = parse_facts(text_of(file), file.name)
+        uploads()[file.name] = parse_facts(read_text(file), file.name)
     except RomeError as error:
         session.show_error(error)
         return
-    session.remember(("fact set", file.file_id), True)
+    session.taken_uploads().add(file.file_id)
     st.session_state["fact-set"] = file.name
 
 
+def read_text(file: UploadedFile) -> str:
+    return file.getvalue().decode("utf-8", errors="replace")
+
+
 def choose() -> tuple[str, Facts]:
-    """The set in use, the same on every page that asks."""
-    found = sets()
-    if st.session_state.get("fact-set") not in found:
+    """The set in use, by its name."""
+    sets = {OWN_SET: own_facts(), **uploads()}
+    if st.session_state.get("fact-set") not in sets:
         st.session_state["fact-set"] = OWN_SET
-    name = st.selectbox("Fact set", list(found), key="fact-set", help="Uploads of the Fact sets page stand here, too.")
-    return name, found[name]
+    name = st.selectbox(
+        "Fact set",
+        list(sets),
+        key="fact-set",
+        persist_state="session",
+        help="Uploads of the Fact sets page stand here, too.",
+    )
+    return name, sets[name]
+
+
+def choose_or_upload() -> Facts:
+    """The set in use, or another one at once; records of it that cannot be read are named."""
+    with st.expander("Another fact set"):
+        upload()
+        name, facts = choose()
+        st.caption(f"In use: {count(len(facts), 'fact')} of {name}.")
+        for problem in facts.problems[:SHOWN_PROBLEMS]:
+            st.warning(str(problem))
+        if len(facts.problems) > SHOWN_PROBLEMS:
+            st.caption(f"And {len(facts.problems) - SHOWN_PROBLEMS} more such records.")
+    return facts
 
 
 # ------------------------------------------------------------------------------------------------------ what is known
 
 
-def knowledge(lm: LanguageModel, facts: Sequence[Fact]) -> MutableMapping[Fact, bool]:
+def knowledge(lm: LanguageModel) -> MutableMapping[Fact, bool]:
     """This session's answers for this model; a job fills them."""
-    key = ("known", lm.fingerprint)
-    if (found := session.recall(key)) is None:
-        found = {}
-    session.remember(key, found)
-    return found
+    return session.keep(("known", lm.fingerprint), dict[Fact, bool])
 
 
-def learn(lm: LanguageModel, facts: Sequence[Fact], found: MutableMapping[Fact, bool], track: Track) -> Iterator[None]:
-    """Ask the model for the facts that are not in `found` yet, some at a time."""
-    todo = [fact for fact in facts if fact not in found]
+def learn(lm: LanguageModel, facts: Sequence[Fact], known: MutableMapping[Fact, bool], track: Track) -> Iterator[None]:
+    """Ask the model for the facts that are not in `known` yet, some at a time."""
+    todo = [fact for fact in facts if fact not in known]
     steps = range(0, len(todo), AT_ONCE)
     for at in track(steps, "Asking the model", len(steps)):
-        some = todo[at : at + AT_ONCE]
-        found.update(zip(some, known_facts(lm, some), strict=True))
+        batch = todo[at : at + AT_ONCE]
+        known.update(zip(batch, known_facts(lm, batch), strict=True))
         yield
 
 
@@ -121,8 +144,8 @@ def table(facts: Sequence[Fact], known: Mapping[Fact, bool]) -> dict[str, list[o
 
 def hash_of_set(name: str, facts: Facts) -> str:
     """The hash of a set, found once: the session keeps the set beside it, so that another of its name has its own."""
-    kept, found = session.recall(("set hash", name)) or (None, "")
-    if kept is not facts:
-        found = hash_of(facts)
-        session.remember(("set hash", name), (facts, found))
-    return str(found)
+    hashed, digest = session.keep("set hashes", dict[str, tuple[Facts, str]]).get(name, (None, ""))
+    if hashed is not facts:
+        digest = hash_of(facts)
+        session.keep("set hashes", dict[str, tuple[Facts, str]])[name] = facts, digest
+    return digest

@@ -95,12 +95,9 @@ def widget(field: About, default: Any, options: dict[str, Any], lm: LanguageMode
     return _lines(label, default, options)
 
 
-_widget = widget  # the name that the tracing form uses
-
-
 def _number(label: str, field: About, default: float, options: dict[str, Any], lm: LanguageModel) -> float:
     kind = type(default)  # a slider of whole numbers gives whole numbers back
-    high = lm.n_layers - 1 if field.label == "Layer" else field.high  # the one range that depends on the model
+    high = lm.n_layers - 1 if field.within == "layers" else field.high
     step = kind(field.step) if field.step else (1 if kind is int else _fine(default))
     return st.number_input(
         label,

@@ -58,6 +58,7 @@ def run() -> None:
     st.html(CSS)
     page = navigation()
     circuits.copy_bundle()
+    track.settle_jobs()  # before the list of edits is drawn: an edit that was solved joins it
     with st.sidebar:
         _model_chooser()
         _edit_list()

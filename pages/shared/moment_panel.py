@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 import streamlit as st
 import torch
 
-from pages.parts.tracing.figures import Theme, _axis, frame, theme
 from pages.shared import session, track
+from pages.shared.charts import draw_chart, page_theme
+from pages.shared.style import AFTER, Theme, frame_figure
 from pages.shared.text import count
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
 from rome_core.editing.second_moment import (
@@ -31,7 +32,6 @@ from rome_core.model.tokens import encode
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
 RIDGE = 1e-6
 N_KEYS = 20
-AMBER = "#D9822B"
 WHY = (
     "C = E[k kᵀ] over ordinary text says which keys the edited matrix sees anyway; the update is smallest for them. "
     "Made again from other text, C stays in this session and is used by its next edits of this layer."
@@ -54,7 +54,7 @@ def moments(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment] | Non
 
 def chosen(lm: LanguageModel, layer: int) -> Moment | None:
     """The C that this session made: of a run that was stopped, as far as it came."""
-    job: track.Job | None = session.recall(_job(lm, layer))
+    job = _job(lm, layer)
     return None if job is None or job.live or not job.partial else job.partial.steps[-1]
 
 
@@ -68,13 +68,16 @@ def panel(lm: LanguageModel, layer: int) -> None:
         own = chosen(lm, layer)
         st.markdown(_in_use(lm, layer, own or stored_moment(lm, layer), own is not None))
         _form(lm, layer)
-        job: track.Job | None = session.recall(_job(lm, layer))
-        if job is not None:
+        if job := _job(lm, layer):
             track.panel(job, _draw)
 
 
-def _job(lm: LanguageModel, layer: int) -> tuple[Any, ...]:
+def _job_key(lm: LanguageModel, layer: int) -> tuple[str, str, int]:
     return "moment", lm.fingerprint, layer
+
+
+def _job(lm: LanguageModel, layer: int) -> track.Job[Made, None] | None:
+    return session.find_job(_job_key(lm, layer))
 
 
 def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> str:
@@ -115,7 +118,7 @@ def _form(lm: LanguageModel, layer: int) -> None:
         _start(lm, layer, int(n_tokens), options)
         st.rerun()
     if chosen(lm, layer) is not None and kept.button("Back to the kept C", key="moment-back"):
-        session.remember(_job(lm, layer), None)
+        session.forget_job(_job_key(lm, layer))
         st.rerun()
 
 
@@ -143,7 +146,7 @@ def _dataset() -> list[str] | None:
 def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]) -> None:
     """Queue the making of C; every doubling of its tokens is drawn."""
 
-    def work(job: track.Job) -> None:
+    def work(job: track.Job[Made, None]) -> None:
         keys, steps = fact_keys(lm, layer), list[Moment]()
         for step in moment_steps(lm, [layer], n_tokens, track=job.track, **options):
             if step[layer].n_tokens >= lm.d_mlp:  # fewer keys than entries: C cannot be inverted yet
@@ -156,7 +159,7 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
                 "Give more text.",
             )
 
-    session.remember(_job(lm, layer), track.submit(f"C of layer {layer}", work))
+    session.keep_job(_job_key(lm, layer), track.submit(f"C of layer {layer}", work))
 
 
 def fact_keys(lm: LanguageModel, layer: int) -> torch.Tensor:
@@ -171,13 +174,12 @@ def fact_keys(lm: LanguageModel, layer: int) -> torch.Tensor:
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 
-def _draw(job: track.Job) -> None:
+def _draw(job: track.Job[Made, None]) -> None:
     if job.partial and job.partial.settled:
-        figure = convergence_figure(job.partial, theme(st.context.theme.type == "dark"))
-        st.plotly_chart(figure, key=f"convergence-{job.id}", theme=None, config={"displaylogo": False})
+        draw_chart(convergence_figure(job.partial, page_theme()), f"convergence-{job.id}", "convergence")
 
 
-def convergence_figure(made: Made, look: Theme) -> go.Figure:
+def convergence_figure(made: Made, theme: Theme) -> go.Figure:
     """The mean cosine between C⁻¹k now and after twice the tokens, for the keys of some facts; 1 is settled."""
     tokens, cosines = zip(*made.settled, strict=True)
     fig = go.Figure()
@@ -185,17 +187,13 @@ def convergence_figure(made: Made, look: Theme) -> go.Figure:
         x=tokens,
         y=cosines,
         mode="lines+markers",
-        line={"color": AMBER, "width": 2},
+        line={"color": AFTER, "width": 2},
         marker={"size": 7},
         hovertemplate="%{x:,} tokens: cosine %{y:.4f}<extra></extra>",
     )
-    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
-    fig.update_xaxes(
-        **_axis(look), type="log", title_text="tokens", tickvals=tokens, ticktext=[f"{t:,}" for t in tokens]
-    )
-    fig.update_yaxes(**grid, title_text="cosine", range=[min(0.9, *cosines) - 0.02, 1.01])
     now = made.steps[-1]
     title = f"From {tokens[-1]:,} to {now.n_tokens:,} tokens the direction C⁻¹k turns by a cosine of {cosines[-1]:.3f}"
     caption = f"mean over the keys of {N_KEYS} facts · layer {now.layer} · ridge {RIDGE:g} · {now.corpus}"
-    frame(fig, title, caption, 240, look, left=64)
-    return fig
+    frame_figure(fig, title, caption, 240, theme, left=64)
+    fig.update_xaxes(type="log", title_text="tokens", tickvals=tokens, ticktext=[f"{t:,}" for t in tokens])
+    return fig.update_yaxes(title_text="cosine", range=[min(0.9, *cosines) - 0.02, 1.01])

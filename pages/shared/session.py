@@ -1,4 +1,4 @@
-"""What a visitor's session holds: the model (shared by everybody), this session's edits, and finished results."""
+"""What a visitor's session holds: the model (shared by everybody), this session's edits and jobs, and results."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import gc
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
 
 from pages.shared.track import Job, describe, show_error
-from rome_core import DEFAULT_MODEL, LanguageModel, load_model
+from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
 from rome_core.editing.edit import Edit
+from rome_core.evaluation.before_after import same_fact
 
-RESULTS_KEPT = 64
+T = TypeVar("T")
+RESULTS_KEPT = 64  # of a session, that take a moment to compute again; the one that was least recently used goes
 
 __all__ = [
     "ActiveEdit",
     "active",
-    "add_edit",
+    "compute_once",
     "edits",
+    "find_job",
+    "forget_job",
+    "keep",
+    "keep_job",
     "loaded",
     "model",
+    "put_edit",
     "recall",
     "remember",
     "remove_edit",
     "show_error",
+    "stop_job",
+    "taken_uploads",
 ]
 
 
@@ -35,14 +45,14 @@ __all__ = [
 
 
 @st.cache_resource(show_spinner=False, max_entries=2)
-def _loading(name: str) -> Job:
+def _loading(name: str) -> Job[None, LanguageModel]:
     """The loading of one model, in a thread of its own: it goes on when the page that began it is left."""
-    job = Job(f"Loading {name}")
+    job = Job[None, LanguageModel](f"Loading {name}")
     threading.Thread(target=job.run, args=(lambda job: _load(name, job),), daemon=True).start()
     return job
 
 
-def _load(name: str, job: Job) -> LanguageModel:
+def _load(name: str, job: Job[None, LanguageModel]) -> LanguageModel:
     lm = load_model(name, track=job.track)
     # What is in memory now stays: without this, every collection walks half a million objects and holds up all threads.
     gc.collect()
@@ -91,6 +101,7 @@ def _wait_for(name: str) -> LanguageModel:
         place.empty()
     if job.error:
         raise job.error
+    assert job.result is not None
     return job.result
 
 
@@ -115,17 +126,21 @@ class ActiveEdit:
 
 
 def edits() -> list[ActiveEdit]:
-    """This session's edits, in the order in which they were added."""
-    return st.session_state.setdefault("_edits", [])
+    """This session's edits, in the order in which they were added. Only the session's own script changes the list."""
+    return keep("edits", list[ActiveEdit])
 
 
-def add_edit(edit: Edit, label: str) -> None:
-    """Put an edit at the end of the list; one that is there already is only switched on."""
-    for item in edits():
-        if item.edit.id == edit.id:
-            item.on = True
-            return
-    edits().append(ActiveEdit(edit, label))
+def put_edit(edit: Edit, label: str, replaces: Sequence[EditRequest] = (), on: bool = True) -> None:
+    """Put an edit at the end of the list, in place of those that are about the same prompts as `replaces`.
+
+    One that is in the list already is only switched on or off.
+    """
+    same = next((item for item in edits() if item.edit.id == edit.id), None)
+    edits()[:] = [item for item in edits() if item is same or not any(same_fact(item.edit, r) for r in replaces)]
+    if same is None:
+        edits().append(ActiveEdit(edit, label, on))
+    else:
+        same.on = on
 
 
 def remove_edit(id: str) -> None:
@@ -140,20 +155,61 @@ def move_up(id: str) -> None:
         items[at - 1], items[at] = items[at], items[at - 1]
 
 
-def active() -> tuple[Edit, ...]:
-    """The edits that act now: switched on, scaled, in order; none while the original model is asked for."""
+def active(but: Sequence[EditRequest] = ()) -> tuple[Edit, ...]:
+    """The edits that act now: switched on, scaled, in order; none while the original model is asked for.
+
+    but: left out are edits about the same prompts as these, which a new edit of them takes the place of.
+    """
     if st.session_state.get("original_model"):
         return ()
     lm = loaded()
     fitting = [item for item in edits() if item.on and item.scale and (lm is None or item.edit.base == lm.fingerprint)]
-    return tuple(item.edit if item.scale == 1.0 else item.edit.scaled(item.scale) for item in fitting)
+    kept = [item for item in fitting if not any(same_fact(item.edit, request) for request in but)]
+    return tuple(item.edit if item.scale == 1.0 else item.edit.scaled(item.scale) for item in kept)
 
 
-# ----------------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------- work that is never dropped
 
 
-def remember(key: Any, value: Any) -> None:
-    """Keep a result of this session. `key` is a tuple of every input that it depends on."""
+def keep(key: Hashable, make: Callable[[], T]) -> T:
+    """What this session has under the key until it ends: what a user typed, brought or waited for. Made at first."""
+    kept = _of_session("_kept", dict[Hashable, Any])
+    if key not in kept:
+        kept[key] = make()
+    made: T = kept[key]
+    return made
+
+
+def taken_uploads() -> set[str]:
+    """Ids of the uploaded files that were taken over: a page is drawn often, a file is taken once."""
+    return keep("taken uploads", set[str])
+
+
+def keep_job(key: Hashable, job: Job[Any, Any]) -> None:
+    """Keep a job, in place of an earlier one under this key."""
+    keep("jobs", dict[Hashable, Job[Any, Any]])[key] = job
+
+
+def find_job(key: Hashable) -> Job[Any, Any] | None:
+    """The job that was kept under this key, running or ended."""
+    return keep("jobs", dict[Hashable, Job[Any, Any]]).get(key)
+
+
+def forget_job(key: Hashable) -> None:
+    keep("jobs", dict[Hashable, Job[Any, Any]]).pop(key, None)
+
+
+def stop_job(key: Hashable) -> None:
+    """Stop the job under this key, if there is one: another one shall take its place."""
+    if job := find_job(key):
+        job.stop()
+
+
+# ----------------------------------------------------------------------------------- results that can be computed again
+
+
+def remember(key: Hashable, value: Any) -> None:
+    """Keep a short computation's result for a while. `key` is a tuple of every input that it depends on."""
     results = _results()
     results[key] = value
     results.move_to_end(key)
@@ -161,10 +217,30 @@ def remember(key: Any, value: Any) -> None:
         results.popitem(last=False)
 
 
-def recall(key: Any) -> Any:
-    """The result remembered under this key, or None."""
-    return _results().get(key)
+def recall(key: Hashable) -> Any:
+    """The result remembered under this key, or None. What is recalled is kept longest."""
+    results = _results()
+    if key in results:
+        results.move_to_end(key)
+    return results.get(key)
 
 
-def _results() -> OrderedDict[Any, Any]:
-    return st.session_state.setdefault("_results", OrderedDict())
+def compute_once(key: Hashable, make: Callable[[], T]) -> T:
+    """A short computation, done once for each set of inputs."""
+    result: T | None = recall(key)
+    if result is None:
+        result = make()
+        remember(key, result)
+    return result
+
+
+def _results() -> OrderedDict[Hashable, Any]:
+    return _of_session("_results", OrderedDict[Hashable, Any])
+
+
+def _of_session(name: str, make: Callable[[], T]) -> T:
+    """A container in Streamlit's own store."""
+    if name not in st.session_state:
+        st.session_state[name] = make()
+    container: T = st.session_state[name]
+    return container

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 from collections.abc import Mapping, Sequence
 
 from rome_core import Prompt
+from rome_core.editing.edit import Edit
 from rome_core.errors import PromptError
 
 # Facts that the default model knows, for filling a form.
@@ -28,6 +30,16 @@ def number(value: float) -> str:
 def show_token(label: str) -> str:
     """A token as it reads on the screen: spaces and line breaks made visible."""
     return label.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
+def escape_token(label: str) -> str:
+    """A token as plotly may draw it: visible spaces, no accidental markup."""
+    return html.escape(show_token(label), quote=False)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """The end of a long prompt: that is where prompts differ."""
+    return text if len(text) <= limit else "…" + text[-limit:]
 
 
 def guess_subject(text: str) -> str:
@@ -74,6 +86,13 @@ def count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
+def edit_label(edit: Edit) -> str:
+    """What an edit is called in a list: its first fact, how many others, its method."""
+    first, *others = edit.requests
+    more = f" and {count(len(others), 'other')}" if others else ""
+    return f"{first.prompt.subject} → {first.target_new.strip()}{more} ({edit.method})"
+
+
 def token_tables(tables: Mapping[str, Sequence[tuple[str, float]]], answer: str) -> str:
     """HTML: lists of tokens with their probabilities side by side, the answer in bold."""
     columns = "".join(_token_table(title, rows, answer) for title, rows in tables.items())
@@ -87,3 +106,22 @@ def _token_table(title: str, rows: Sequence[tuple[str, float]], answer: str) -> 
         for token, p in rows
     )
     return f"<div><h4>{html.escape(title)}</h4><table>{lines}</table></div>"
+
+
+MARK = {"before": "91,112,131", "after": "217,130,43"}
+
+
+def word_differences(before: str, after: str) -> tuple[str, str]:
+    """Both texts as HTML, with the words that the other one does not have marked."""
+    old, new = before.split(" "), after.split(" ")
+    left, right = [], []
+    for change, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        same = change == "equal"
+        left.append(_marked(old[a:b], None if same else "before"))
+        right.append(_marked(new[c:d], None if same else "after"))
+    return " ".join(filter(None, left)), " ".join(filter(None, right))
+
+
+def _marked(words: list[str], kind: str | None) -> str:
+    text = html.escape(" ".join(words))
+    return f'<mark style="color:inherit;background:rgba({MARK[kind]},.28)">{text}</mark>' if kind and text else text

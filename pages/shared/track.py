@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
@@ -23,6 +24,8 @@ from rome_core import RomeError
 from rome_core.progress import Stopped
 
 T = TypeVar("T")
+P = TypeVar("P")  # what a job publishes while it runs
+R = TypeVar("R")  # what it returns
 State = Literal["queued", "running", "done", "stopped", "error"]
 POLL_SECONDS = 0.5
 
@@ -40,8 +43,11 @@ class Loop:
 
 
 @dataclass(eq=False)
-class Job:
-    """One piece of work. The worker writes it, pages read it. what, done and total are those of the innermost loop."""
+class Progress:
+    """How far a piece of work is, and whether it shall stop. what, done and total are those of the innermost loop.
+
+    settle: what the session's own script does once it sees that the work is done; the worker never touches a session.
+    """
 
     label: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
@@ -49,11 +55,10 @@ class Job:
     what: str = ""
     done: int = 0
     total: int = 0
-    result: Any = None
-    partial: Any = None
     error: Exception | None = None
     began: float = 0.0
     ended: float = 0.0
+    settle: Callable[[], None] = lambda: None
     _stop: threading.Event = field(default_factory=threading.Event)
     _loops: list[Loop] = field(default_factory=list)
     _fraction: float = 0.0
@@ -102,7 +107,15 @@ class Job:
             self._fraction = self.fraction
             self._loops.remove(loop)
 
-    def run(self, work: Callable[[Job], Any]) -> None:
+
+@dataclass(eq=False)
+class Job(Progress, Generic[P, R]):
+    """One piece of work with what it has published so far and what it returned. The worker writes it, pages read it."""
+
+    partial: P | None = None
+    result: R | None = None
+
+    def run(self, work: Callable[[Job[P, R]], R]) -> None:
         """Do the work in the calling thread and write down how it ended."""
         self.state, self.began = "running", time.monotonic()
         end: State = "done"
@@ -124,23 +137,23 @@ class Worker:
     """The one thread that runs jobs, in the order in which they came. It does not keep a server from ending."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Job, Callable[[Job], Any]]] = SimpleQueue()
-        self._unfinished: list[Job] = []
+        self._queue: SimpleQueue[tuple[Progress, Callable[[], None]]] = SimpleQueue()
+        self._unfinished: list[Progress] = []
         threading.Thread(target=self._work, name="rome-job", daemon=True).start()
 
-    def submit(self, job: Job, work: Callable[[Job], Any]) -> None:
+    def submit(self, job: Job[P, R], work: Callable[[Job[P, R]], R]) -> None:
         self._unfinished.append(job)
-        self._queue.put((job, work))
+        self._queue.put((job, partial(job.run, work)))
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: Progress) -> int:
         """How many jobs come before this one."""
         unfinished = list(self._unfinished)
         return unfinished.index(job) if job in unfinished else 0
 
     def _work(self) -> None:
         while True:
-            job, work = self._queue.get()
-            job.run(work)
+            job, run = self._queue.get()
+            run()
             self._unfinished.remove(job)
 
 
@@ -149,20 +162,49 @@ def worker() -> Worker:
     return Worker()
 
 
-def submit(label: str, work: Callable[[Job], Any]) -> Job:
-    """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`."""
-    job = Job(label)
+def submit(
+    label: str,
+    work: Callable[[Job[P, R]], R],
+    *,
+    published: P | None = None,
+    then: Callable[[R], None] = lambda result: None,
+) -> Job[P, R]:
+    """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`.
+
+    published: what there is to show before it begins.
+    then: called once with its result, by the session's script and not by the worker, on whatever page the user is.
+    """
+    job = Job[P, R](label, partial=published)
+
+    def settle() -> None:
+        if job.result is not None:
+            then(job.result)
+
+    job.settle = settle
     my_jobs().append(job)
     worker().submit(job, work)
     return job
 
 
-def my_jobs() -> list[Job]:
+def my_jobs() -> list[Progress]:
     """This session's jobs that have not been seen to end yet, for the sidebar."""
-    return st.session_state.setdefault("_jobs", [])
+    if "_jobs" not in st.session_state:
+        st.session_state["_jobs"] = list[Progress]()
+    jobs: list[Progress] = st.session_state["_jobs"]
+    return jobs
 
 
-def panel(job: Job, draw: Callable[[Job], None]) -> None:
+def settle_jobs() -> bool:
+    """Take over what ended jobs of this session have brought. Whether any has ended since the last time."""
+    ended = [job for job in my_jobs() if not job.live]
+    for job in ended:
+        my_jobs().remove(job)
+        if job.state == "done":
+            job.settle()
+    return bool(ended)
+
+
+def panel(job: Job[P, R], draw: Callable[[Job[P, R]], None] = lambda job: None) -> None:
     """Progress with a Stop button, then `draw(job)`, both again and again until the job has ended."""
 
     @st.fragment(run_every=POLL_SECONDS if job.live else None)
@@ -177,14 +219,11 @@ def panel(job: Job, draw: Callable[[Job], None]) -> None:
 
 def rerun_at_the_end() -> None:
     """Run the whole page once more when a job of this session has ended, so that polling stops."""
-    ended = [job for job in my_jobs() if not job.live]
-    if ended:
-        for job in ended:
-            my_jobs().remove(job)
+    if settle_jobs():
         st.rerun()
 
 
-def _status(job: Job) -> None:
+def _status(job: Progress) -> None:
     with st.container(key=f"status-{job.id}"):  # keeps its height when the bar goes
         if job.live:
             bar, button = st.columns([6, 1], vertical_alignment="center")
@@ -196,7 +235,7 @@ def _status(job: Job) -> None:
             st.caption(describe(job))
 
 
-def describe(job: Job) -> str:
+def describe(job: Progress) -> str:
     """One line: what runs, how far it is, how long it took and will take."""
     if job.state == "queued":
         ahead = worker().ahead(job)

@@ -54,8 +54,8 @@ class ValueSearch(MethodConfig):
         "The block whose down projection is edited.",
         source="preset of the model",
         low=0,
-        high=199,
         step=1,
+        within="layers",
     )
     clamp: float | None = setting(
         None,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 import rome_core
+from pages.shared import session, track
+from pages.shared.track import Job
 from tests.conftest import chrome
 from tests.tiny import tiny_model
 
@@ -66,6 +68,37 @@ def wait_for(app: AppTest, ended: Callable[[AppTest], bool]) -> AppTest:
         time.sleep(0.05)
         app.run()
     return app.run()  # once more: it may have happened after the page was drawn
+
+
+@contextmanager
+def session_of(app: AppTest) -> Iterator[None]:
+    """Inside, the functions of pages.shared.session and track speak of this app's session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(st, "session_state", app.session_state)
+        yield
+
+
+def edits_of(app: AppTest) -> list[session.ActiveEdit]:
+    with session_of(app):
+        return session.edits()
+
+
+def job_of(app: AppTest, key: Hashable) -> Job[Any, Any]:
+    with session_of(app):
+        job = session.find_job(key)
+    assert job is not None
+    return job
+
+
+def end_of_jobs(app: AppTest) -> AppTest:
+    """Wait without drawing the page again and again, then draw it."""
+    deadline = time.monotonic() + SECONDS
+    with session_of(app):
+        jobs = list(track.my_jobs())
+    for job in jobs:
+        while job.live and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return app.run()
 
 
 def texts(elements: Any) -> str:

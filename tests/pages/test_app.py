@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import text
 from pages.shared.track import Job, describe
 from rome_core import DEFAULT_MODEL
-from tests.pages.conftest import ROOT, goto, texts
+from tests.pages.conftest import ROOT, edits_of, goto, texts
 from tests.tiny import random_edit, tiny_model
 
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
@@ -76,7 +76,7 @@ def with_edits(app: AppTest, n: int) -> list[str]:
 
     lm = tiny_model("llama", layers=4)
     items = [ActiveEdit(random_edit(lm, seed=seed), f"edit {seed}") for seed in range(n)]
-    app.session_state["_edits"] = items
+    edits_of(app)[:] = items
     app.run()
     return [item.edit.id for item in items]
 
@@ -88,13 +88,13 @@ def test_edits_are_listed_switched_scaled_reordered_and_removed(app: AppTest) ->
     app.toggle(key=f"on-{first}").set_value(False).run()
     app.slider(key=f"scale-{second}").set_value(0.5).run()
     assert "1 on" in texts(app.sidebar.markdown)
-    assert [(item.on, item.scale) for item in app.session_state["_edits"]] == [(False, 1.0), (True, 0.5)]
+    assert [(item.on, item.scale) for item in edits_of(app)] == [(False, 1.0), (True, 0.5)]
 
     app.button(key=f"up-{second}").click().run()
-    assert [item.edit.id for item in app.session_state["_edits"]] == [second, first]
+    assert [item.edit.id for item in edits_of(app)] == [second, first]
 
     app.button(key=f"remove-{second}").click().run()
-    assert [item.edit.id for item in app.session_state["_edits"]] == [first]
+    assert [item.edit.id for item in edits_of(app)] == [first]
 
 
 def test_the_tracing_page_says_that_it_looks_at_the_edited_model(app: AppTest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,22 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.averages import form as average_form
 from pages.parts.averages.figures import average_curves, average_heatmaps, heatmap_title, strongest
+from pages.shared import fact_sets
+from pages.shared.style import DARK, LIGHT, Theme
 from rome_core.facts.datasets import Fact, Facts
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import About, Inquiry, Source, describe, write_records
 from rome_core.tracing.averages import Averages, average
 from tests.core.tracing.test_average_records import LAYERS, QUICK, facts, rows
-from tests.pages.conftest import SECONDS, goto, texts
+from tests.pages.conftest import end_of_jobs, goto, texts
 from tests.tiny import tiny_model
 
 
 @pytest.fixture
 def averages_page(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
     """The page with five facts and no shipped study."""
-    monkeypatch.setattr(average_form, "load_facts", lambda *args: Facts(facts()))
+    monkeypatch.setattr(fact_sets, "load_facts", lambda *args: Facts(facts()))
     monkeypatch.setattr(average_records, "STUDY", tmp_path / "study.jsonl")
     settings = {"average-samples": "2", "average-window": "2", "average-noise_from": "vocabulary"}
     return goto(app, "averages", facts="3", **settings)
@@ -34,15 +34,6 @@ def averages_page(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def run_job(app: AppTest) -> AppTest:
     return end_of_jobs(app.button(key="run-averages").click().run())
-
-
-def end_of_jobs(app: AppTest) -> AppTest:
-    """Wait without drawing the page again and again, then draw it."""
-    deadline = time.monotonic() + SECONDS
-    for job in app.session_state["_jobs"]:
-        while job.live and time.monotonic() < deadline:
-            time.sleep(0.02)
-    return app.run()
 
 
 # ---------------------------------------------------------------------------------------------------------------- page
@@ -116,23 +107,23 @@ def test_a_fact_file_with_bad_records_says_which(averages_page: AppTest) -> None
     good = {"known_id": 1, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
     data = json.dumps([good, {"known_id": 2, "prompt": "no subject"}]).encode()
 
-    averages_page.file_uploader(key="fact-file").upload("mine.json", data, "application/json").run()
+    averages_page.file_uploader(key="set-file").upload("mine.json", data, "application/json").run()
 
     assert "mine.json, record 2: the field 'subject' is missing." in texts(averages_page.warning)
     assert "1 fact of mine.json" in texts(averages_page.caption)
 
-    averages_page.file_uploader(key="fact-file").upload("mine.json", b"[", "application/json").run()
+    averages_page.file_uploader(key="set-file").upload("mine.json", b"[", "application/json").run()
     assert "is not JSON" in texts(averages_page.error)
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_figures_say_what_they_rest_on(dark: bool) -> None:
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_figures_say_what_they_rest_on(theme: Theme) -> None:
     averages = average(rows())
     about = About("tiny", config=QUICK, order_seed=7)
-    for figure in (average_heatmaps(averages, about, dark), average_curves(averages, about, dark)):
+    for figure in (average_heatmaps(averages, about, theme), average_curves(averages, about, theme)):
         caption = figure.layout.annotations[0].text.replace("<br>", " ")
         assert "tiny · 4 facts that it knows" in caption
         assert "2 noise draws of 3 σ" in caption and "noise seed 1" in caption and "order seed 7" in caption
@@ -148,7 +139,7 @@ def test_the_title_is_the_finding() -> None:
     averages = replace_effects(averages, {"attn_out": effects(5, 3)})
 
     assert heatmap_title(averages) == (
-        "MLP: strongest at the last subject token, layer 1 (0.500)<br>"
+        "MLP: strongest at the last subject token, layer 1 (0.500)\n"
         "Attention: strongest at the last token, layer 3 (0.500)"
     )
     assert strongest(averages, "resid_post")[2] == 0, "the answer's own state says nothing about where a fact is"
@@ -162,7 +153,7 @@ def test_one_scale_or_each_its_own() -> None:
     averages, about = average(rows()), About("tiny", config=QUICK)
 
     one = {heatmap.zmax for heatmap in average_heatmaps(averages, about).data}
-    own = [heatmap.zmax for heatmap in average_heatmaps(averages, about, one_scale=False).data]
+    own = [heatmap.zmax for heatmap in average_heatmaps(averages, about, scale="own").data]
 
     assert len(one) == 1
     assert max(own) == one.pop()

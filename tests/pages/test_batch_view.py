@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.edit import batch_view
 from rome_core import LanguageModel
 from rome_core.facts.requests import Row
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import edits_of, goto, job_of, session_of, texts, wait_for
 from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 2, "clamp": 1.0}
@@ -37,19 +37,21 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     assert app.button(key="batch-run").disabled
 
     app.button(key="batch-add").click().run()
-    rows = app.session_state["_results"][batch_view.NOW]
+    with session_of(app):
+        sheet = batch_view.current_sheet()
+    rows = list(sheet.typed)
     assert rows == [Row(REQUEST.prompt.template, "Eiffel Tower", "Rome", "Paris")]
-    app.session_state["_results"][batch_view.SHEET] = (9, [*rows, Row("{} is", "France", "")])
+    sheet.version, sheet.base = 9, [*rows, Row("{} is", "France", "")]
     app.run()
     assert "1 row cannot be used" in texts(app.warning)
     assert app.button(key="batch-run").label == "Edit 1 fact"
 
     app.button(key="batch-run").click().run()
-    job = app.session_state["_results"][batch_view.JOB]
+    job = job_of(app, batch_view.JOB)
     wait_for(app, lambda app: not job.live)
     app.run()
     assert not app.exception and job.error is None
-    assert [item.label for item in app.session_state["_edits"]] == ["Eiffel Tower → Rome (emmet)"]
+    assert [item.label for item in edits_of(app)] == ["Eiffel Tower → Rome (emmet)"]
     assert "Hold" in [metric.label for metric in app.metric]
     for part in ("k*", "v*", "Δ", "Objective"):
         app.session_state["batch-part"] = part
@@ -57,9 +59,9 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
         assert not app.exception and not app.error, part
 
     app.button(key="batch-some").click().run()
-    assert len(app.session_state["_results"][batch_view.NOW]) == 2 + batch_view.SOME
+    assert len(sheet.typed) == 2 + batch_view.SOME
     app.button(key="batch-clear").click().run()
-    assert app.session_state["_results"][batch_view.NOW] == [Row()]
+    assert sheet.typed == [Row()]
 
 
 def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> None:
@@ -68,7 +70,9 @@ def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> 
     app.file_uploader(key="batch-file").upload("mine.csv", lines.encode(), "text/csv").run()
 
     assert not app.exception
-    assert app.session_state["_results"][batch_view.NOW] == [Row("{} is", "X", "y"), Row("{} is", "Y", "")]
+    with session_of(app):
+        typed = batch_view.current_sheet().typed
+    assert typed == [Row("{} is", "X", "y"), Row("{} is", "Y", "")]
     shown = [str(cell) for table in app.table for cell in table.value.to_numpy().ravel()]
     assert any("line 5" in cell and "4 cells stand under 3 columns" in cell for cell in shown)
     assert "1 row cannot be used; the other stays in" in texts(app.warning)

@@ -9,13 +9,13 @@ from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit import comparison_figure as bench_figure
 from pages.parts.edit import comparison_view as bench_view
-from pages.parts.tracing.figures import LIGHT
+from pages.shared.style import LIGHT
 from rome_core import METHODS, EditRequest, Prompt
 from rome_core.editing import presets
 from rome_core.editing.presets import Preset, resolve
 from rome_core.editing.shared_search import added_to
 from rome_core.evaluation.comparison import Row
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
 
@@ -32,7 +32,7 @@ def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 
 def job(app: AppTest) -> Any:
-    return app.session_state["_results"][bench_view.JOB]
+    return job_of(app, bench_view.JOB)
 
 
 def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> None:
@@ -46,14 +46,14 @@ def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> Non
     assert [row.method for row in run.rows] == ["before", "r-rome", "h-rome", "memit"]
     assert run.rows[2].shared == "r-rome"
     assert run.rows[1].edit.config.layer == run.rows[2].edit.config.layer == 1
-    assert page.session_state["_edits"] == []
+    assert edits_of(page) == []
 
     page.selectbox(key="bench-row").set_value("h-rome").run()
     page.button(key="bench-activate").click().run()
-    assert [item.edit.method for item in page.session_state["_edits"]] == ["h-rome"]
+    assert [item.edit.method for item in edits_of(page)] == ["h-rome"]
     page.selectbox(key="bench-row").set_value("r-rome").run()
     page.button(key="bench-activate").click().run()
-    assert [item.edit.method for item in page.session_state["_edits"]] == ["r-rome"]
+    assert [item.edit.method for item in edits_of(page)] == ["r-rome"]
     assert "Among this session's edits" in texts(page.caption)
 
 

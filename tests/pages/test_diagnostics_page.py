@@ -14,14 +14,13 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.diagnosis import calibration_view
+from pages.parts.diagnosis import calibration_view, key_figures
 from pages.parts.diagnosis import figures as diagnosis_figures
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import report as diagnosis_report
-from pages.parts.edit import key_figures
-from pages.parts.tracing.figures import DARK, LIGHT
 from pages.shared import verdicts
 from pages.shared.session import ActiveEdit
+from pages.shared.style import DARK, LIGHT
 from pages.shared.track import Job
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, Prompt, export_adapter
 from rome_core.diagnosis.calibration import QUANTITIES, Calibration, Rate, Thresholds
@@ -34,7 +33,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import foresight, perplexity
 from rome_core.evaluation.foresight import Foresight
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
 ORDINARY = tuple(np.logspace(2.5, 3.5, 30).tolist())
@@ -82,7 +81,7 @@ def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 
 def job(app: AppTest, name: str = "job") -> Any:
-    return app.session_state["_results"][("diagnosis", name)]
+    return job_of(app, ("diagnosis", name))
 
 
 def diagnose(app: AppTest) -> Foresight:
@@ -126,7 +125,7 @@ def test_the_verdict_comes_before_anything_is_applied(page: AppTest) -> None:
 
     assert not page.exception
     assert set(found.policies) == {policy.name for policy in POLICIES}
-    assert page.session_state["_edits"] == []
+    assert edits_of(page) == []
     assert len(page.table) == 2
     assert "k₀ᵀC⁻¹k" in str(page.table[1].value)
 
@@ -144,7 +143,7 @@ def test_an_edit_is_applied_and_its_effect_measured_next_to_the_forecast(page: A
     page.button(key="apply").click().run()
     after = finished(page, "tried")
 
-    assert [item.edit.id for item in page.session_state["_edits"]] == [found.edit.id]
+    assert [item.edit.id for item in edits_of(page)] == [found.edit.id]
     assert after.verdict == found.diagnosis.verdict
     labels = [metric.label for metric in page.metric]
     assert labels[:4] == ["Perplexity", "Outcome", "Forecast", "Neighbours moved"]
@@ -163,7 +162,7 @@ def test_the_safe_policy_is_offered_instead_and_takes_the_place_of_the_other(
     page.button(key="apply-safe").click().run()
     finished(page, "tried")
 
-    assert [item.edit.method for item in page.session_state["_edits"]] == ["h-rome"]
+    assert [item.edit.method for item in edits_of(page)] == ["h-rome"]
 
 
 def view(app: AppTest, name: str) -> AppTest:
@@ -181,7 +180,7 @@ def test_a_pasted_list_is_diagnosed_and_can_be_taken_away(page: AppTest) -> None
 
     screening = job(page, "many").partial
     assert [one.request.prompt.subject for one in screening.found] == ["Paris", "Lyon"]
-    assert page.session_state["_edits"] == [] and "not calibrated" in texts(page.caption).lower()
+    assert edits_of(page) == [] and "not calibrated" in texts(page.caption).lower()
     assert len(page.table) == 1
     data = json.loads(diagnosis_many.as_json(screening))
     assert data["settings"]["method"] == DEFAULT_METHOD and data["diagnoses"][0]["k0_kstar"]
@@ -219,7 +218,7 @@ def test_active_edits_are_diagnosed_as_they_are(page: AppTest) -> None:
 
 
 def put(page: AppTest, *edits: Edit) -> None:
-    page.session_state["_edits"] = [ActiveEdit(edit, f"edit {i}") for i, edit in enumerate(edits)]
+    edits_of(page)[:] = [ActiveEdit(edit, f"edit {i}") for i, edit in enumerate(edits)]
     page.run()
 
 
@@ -253,7 +252,7 @@ def test_a_changed_checkpoint_is_taken_apart_and_taken_back(page: AppTest, tmp_p
 
     assert [(change.layer, change.rank) for change in found.changes] == [(2, 1)]
     assert "1 weight changed, in layer 2" in texts(page.markdown)
-    (item,) = page.session_state["_edits"]
+    (item,) = edits_of(page)
     assert torch.allclose(item.edit.deltas[0].matrix(), edit.deltas[0].matrix(), atol=1e-5)
 
 
@@ -284,7 +283,7 @@ def test_the_calibration_shows_its_error_rates(page: AppTest, monkeypatch: pytes
 def test_an_edit_of_the_session_can_be_diagnosed(page: AppTest) -> None:
     diagnose(page)
     page.button(key="apply").click().run()
-    (item,) = page.session_state["_edits"]
+    (item,) = edits_of(page)
     page.selectbox(key="what").select(item.edit.id).run()
     assert not [box for box in page.selectbox if box.key == "method"]
 

@@ -20,18 +20,19 @@ from pages.parts.edit import files as edit_files
 from pages.parts.edit import part_figures
 from pages.parts.edit import words as edit_words
 from pages.parts.edit.objective_view import matrix_rows
-from pages.parts.tracing.figures import LIGHT
-from pages.shared import request
+from pages.shared import edit_form
+from pages.shared.style import LIGHT
 from pages.shared.tables import literal
+from pages.shared.text import word_differences
 from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
 from rome_core.editing import presets
+from rome_core.editing.edit import Delta
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.presets import Preset
 from rome_core.evaluation.before_after import Report
-from rome_core.model.edits import Delta
 from rome_core.settings import setting
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
 from tests.tiny import REQUEST, change_by_hand, random_edit, random_moment, tiny_model
 
 FORM = ("template", "subject", "target", "true")
@@ -54,7 +55,7 @@ def run(app: AppTest) -> Report:
 
 
 def job(app: AppTest) -> Any:
-    return app.session_state["_results"][("edit", "job")]
+    return job_of(app, ("edit", "job"))
 
 
 def typed(app: AppTest) -> list[str | None]:
@@ -121,7 +122,7 @@ def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest, monkey
     assert settings(app) == (3, 1.5, 4)
 
     app.button(key="example-0").click().run()
-    app.button(key=f"example-{len(request.EXAMPLES) - 1}").click().run()  # it is about one layer
+    app.button(key=f"example-{len(edit_form.EXAMPLES) - 1}").click().run()  # it is about one layer
     assert settings(app)[1:] == (1.5, 4)
 
 
@@ -131,7 +132,7 @@ def test_a_link_with_a_new_object_takes_over_no_true_one_of_another_fact(app: Ap
 
 
 def test_examples_fill_the_form(page: AppTest) -> None:
-    last = len(request.EXAMPLES) - 1
+    last = len(edit_form.EXAMPLES) - 1
     page.button(key=f"example-{last}").click().run()
 
     assert typed(page) == ["{} is the capital of", "Paris", "Italy", "France"]
@@ -164,7 +165,7 @@ def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: s
 class Settings:
     """One field of every kind that a method may have."""
 
-    layer: int | None = setting(None, "Layer", "Where.", low=0, high=199)
+    layer: int | None = setting(None, "Where", "Where.", low=0, within="layers")
     rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", low=0.1, high=2.0, step=0.1, unit="nats")
     way: str = setting("up", "Way", "Which way.", choices=("up", "down"))
     careful: bool = setting(True, "Careful", "Whether.")
@@ -208,7 +209,7 @@ def test_an_edit_is_solved_measured_and_switched_on(page: AppTest) -> None:
     assert report.edit.history[-1].p_target > report.edit.history[0].p_target
     kinds = {change.question.kind for change in report.changes}
     assert kinds == {"edit", "paraphrase", "neighbour", "namesake", "reversed"}
-    (item,) = page.session_state["_edits"]
+    (item,) = edits_of(page)
     assert item.edit is report.edit
     assert item.on == (report.diagnosis.verdict != "disabling")
 
@@ -220,25 +221,25 @@ def test_the_same_fact_again_takes_the_place_of_the_former_edit(page: AppTest) -
 
     assert second.edit.id != first.edit.id
     assert second.below == ()
-    assert [item.edit.id for item in page.session_state["_edits"]] == [second.edit.id]
+    assert [item.edit.id for item in edits_of(page)] == [second.edit.id]
 
 
 def test_another_fact_is_solved_on_top_of_the_active_edits_and_says_so(page: AppTest) -> None:
     first = run(page)
-    page.session_state["_edits"][0].on = True
+    edits_of(page)[0].on = True
     page.button(key="example-2").click().run()
     assert "Solved on top of 1 active edit." in texts(page.caption)
     second = run(page)
 
     assert second.edit.on == (first.edit.id,)
-    assert len(page.session_state["_edits"]) == 2
+    assert len(edits_of(page)) == 2
 
 
 def test_an_edit_that_would_break_the_model_is_not_switched_on(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rome_core.diagnosis.verdict.DISABLING", 1e-9)
     run(page)
 
-    assert page.session_state["_edits"][0].on is False
+    assert edits_of(page)[0].on is False
     assert "would break the model" in texts(page.caption)
 
 
@@ -255,20 +256,20 @@ def test_a_second_method_stands_beside_the_first(page: AppTest) -> None:
     page.session_state["edit-tab"] = "Compare"
     page.run()
     page.button(key="compare").click().run()
-    rival = page.session_state["_results"][("edit", "rival")]
+    rival = job_of(page, ("edit", "rival"))
     wait_for(page, lambda app: not rival.live)
     page.run()
 
     assert rival.error is None
     assert rival.result.edit.method != "r-rome"
     assert rival.result.edit.config.prefixes == job(page).result.edit.config.prefixes
-    assert len(page.session_state["_edits"]) == 1
+    assert len(edits_of(page)) == 1
 
 
 def test_an_edit_of_another_model_is_not_shown(page: AppTest) -> None:
     run(page)
     other = tiny_model("llama", layers=4, seed=1)
-    page.session_state["_results"][("edit", "job")].result = replace(job(page).result, edit=random_edit(other))
+    job_of(page, ("edit", "job")).result = replace(job(page).result, edit=random_edit(other))
     page.run()
 
     assert not page.exception
@@ -296,7 +297,7 @@ def test_the_edited_model_goes_to_a_new_folder(page: AppTest, tmp_path: Path) ->
 
     folder.set_value(str(tmp_path / "merged")).run()
     page.button(key="merged-write").click().run()
-    written = page.session_state["_results"][("merged", report.edit.id)]
+    written = job_of(page, ("merged", report.edit.id))
     wait_for(page, lambda app: not written.live)
     assert written.error is None and list((tmp_path / "merged").glob("*.safetensors"))
     with pytest.raises(EditError, match="not empty"):
@@ -342,7 +343,7 @@ def test_no_effect_has_its_reason(before: float, after: float, history: tuple[St
 
 
 def test_words_that_differ_are_marked_and_markup_is_shown_as_text() -> None:
-    before, after = edit_words.word_differences("a tower in Paris today", "a tower in <b>Rome today")
+    before, after = word_differences("a tower in Paris today", "a tower in <b>Rome today")
 
     assert before.startswith("a tower in <mark")
     assert ">Paris</mark> today" in before
@@ -387,18 +388,34 @@ def test_equal_tokens_do_not_share_a_bar() -> None:
     assert list(fig.layout.yaxis.ticktext) == ["·the", "·the"]
 
 
-def test_the_parts_of_an_edit_have_figures(page: AppTest) -> None:
-    edit = random_edit(tiny_model())
-    figures = [
-        part_figures.neurons_figure([(3, 1.0), (1, -0.5)], "c", LIGHT),
-        part_figures.cosines_figure(np.eye(3), "c", LIGHT),
-        part_figures.factors_figure(edit.deltas[0], "c", LIGHT),
-        part_figures.factors_figure(Delta("m", 0 * edit.deltas[0].U, 0 * edit.deltas[0].V), "c", LIGHT),
-        part_figures.spectrum_figure([2.0, 1.0], [3.0, 1.0], "c", LIGHT),
-    ]
+def test_the_key_is_drawn_by_its_loudest_neurons_and_how_alike_it_is_behind_prefixes() -> None:
+    neurons = part_figures.neurons_figure([(3, 1.0), (1, -0.5)], "c", LIGHT)
+    cosines = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.5], [0.2, 0.5, 1.0]])
+    alike = part_figures.cosines_figure(cosines, "c", LIGHT)
 
-    assert all(fig.layout.title.text for fig in figures)
-    assert METHODS["rome"].formula
+    assert neurons.layout.title.text == "Neuron 3 is the loudest in k*"
+    assert (list(neurons.data[0].x), list(neurons.layout.yaxis.ticktext)) == ([1.0, -0.5], ["neuron 3", "neuron 1"])
+    assert alike.layout.title.text == "Cosine between keys behind different prefixes: 0.20 to 0.90"
+    assert np.array_equal(alike.data[0].z, cosines)
+    assert "1.00 to 1.00" in part_figures.cosines_figure(np.ones((1, 1)), "c", LIGHT).layout.title.text
+
+
+def test_the_update_is_drawn_factor_by_factor() -> None:
+    U, V = torch.ones(3, 1), torch.cat([torch.full((1, 20), 2.0), torch.full((1, 80), 1.0)], 1)
+    factors = part_figures.factors_figure(Delta("m", U, V), "c", LIGHT)
+
+    assert factors.layout.title.text == "20 of 100 neurons carry 50% of what Δ listens to"  # 20·2² of 20·2² + 80·1²
+    assert [list(bars.y) for bars in factors.data] == [U[:, 0].tolist(), V[0].tolist()]
+    nothing = part_figures.factors_figure(Delta("m", 0 * U, 0 * V), "c", LIGHT)
+    assert "carry 0%" in nothing.layout.title.text
+
+
+def test_the_spectrum_is_drawn_before_and_after() -> None:
+    fig = part_figures.spectrum_figure([2.0, 1.0], [3.0, 0.5], "c", LIGHT)
+
+    assert fig.layout.title.text == "Largest singular value 2.00 → 3.00"
+    assert {line.name: list(line.y) for line in fig.data} == {"W": [2.0, 1.0], "W + Δ": [3.0, 0.5]}
+    assert list(fig.data[0].x) == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["memit", "emmet", "alphaedit"])
@@ -439,11 +456,11 @@ def test_methods_that_train_the_weights_show_their_training_and_no_key(page: App
 def test_the_second_method_keeps_its_own_settings_where_they_mean_something_else() -> None:
     rome = METHODS["r-rome"](layer=3, lr=0.7, clamp=2.0, kl_weight=0.5)
 
-    assert request.with_settings_of(rome, METHODS["h-rome"]) == METHODS["h-rome"](
+    assert edit_form.with_settings_of(rome, METHODS["h-rome"]) == METHODS["h-rome"](
         layer=3, lr=0.7, clamp=2.0, kl_weight=0.5
     )
-    assert request.with_settings_of(rome, METHODS["ft"]) == METHODS["ft"](layer=3)
-    assert request.with_settings_of(METHODS["ft"](lr=1e-3), METHODS["ft-l"]) == METHODS["ft-l"](lr=1e-3)
+    assert edit_form.with_settings_of(rome, METHODS["ft"]) == METHODS["ft"](layer=3)
+    assert edit_form.with_settings_of(METHODS["ft"](lr=1e-3), METHODS["ft-l"]) == METHODS["ft-l"](lr=1e-3)
 
 
 def test_a_method_without_its_network_says_how_to_train_one(page: AppTest) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.averages import form as average_form
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation.figures import bars, caption_of, has, scatter
 from pages.parts.evaluation.run import parquet, shown
-from pages.parts.tracing.figures import theme
+from pages.shared import fact_sets
+from pages.shared.style import DARK, LIGHT, Theme
 from rome_core.evaluation.runs.request import RunRequest
 from rome_core.evaluation.runs.runner import run
 from rome_core.evaluation.runs.store import Row, Store
@@ -24,15 +24,14 @@ from rome_core.facts.datasets import Facts
 from rome_core.files import cache_dir
 from studies.results import keep
 from tests.core.evaluation.test_runs import FACTS, QUICK, rows_by_hand, tiny
-from tests.pages.conftest import goto, texts
-from tests.pages.test_averages_page import end_of_jobs
+from tests.pages.conftest import end_of_jobs, goto, texts
 
 
 @pytest.fixture
 def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The page with four facts, and settings that make a run short."""
     tiny()
-    monkeypatch.setattr(average_form, "load_facts", lambda *args: Facts(FACTS))
+    monkeypatch.setattr(fact_sets, "load_facts", lambda *args: Facts(FACTS))
     page = goto(app, "evaluate")
     page.toggle(key="evaluate-part").set_value(False)
     for name, value in {"n": 2, "prefixes": 2, "passages": 1, "neighbours": 1}.items():
@@ -146,10 +145,10 @@ def test_only_what_the_form_asks_for_is_shown(tmp_path: Path) -> None:
     assert parquet(lines(some.rows), some.about)[:4] == b"PAR1"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_figures_show_what_the_table_says(dark: bool) -> None:
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_figures_show_what_the_table_says(theme: Theme) -> None:
     found = lines(rows_by_hand())
-    fig = bars({"run": found}, "ES", "the caption", theme(dark))
+    fig = bars({"run": found}, "ES", "the caption", theme)
 
     assert [(bar.name, list(bar.x), list(bar.y)) for bar in fig.data] == [
         ("before", ["m_1"], [0.0]),
@@ -158,25 +157,23 @@ def test_figures_show_what_the_table_says(dark: bool) -> None:
     score = found[1].scores["ES"]
     assert fig.data[1].error_y.array[0] == pytest.approx(100 * (score.high - score.value))
     assert "m_1" in fig.layout.title.text and fig.layout.annotations[0].text == "the caption"
-    both = bars({"run": found, "other": found}, "NKL", "", theme(dark))
+    both = bars({"run": found, "other": found}, "NKL", "", theme)
     assert [bar.name for bar in both.data] == [f"{s}, {r}" for r in ("run", "other") for s in ("before", "after")]
     assert both.layout.title.text == "NKL, before and after the edits"
-    assert bars({"run": found, "b": found}, "ES", "", theme(dark)).layout.title.text.startswith(
-        "ES after the edits: 50"
-    )
+    assert bars({"run": found, "b": found}, "ES", "", theme).layout.title.text.startswith("ES after the edits: 50")
     assert both.data[-1].marker.pattern.shape == "/"
 
 
 def test_points_carry_their_case() -> None:
     rows = [replace(row, relative_norm=0.1 * (1 + row.position), delta_norm=2.0) for row in rows_by_hand()]
-    fig = scatter(rows, "NKL", "", theme(False))
+    fig = scatter(rows, "NKL", "", LIGHT)
 
     (trace,) = fig.data
     assert list(trace.x) == pytest.approx([0.1, 0.2]) and list(trace.y) == [0.25, 0.25]
     assert tuple(trace.customdata[0][:2]) == ("m_1", 0)
     assert fig.layout.yaxis.type == "log"
     next(row for row in rows if has(row, "NKL")).values["NKL"] = 0.0
-    assert scatter(rows, "NKL", "", theme(False)).layout.yaxis.type is None, "a logarithm would hide the point"
+    assert scatter(rows, "NKL", "", LIGHT).layout.yaxis.type is None, "a logarithm would hide the point"
     assert not has(Row("m", 0, "f", "s", "after", relative_norm=float("inf"), values={"NKL": 1.0}), "NKL")
 
 

@@ -6,12 +6,12 @@ import json
 
 from streamlit.testing.v1 import AppTest
 
-from pages.shared.fact_sets import Wish, learn, table
+from pages.shared.fact_sets import Wish, learn, table, uploads
 from rome_core.evaluation import known_facts
 from rome_core.facts.datasets import part_of
 from rome_core.progress import silent
-from tests.pages.conftest import goto, texts
-from tests.pages.test_averages_page import end_of_jobs, facts
+from tests.pages.conftest import end_of_jobs, goto, session_of, texts
+from tests.pages.test_averages_page import facts
 from tests.tiny import tiny_model
 
 GOOD = {"known_id": 1, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
@@ -56,7 +56,8 @@ def test_an_upload_says_which_records_are_wrong_and_is_asked(app: AppTest) -> No
 
 
 def _only(page: AppTest):
-    (fact,) = page.session_state["_fact_sets"]["mine.json"]
+    with session_of(page):
+        (fact,) = uploads()["mine.json"]
     return fact
 
 
@@ -78,3 +79,16 @@ def test_filters_are_joined() -> None:
     assert [f for f in some if Wish(parts=("test",)).fits(f, known)] == [f for f in some if part_of(f) == "test"]
     assert [f for f in some if Wish("DRAGON", known="not asked").fits(f, known)] == [some[0]]
     assert table(some, known)["known"][:2] == ["not asked", "yes"]
+
+
+def test_an_upload_is_in_use_on_every_page_about_many_facts(app: AppTest) -> None:
+    page = goto(app, "facts")
+    page.file_uploader(key="set-file").upload("mine.json", json.dumps([GOOD]).encode(), "application/json").run()
+
+    for other in ("averages", "evaluate", "sequential"):
+        there = goto(page, other)
+        assert not there.error and not there.exception, texts(there.error)
+        assert there.selectbox(key="fact-set").value == "mine.json", other
+
+    assert "1 fact of mine.json" in texts(goto(page, "sequential").caption)
+    assert "1 fact to choose from" in texts(goto(page, "averages").caption)

@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit import layer_figure, layer_view
-from pages.parts.tracing.figures import LIGHT
+from pages.shared.style import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
 from rome_core.editing.methods.rome import POLICIES
 from rome_core.evaluation import Score
@@ -18,7 +18,7 @@ from rome_core.evaluation.answers import Pairs
 from rome_core.evaluation.layer_sweep import Swept, as_record
 from rome_core.tracing.average_records import shipped_records
 from rome_core.tracing.averages import average
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import goto, job_of, texts, wait_for
 from tests.tiny import random_moment
 
 GOOD: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.8, 0.1)], "neighbour": [(0.1, 0.8)]}
@@ -34,7 +34,7 @@ def test_a_sweep_is_run_drawn_and_its_layer_taken(
     app.number_input(key="edit-steps").set_value(2).run()
     app.number_input(key="sweep-facts").set_value(2).run()
     app.button(key="sweep-run").click().run()
-    job = app.session_state["_results"][layer_view.JOB]
+    job = job_of(app, layer_view.JOB)
     wait_for(app, lambda app: not job.live)
     app.run()
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.tracing.figures import theme
 from pages.shared import moment_panel
 from pages.shared.moment_panel import Made, convergence_figure, fact_keys
+from pages.shared.style import LIGHT
 from rome_core import Moment, load_facts
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.tokens import encode
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
 from tests.tiny import tiny_model
 
 
@@ -20,10 +20,6 @@ from tests.tiny import tiny_model
 def opened(app: AppTest) -> AppTest:
     app.session_state["moment-panel"] = True
     return goto(app, "edit")
-
-
-def end_of_jobs(app: AppTest) -> AppTest:
-    return wait_for(app, lambda app: not app.session_state["_jobs"] if "_jobs" in app.session_state else False)
 
 
 def test_a_c_of_ones_own_is_made_shown_used_and_given_back(opened: AppTest) -> None:
@@ -36,7 +32,7 @@ def test_a_c_of_ones_own_is_made_shown_used_and_given_back(opened: AppTest) -> N
     assert "self-written text, seed 3, 600 tokens, made in this session" in texts(app.markdown)
     end_of_jobs(app.button(key="run").click().run())
     assert not app.error, texts(app.error)
-    (item,) = app.session_state["_edits"]
+    (item,) = edits_of(app)
     assert item.edit.corpus == "self-written text, 600 tokens"
 
     app.button(key="moment-back").click().run()
@@ -71,7 +67,7 @@ def test_the_keys_are_those_of_the_subjects_last_tokens() -> None:
 def test_the_figure_says_how_far_the_direction_still_turns() -> None:
     step = Moment(1, torch.eye(4, dtype=torch.float64), 4_000, "mine", "f")
 
-    figure = convergence_figure(Made((step,), ((1_000, 0.91), (2_000, 0.987))), theme(False))
+    figure = convergence_figure(Made((step,), ((1_000, 0.91), (2_000, 0.987))), LIGHT)
 
     assert "From 2,000 to 4,000 tokens" in figure.layout.title.text and "0.987" in figure.layout.title.text
     assert list(figure.data[0].x) == [1_000, 2_000]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.averages import form as average_form
 from pages.parts.sequence import jobs as sequence_jobs
 from pages.parts.sequence.figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
 from pages.parts.sequence.jobs import all_runs, work
-from pages.parts.tracing.figures import DARK, LIGHT
-from pages.shared import probe_panel
+from pages.shared import fact_sets, probe_panel
+from pages.shared.style import DARK, LIGHT
 from pages.shared.track import Job
 from rome_core import EditRequest, Prompt
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
 from rome_core.evaluation.sequence.start import SequenceStart
 from rome_core.facts.datasets import Facts
 from tests.core.evaluation.test_sequence import FACTS, LAYERS, config
-from tests.pages.conftest import SECONDS, goto, texts
+from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
 from tests.tiny import change_by_hand, random_moment, tiny_model
 
 QUICK = {"facts": 3, "pace-check_every": 2, "pace-passages": 1, "pace-new_tokens": 2}
@@ -32,7 +30,7 @@ QUICK = {"facts": 3, "pace-check_every": 2, "pace-passages": 1, "pace-new_tokens
 def sequential(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
     """The page with five facts, quick settings, C at hand, and no study."""
     lm = tiny_model("llama", layers=4)
-    monkeypatch.setattr(average_form, "load_facts", lambda *args: Facts(FACTS))
+    monkeypatch.setattr(fact_sets, "load_facts", lambda *args: Facts(FACTS))
     monkeypatch.setattr(sequence_jobs, "SHIPPED", tmp_path / "none")
     moments = {layer: random_moment(lm, layer) for layer in LAYERS}
     real = sequence_jobs.edit_in_sequence
@@ -42,14 +40,6 @@ def sequential(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     app.number_input(key="sequencing-ridge").set_value(1e-3)
     for name, value in QUICK.items():
         app.number_input(key=f"sequence-{name}").set_value(value)
-    return app.run()
-
-
-def end_of_jobs(app: AppTest) -> AppTest:
-    deadline = time.monotonic() + SECONDS
-    for job in app.session_state["_jobs"]:
-        while job.live and time.monotonic() < deadline:
-            time.sleep(0.02)
     return app.run()
 
 
@@ -77,7 +67,7 @@ def test_a_run_is_drawn_scrubbed_branched_and_compared(sequential: AppTest) -> N
     sequential.slider(key="sequence-step").set_value(1).run()
     assert "of this edit alone" in texts(sequential.caption)
     sequential.button(key="sequence-use").click().run()
-    assert "step 1 (r-rome)" in sequential.session_state["_edits"][0].label
+    assert "step 1 (r-rome)" in edits_of(sequential)[0].label
 
     sequential.number_input(key="sequence-facts").set_value(4).run()
     end_of_jobs(sequential.button(key="sequence-branch").click().run())
@@ -179,6 +169,6 @@ def test_probes_of_one_edit_and_on_average() -> None:
     line = probe_panel.row(change_by_hand("what is near", "Near A is", (0.1, 0.2), (0.1, 0.1)))
     assert (line["new / true"], line["p before"], line["follows the edit"]) == ("new / true", "0.100 / 0.200", "no")
     tower = EditRequest(Prompt("The {} is in", "Eiffel Tower"), "Rome", "Paris")
-    found = [question.text for question in probe_panel.questions(tower)]
+    found = [question.text for question in probe_panel.list_questions(tower)]
     assert "A famous sight in the city of Rome is the" in found
-    assert probe_panel.questions(EditRequest(Prompt("{} is", "Nobody"), "x")) == ()
+    assert probe_panel.list_questions(EditRequest(Prompt("{} is", "Nobody"), "x")) == ()

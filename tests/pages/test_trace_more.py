@@ -11,13 +11,14 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.tracing import further_studies as trace_more
 from pages.parts.tracing import noise_figure
 from pages.parts.tracing import path_severing_figure as severed_figure
-from pages.shared.track import Job
+from pages.parts.tracing.view import LATEST
+from pages.shared.style import DARK, LIGHT, Theme
 from rome_core import Prompt, Trace, TraceConfig, trace
+from rome_core.progress import silent
 from rome_core.tracing.noise import SCALES, NoiseLevel
 from rome_core.tracing.path_severing import Severed
 from rome_core.tracing.runs import TraceRequest
-from tests.pages.conftest import goto, texts
-from tests.pages.test_averages_page import end_of_jobs
+from tests.pages.conftest import end_of_jobs, goto, job_of, texts
 from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is located in the city of", "Colosseum")
@@ -40,7 +41,7 @@ def levels(*p: float) -> list[NoiseLevel]:
 def test_closed_panels_cost_nothing_and_open_ones_run_their_study(app: AppTest) -> None:
     goto(app, "tracing", **{"trace-samples": "2", "trace-window": "2"})
     end_of_jobs(app.button(key="run").click().run())
-    charts, id = len(app.get("plotly_chart")), app.session_state["trace_job"].id
+    charts, id = len(app.get("plotly_chart")), job_of(app, LATEST).id
     assert not [b for b in app.button if b.key in ("run-severed", "run-noise")]
 
     for name in ("severed", "noise"):
@@ -59,8 +60,8 @@ def test_studies_ask_what_the_run_asked(traced: Trace) -> None:
     lm = tiny_model("llama", layers=4)
     request = TraceRequest(PROMPT, replace(QUICK, noise_scale=2.5), answer=" Paris")
 
-    *_, curves = trace_more.SEVERED.steps(lm, request, Job("test"))
-    *_, found = trace_more.NOISE.steps(lm, request, Job("test"))
+    *_, curves = trace_more.SEVERED.steps(lm, request, silent)
+    *_, found = trace_more.NOISE.steps(lm, request, silent)
 
     same = trace(lm, PROMPT, request.config, answer=" Paris")
     torch.testing.assert_close(curves.plain, same.indirect_effect[curves.token], atol=1e-5, rtol=0)
@@ -74,7 +75,7 @@ def test_the_severed_title_states_the_shares() -> None:
 
     assert severed_figure.shares(result) == pytest.approx((0, 0.75, 0.25))
     assert severed_figure.severed_title(result) == (
-        "Restored at layer 0: 75% of the effect needs the MLPs<br>above, 25% the attention"
+        "Restored at layer 0: 75% of the effect needs the MLPs\nabove, 25% the attention"
     )
     against = severed_figure.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
     assert against.endswith("above, none the attention"), "severing it helps: nothing needs it"
@@ -93,13 +94,13 @@ def test_which_levels_are_enough(traced: Trace) -> None:
     assert "at 2 of 10 levels" in noise_figure.noise_title(sure, levels(*[0.8, 0.05] * 2, *[0.8] * 6))
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_figures_say_what_they_rest_on(traced: Trace, dark: bool) -> None:
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_figures_say_what_they_rest_on(traced: Trace, theme: Theme) -> None:
     sure = replace(traced, clean=0.8)
     found = levels(0.8, 0.7, 0.5, 0.3, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01)
     for figure in (
-        severed_figure.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), dark),
-        noise_figure.noise_figure(sure, found, dark),
+        severed_figure.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), theme),
+        noise_figure.noise_figure(sure, found, theme),
     ):
         told = " ".join(a.text for a in figure.layout.annotations).replace("<br>", " ")
         assert "tiny-llama" in told and "2 noise draws of 3 σ" in told and "seed 1" in told

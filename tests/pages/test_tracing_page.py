@@ -11,12 +11,14 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing import figures
+from pages.parts.tracing.view import LATEST
+from pages.shared.style import DARK, LIGHT, Theme
 from pages.shared.text import read_prompt
 from rome_core import Prompt, Trace, TraceConfig
 from rome_core.tracing import kinds
 from rome_core.tracing.kinds import TraceRun, trace_kinds
 from rome_core.tracing.runs import TraceRequest
-from tests.pages.conftest import goto, texts, wait_for
+from tests.pages.conftest import goto, job_of, texts, wait_for
 from tests.tiny import tiny_model
 
 PROMPT = Prompt("The {} is located in the city of", "Colosseum")
@@ -36,7 +38,7 @@ def finished() -> TraceRun:
 
 def run_job(app: AppTest) -> AppTest:
     app.button(key="run").click().run()
-    return wait_for(app, lambda app: not app.session_state["trace_job"].live)
+    return wait_for(app, lambda app: not job_of(app, LATEST).live)
 
 
 # --------------------------------------------------------------------------------------------------------------- input
@@ -132,7 +134,7 @@ def test_a_run_ends_with_numbers_figures_and_one_cell_in_detail(tracing: AppTest
 
 def test_the_chosen_cell_is_carried_to_the_edit_page(tracing: AppTest) -> None:
     run_job(tracing)
-    job = tracing.session_state["trace_job"]
+    job = job_of(tracing, LATEST)
 
     tracing.number_input(key=f"layer-{job.id}").set_value(3).run()
 
@@ -148,7 +150,7 @@ def texts_of_expanders(app: AppTest) -> str:
 
 def test_the_same_question_is_not_computed_twice(tracing: AppTest) -> None:
     run_job(tracing)
-    first = tracing.session_state["trace_job"]
+    first = job_of(tracing, LATEST)
 
     tracing.number_input(key="trace-seed").set_value(2).run()
     assert "The form has changed since this run" in texts(tracing.caption)
@@ -156,7 +158,7 @@ def test_the_same_question_is_not_computed_twice(tracing: AppTest) -> None:
     tracing.number_input(key="trace-seed").set_value(1).run()
     tracing.button(key="run").click().run()
 
-    assert tracing.session_state["trace_job"] is first
+    assert job_of(tracing, LATEST) is first
 
 
 def test_a_failure_in_the_worker_is_one_sentence(tracing: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,11 +225,11 @@ def cut(trace: Trace, rows: int) -> Trace:
     return replace(trace, **grids)
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_figures_say_what_they_rest_on(finished: TraceRun, dark: bool) -> None:
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_figures_say_what_they_rest_on(finished: TraceRun, theme: Theme) -> None:
     for figure in (
-        figures.trace_heatmap(finished.exact["attn_out"], 0.0, 1.0, dark, picked=(2, 1)),
-        figures.trace_marginals(finished.exact, dark),
+        figures.trace_heatmap(finished.exact["attn_out"], 0.0, 1.0, theme, picked=(2, 1)),
+        figures.trace_marginals(finished.exact, theme),
     ):
         caption = figure.layout.annotations[0].text.replace("<br>", " ")
         assert "tiny-llama" in caption

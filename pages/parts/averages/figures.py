@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.tracing.figures import COLOURS, MARGIN_TOP, ROW, Theme, _axis, colour_scale, frame, theme
+from pages.shared.style import LIGHT, ROW, SITE_COLOURS, Theme, colour_bar, colour_scale, frame_figure, layer_axis
 from pages.shared.text import count, number
 from rome_core.tracing.average_records import About
 from rome_core.tracing.averages import GROUPS, Averages
@@ -17,8 +18,8 @@ from rome_core.tracing.runs import KINDS, SITES
 SITES_OF_INTEREST = ("last subject token", "first subsequent token", "last token")
 LABEL_WIDTH = 164  # px, of the token groups
 GAP = 46  # px between two panels
-TITLE = 24  # px, the second line of a title
 PANEL = 150  # px, height of a line plot
+LAYERS = "layer (centre of the window for MLP and attention)"
 
 
 def caption(averages: Averages, about: About) -> str:
@@ -62,16 +63,21 @@ def heatmap_title(averages: Averages) -> str:
     for site in ("mlp_out", "attn_out"):
         group, layer, value = strongest(averages, site)
         lines.append(f"{KINDS[site]}: strongest at the {group}, layer {layer} ({number(value)})")
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
-def average_heatmaps(averages: Averages, about: About, dark: bool = False, one_scale: bool = True) -> go.Figure:
-    """AIE of six token groups × layers: residual stream, MLP, attention, one above the other. Below 0 is drawn as 0."""
-    look, effects = theme(dark), averages.effects
+def average_heatmaps(
+    averages: Averages, about: About, theme: Theme = LIGHT, scale: Literal["one", "own"] = "one"
+) -> go.Figure:
+    """AIE of six token groups × layers: residual stream, MLP, attention, one above the other. Below 0 is drawn as 0.
+
+    scale: one for all three, or each its own.
+    """
+    effects = averages.effects
     height = 3 * len(GROUPS) * ROW + 2 * GAP
     fig = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=GAP / height)
     tops = {site: _top(effect.mean) for site, effect in effects.items()}
-    if one_scale:
+    if scale == "one":
         tops = dict.fromkeys(tops, max(tops.values()))
     for row, site in enumerate(SITES, 1):
         mean, low, high = effects[site].mean, effects[site].low, effects[site].high
@@ -79,8 +85,8 @@ def average_heatmaps(averages: Averages, about: About, dark: bool = False, one_s
             z=mean,
             zmin=0,
             zmax=tops[site],
-            colorscale=colour_scale(site, dark),
-            colorbar=_colour_bar(tops[site], row, height, look),
+            colorscale=colour_scale(site, theme),
+            colorbar=_colour_bar(tops[site], row, height, theme),
             customdata=np.dstack([low, high]),
             text=np.broadcast_to(np.array(GROUPS)[:, None], mean.shape),
             hovertemplate=(
@@ -90,19 +96,14 @@ def average_heatmaps(averages: Averages, about: About, dark: bool = False, one_s
             row=row,
             col=1,
         )
-        fig.update_yaxes(
-            **_axis(look) | {"range": [len(GROUPS) - 0.5, -0.5], "tickvals": list(range(len(GROUPS)))},
-            ticktext=list(GROUPS),
-            row=row,
-            col=1,
-        )
-    n_layers = mean.shape[1]
-    _layer_axes(fig, n_layers, look)
-    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=3, col=1)
-    _finish(fig, heatmap_title(averages), caption(averages, about), height, look, LABEL_WIDTH)
-    _panel_titles(fig, [KINDS[site] for site in SITES], look, x=-LABEL_WIDTH)
-    fig.update_layout(plot_bgcolor=look.empty)
-    return fig
+    _add_headings(fig, [KINDS[site] for site in SITES], theme, x=-LABEL_WIDTH)
+    conditions = caption(averages, about)
+    frame_figure(fig, heatmap_title(averages), conditions, height, theme, left=LABEL_WIDTH, grid="")
+    fig.update_xaxes(**layer_axis(mean.shape[1]))
+    fig.update_xaxes(title_text=LAYERS, row=3, col=1)
+    rows = list(range(len(GROUPS)))
+    fig.update_yaxes(range=[len(GROUPS) - 0.5, -0.5], tickvals=rows, ticktext=list(GROUPS))
+    return fig.update_layout(plot_bgcolor=theme.empty)
 
 
 def _top(mean: np.ndarray) -> float:
@@ -110,27 +111,16 @@ def _top(mean: np.ndarray) -> float:
     return max(float(np.nan_to_num(mean).max()), 1e-6)
 
 
-def _colour_bar(top: float, row: int, height: int, look: Theme) -> dict[str, object]:
+def _colour_bar(top: float, row: int, height: int, theme: Theme) -> dict[str, object]:
     share = len(GROUPS) * ROW / height
     middle = 1 - share / 2 - (row - 1) * (share + GAP / height)
-    return {
-        "thickness": 12,
-        "outlinewidth": 0,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickvals": [0, top / 2, top],
-        "ticktext": ["≤ 0", number(top / 2), number(top)],
-        "tickfont": {"color": look.ink, "size": 12},
-        "y": middle,
-        "len": share,
-        "lenmode": "fraction",
-        "xpad": 8,
-    }
+    marks = {0.0: "≤ 0", top / 2: number(top / 2), top: number(top)}
+    return colour_bar(theme, marks) | {"y": middle, "len": share, "lenmode": "fraction"}
 
 
-def average_curves(averages: Averages, about: About, dark: bool = False) -> go.Figure:
+def average_curves(averages: Averages, about: About, theme: Theme = LIGHT) -> go.Figure:
     """AIE by layer of the three kinds, with 95 % bootstrap bands, at the tokens where something happens."""
-    look, effects = theme(dark), averages.effects
+    effects = averages.effects
     n = len(SITES_OF_INTEREST)
     height = n * PANEL + (n - 1) * GAP
     fig = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=GAP / height)
@@ -141,21 +131,14 @@ def average_curves(averages: Averages, about: About, dark: bool = False) -> go.F
             x = list(range(effect.mean.shape[1]))
             for trace in _banded(x, effect.mean[at], effect.low[at], effect.high[at], site, row == 1):
                 fig.add_trace(trace, row=row, col=1)
-        grid = {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
-        fig.update_yaxes(
-            **_axis(look) | grid | {"nticks": 5, "range": _limits(averages)},
-            title_text=effect_name(about),
-            row=row,
-            col=1,
-        )
-    _layer_axes(fig, len(x), look)
-    fig.update_xaxes(title_text="layer (centre of the window for MLP and attention)", row=n, col=1)
-    _finish(fig, _curve_title(averages), caption(averages, about) + " · bands: 95 % bootstrap", height, look, 64)
-    _panel_titles(fig, [f"At the {group}" for group in SITES_OF_INTEREST], look, x=0)
-    above = {"x": 0, "y": 1 + TITLE / height, "yanchor": "bottom"}  # the first panel's heading
-    legend = {"orientation": "h", **above, "font": {"color": look.ink}}
-    fig.update_layout(legend=legend, hovermode="x unified", hoverlabel_bgcolor=look.empty)
-    return fig
+    _add_headings(fig, [f"At the {group}" for group in SITES_OF_INTEREST], theme, x=0)
+    conditions = caption(averages, about) + " · bands: 95 % bootstrap"
+    frame_figure(fig, _curve_title(averages), conditions, height, theme, left=64, legend_rows=1)
+    fig.update_xaxes(**layer_axis(len(x)))
+    fig.update_xaxes(title_text=LAYERS, row=n, col=1)
+    zero = {"zeroline": True, "zerolinecolor": theme.grey}
+    fig.update_yaxes(**zero, nticks=5, range=_limits(averages), title_text=effect_name(about))
+    return fig.update_layout(hovermode="x unified", hoverlabel_bgcolor=theme.empty)
 
 
 def _limits(averages: Averages) -> list[float]:
@@ -173,7 +156,7 @@ def _banded(
     """A line over its interval."""
     there = ~np.isnan(mean)
     xs = [i for i, ok in zip(x, there, strict=True) if ok]
-    colour = COLOURS[site]
+    colour = SITE_COLOURS[site]
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     band = go.Scatter(
         x=[*xs, *xs[::-1]],
@@ -210,27 +193,14 @@ def _curve_title(averages: Averages) -> str:
         more, less = sorted(peaks, key=peaks.__getitem__, reverse=True)
         sizes = f"{number(peaks[more])} against {number(peaks[less])}"
         lines.append(f"{group.capitalize()}: {_word(more)} above {_word(less)}, {sizes}")
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
 def _word(site: str) -> str:
     return KINDS[site] if site == "mlp_out" else KINDS[site].lower()
 
 
-# -------------------------------------------------------------------------------------------------------------- layout
-
-
-def _layer_axes(fig: go.Figure, n_layers: int, look: Theme) -> None:
-    step = 1 if n_layers <= 16 else 5
-    fig.update_xaxes(**_axis(look), range=[-0.5, n_layers - 0.5], dtick=step, showticklabels=True)
-
-
-def _finish(fig: go.Figure, title: str, caption_text: str, height: int, look: Theme, left: int) -> None:
-    frame(fig, title, caption_text, height, look, left)
-    fig.update_layout(height=fig.layout.height + 2 * TITLE, margin_t=MARGIN_TOP + 2 * TITLE, dragmode=False)
-
-
-def _panel_titles(fig: go.Figure, titles: Sequence[str], look: Theme, x: int) -> None:
+def _add_headings(fig: go.Figure, titles: Sequence[str], theme: Theme, x: int) -> None:
     """A small heading above each panel, `x` pixels from the plot's left edge."""
     for i, title in enumerate(titles, 1):
         axis = fig.layout[f"yaxis{i if i > 1 else ''}"]
@@ -245,5 +215,5 @@ def _panel_titles(fig: go.Figure, titles: Sequence[str], look: Theme, x: int) ->
             yanchor="bottom",
             yshift=3,
             showarrow=False,
-            font={"size": 13, "color": look.ink},
+            font={"size": 13, "color": theme.ink},
         )

@@ -6,28 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 import streamlit as st
-from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.shared import session
+from pages.shared import fact_sets, session
 from pages.shared.forms import widget
 from pages.shared.text import count
-from rome_core import LanguageModel, RomeError, TraceConfig
-from rome_core.facts.datasets import Facts, load_facts, parse_facts
+from rome_core import LanguageModel, TraceConfig
 from rome_core.settings import about
 from rome_core.tracing.average_records import Inquiry
 
 N_FACTS = 20
-SHOWN_PROBLEMS = 5
 
 
-def inquiry_form(lm: LanguageModel) -> tuple[Inquiry | None, bool]:
-    """What the form asks, None if it cannot be asked, and whether to run it."""
+def inquiry_form(lm: LanguageModel) -> tuple[Inquiry, bool]:
+    """What the form asks, and whether to run it."""
     top = st.columns([1.2, 4, 1.2])
-    settings, other = st.expander("Settings of the traces"), st.expander("Another fact set")
-    with other:
-        facts = fact_set()
-    if facts is None:
-        return None, False
+    settings = st.expander("Settings of the traces")
+    facts = fact_sets.choose_or_upload()
     relations = sorted({fact.relation for fact in facts})
     n = top[0].number_input(
         "Facts",
@@ -69,35 +63,3 @@ def trace_settings(lm: LanguageModel) -> TraceConfig:
             options = {"key": f"average-{name}", "bind": "query-params"}
             values[name] = widget(field, getattr(default, name), options, lm)
     return TraceConfig(**values)
-
-
-@st.cache_resource(show_spinner=False)
-def own_facts() -> Facts:
-    return load_facts()
-
-
-def fact_set() -> Facts | None:
-    """The project's own facts, or those of an uploaded file; records that cannot be read are named."""
-    file = st.file_uploader(
-        "Facts as JSON: CounterFact, zsRE as MEND ships it, known facts as ROME ships them, or flat CounterFact",
-        type=["json"],
-        key="fact-file",
-    )
-    if file is None:
-        st.caption(f"In use: the project's own {len(own_facts())} facts.")
-        return own_facts()
-    try:
-        facts = parse_facts(text_of(file), file.name)
-    except RomeError as error:
-        session.show_error(error)
-        return None
-    st.caption(f"In use: {count(len(facts), 'fact')} of {file.name}.")
-    for problem in facts.problems[:SHOWN_PROBLEMS]:
-        st.warning(str(problem))
-    if more := len(facts.problems) - SHOWN_PROBLEMS:
-        st.caption(f"And {more} more such records." if more > 0 else "")
-    return facts
-
-
-def text_of(file: UploadedFile) -> str:
-    return file.getvalue().decode("utf-8", errors="replace")

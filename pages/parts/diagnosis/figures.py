@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from pages.parts.edit.figures import framed
-from pages.parts.tracing.figures import Theme
+from pages.shared.style import Theme, frame_figure
 from pages.shared.verdicts import COLOURS, SHAPES, large
 from rome_core.diagnosis.verdict import Diagnosis
 
@@ -18,7 +17,7 @@ def denominator_name(method: str) -> str:
     return DENOMINATORS.get(method, "k*ᵀC⁻¹k*")
 
 
-def gauge(diagnosis: Diagnosis, method: str, caption: str, look: Theme) -> go.Figure:
+def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.Figure:
     """This edit's denominator on the distribution of ordinary facts, log axis, with the danger zone marked."""
     reference = np.array([value for value in diagnosis.reference.k0_kstar if value > 0])
     low, high = decades(reference, diagnosis.denominator, diagnosis.disabling_below)
@@ -28,14 +27,14 @@ def gauge(diagnosis: Diagnosis, method: str, caption: str, look: Theme) -> go.Fi
             x=np.sqrt(edges[:-1] * edges[1:]),
             y=np.histogram(reference, edges)[0],
             width=np.diff(edges) * 0.92,
-            marker_color=look.grey,
+            marker_color=theme.grey,
             customdata=np.stack([edges[:-1], edges[1:]], axis=1),
             hovertemplate="%{y} ordinary facts from %{customdata[0]:,.3g} to %{customdata[1]:,.3g}<extra></extra>",
         )
     )
-    framed(fig, gauge_title(diagnosis, reference), caption, 240, look, top=92, left=56)
-    _danger_zone(fig, diagnosis, reference, 10.0**low, look)
+    _danger_zone(fig, diagnosis, 10.0**low, theme)
     _this_edit(fig, diagnosis, low, high)
+    frame_figure(fig, gauge_title(diagnosis, reference), caption, 240, theme, left=56)
     axis = f"denominator {denominator_name(method)} (log)"
     fig.update_xaxes(type="log", range=[low, high], title_text=axis, dtick=1)
     return fig.update_yaxes(title_text="ordinary facts")
@@ -71,12 +70,12 @@ def _this_edit(fig: go.Figure, diagnosis: Diagnosis, low: int, high: int) -> Non
     )
 
 
-def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, reference: np.ndarray, left: float, look: Theme) -> None:
+def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, left: float, theme: Theme) -> None:
     limit = diagnosis.disabling_below
     if limit <= left:
         return
     fig.add_vrect(x0=left, x1=limit, fillcolor=COLOURS["disabling"], opacity=0.12, line_width=0, layer="below")
-    words = {"text": "danger zone", "showarrow": False, "font": {"color": look.ink, "size": 12}}
+    words = {"text": "danger zone", "showarrow": False, "font": {"color": theme.ink, "size": 12}}
     middle = (np.log10(left) + np.log10(limit)) / 2
     fig.add_annotation(x=middle, y=0.98, yref="paper", yanchor="top", **words)
 
@@ -84,6 +83,6 @@ def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, reference: np.ndarray, le
 def decades(reference: np.ndarray, *marks: float) -> tuple[int, int]:
     """Whole powers of ten around the ordinary facts and what is marked beside them, at most six below the former."""
     ordinary = reference if len(reference) else np.array([mark for mark in marks if mark > 0] or [1.0])
-    shown = [mark for mark in marks if mark > ordinary.min() / 1e6]
-    low, high = min(ordinary.min(), *shown, ordinary.max()), max(ordinary.max(), *shown, ordinary.min())
+    near = [mark for mark in marks if mark > ordinary.min() / 1e6]
+    low, high = min(ordinary.min(), *near, ordinary.max()), max(ordinary.max(), *near, ordinary.min())
     return int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high * 1.2)))

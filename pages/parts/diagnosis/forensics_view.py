@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import streamlit as st
 
@@ -45,15 +44,18 @@ def view(lm: LanguageModel) -> None:
     )
     if st.button("Compare", key="compare-folder", type="primary"):
         if folder.strip():
-            work = partial(examine, lm, folder.strip())
-            session.remember(JOB, track.submit(f"Comparing {folder.strip()}", lambda job: work(job.track)))
+
+            def work(job: track.Job[None, Findings]) -> Findings:
+                return examine(lm, folder.strip(), job.track)
+
+            session.keep_job(JOB, track.submit(f"Comparing {folder.strip()}", work))
         else:
             st.error("The folder is empty. Write the path of an edited checkpoint or of a LoRA adapter.")
-    job = session.recall(JOB)
+    job: track.Job[None, Findings] | None = session.find_job(JOB)
     if job is None:
         return
-    if job.state != "done":
-        track.panel(job, lambda job: None)
+    if job.result is None:
+        track.panel(job)
     elif job.result.base == lm.fingerprint:
         show(lm, job.result)
 
@@ -62,26 +64,26 @@ def examine(lm: LanguageModel, folder: str, track: Track) -> Findings:
     """Find every change, and read the factors of the largest changes of down projections."""
     changes = tuple(sorted(changes_of(lm, folder, track), key=lambda change: -change.relative))
     readings = []
-    for change in [one for one in changes if one.layer is not None][:READ]:
+    for change in [change for change in changes if change.layer is not None][:READ]:
         answering = suspects(lm, change, track=track)
         sign = answering[0].response if answering else 1.0
         readings.append(Reading(change, answering, tuple(promoted(lm, change, sign))))
     return Findings(folder, lm.fingerprint, changes, tuple(readings))
 
 
-def show(lm: LanguageModel, found: Findings) -> None:
-    if not found.changes:
-        st.success(f"{found.folder} has the same weights as {lm.name}.")
+def show(lm: LanguageModel, findings: Findings) -> None:
+    if not findings.changes:
+        st.success(f"{findings.folder} has the same weights as {lm.name}.")
         return
-    st.markdown(literal(summary(found)))
-    table([row(change) for change in found.changes[:SHOWN]])
-    if len(found.changes) > SHOWN:
-        st.caption(f"And {len(found.changes) - SHOWN} more, each smaller.")
-    for reading in found.readings:
+    st.markdown(literal(summary(findings)))
+    table([row(change) for change in findings.changes[:SHOWN]])
+    if len(findings.changes) > SHOWN:
+        st.caption(f"And {len(findings.changes) - SHOWN} more, each smaller.")
+    for reading in findings.readings:
         show_reading(reading)
     if st.button("Take it as an edit of this session", key="take", help="The loaded weights are not written."):
         try:
-            session.add_edit(as_edit(lm, found.changes, request_of(found)), f"found in {found.folder}")
+            session.put_edit(as_edit(lm, findings.changes, request_of(findings)), f"found in {findings.folder}")
             st.rerun()
         except RomeError as error:
             session.show_error(error)
@@ -91,13 +93,13 @@ def show(lm: LanguageModel, found: Findings) -> None:
     )
 
 
-def summary(found: Findings) -> str:
+def summary(findings: Findings) -> str:
     """The finding in one sentence."""
-    layers = sorted({change.layer for change in found.changes if change.layer is not None})
-    most = found.changes[0]
+    layers = sorted({change.layer for change in findings.changes if change.layer is not None})
+    most = findings.changes[0]
     where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else "no down projection"
     rank = f", of rank {most.rank}" if most.delta is not None else ""
-    changed = count(len(found.changes), "weight")
+    changed = count(len(findings.changes), "weight")
     return f"{changed} changed, in {where}; the largest is {most.weight}{rank}, {number(most.relative)} of its norm."
 
 
@@ -122,10 +124,10 @@ def show_reading(reading: Reading) -> None:
         st.caption("Tokens that its value promotes for the first of them, through final norm and head.")
 
 
-def request_of(found: Findings) -> EditRequest:
+def request_of(findings: Findings) -> EditRequest:
     """What the change seems to be about, for the edit's name: the prompt that it answers most, and its first token."""
-    for reading in found.readings:
+    for reading in findings.readings:
         if reading.suspects and reading.tokens:
             prompt = Prompt.from_text(reading.suspects[0].prompt, reading.suspects[0].subject)
             return EditRequest(prompt, reading.tokens[0][0].strip() or "?")
-    return EditRequest(Prompt("{} is changed", found.changes[0].weight), "?")
+    return EditRequest(Prompt("{} is changed", findings.changes[0].weight), "?")

@@ -7,9 +7,9 @@ from functools import partial
 
 import streamlit as st
 
-from pages.parts.edit.key_figures import overlap_heatmap
-from pages.parts.edit.views import chart, look
+from pages.parts.diagnosis.key_figures import overlap_heatmap
 from pages.shared import moment_panel, session, track
+from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
@@ -54,16 +54,16 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     new = candidates[chosen]
     earlier = tuple(edit for edit in active if edit.id != chosen)
     if st.button("Foretell", key="foretell", type="primary"):
-        session.remember(JOB, track.submit("Comparing edits", partial(foretell, lm, new, earlier)))
-        session.remember(CHECK, None)
-    job = session.recall(JOB)
+        session.keep_job(JOB, track.submit("Comparing edits", partial(foretell, lm, new, earlier)))
+        session.forget_job(CHECK)
+    job: track.Job[None, Foretold] | None = session.find_job(JOB)
     if job is None:
         st.info(
             "Press Foretell: how alike the edits' keys are, and how far this one will move what earlier ones wrote."
         )
         return
-    if job.state != "done":
-        track.panel(job, lambda job: None)
+    if job.result is None:
+        track.panel(job)
         return
     show(lm, job.result)
 
@@ -73,45 +73,47 @@ def title(edit: Edit, active: bool) -> str:
     return f"{name_of(edit.requests[0])}{more} ({edit.method}{'' if active else ', not applied'})"
 
 
-def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...], job: track.Job) -> Foretold:
+def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...], job: track.Job[None, Foretold]) -> Foretold:
     edits = (*earlier, new)
     layers = sorted({layer for edit in edits for layer in layers_of(lm, edit)})
     overlaps = overlap(lm, edits, moment_panel.moments(lm, layers))
     return Foretold(new, earlier, overlaps, predict(lm, new, earlier))
 
 
-def show(lm: LanguageModel, found: Foretold) -> None:
-    for one in found.overlaps:
-        caption = (
-            f"{lm.name} · kᵀC⁻¹k of {count(len(one.labels), 'edit')} at layer {one.layer}, keys of the bare prompts"
-        )
-        chart(overlap_heatmap(one, caption, look()), f"overlap-{one.layer}")
-    if not found.moves:
+def show(lm: LanguageModel, foretold: Foretold) -> None:
+    for shared in foretold.overlaps:
+        edits = count(len(shared.labels), "edit")
+        caption = f"{lm.name} · kᵀC⁻¹k of {edits} at layer {shared.layer}, keys of the bare prompts"
+        draw_chart(overlap_heatmap(shared, caption, page_theme()), f"overlap-{shared.layer}", "edit")
+    if not foretold.moves:
         st.info("The next edit shares no layer with the earlier ones: it moves their values only through the states.")
         return
-    st.markdown(f"**How far {literal(name_of(found.new.requests[0]))} will move the earlier edits**")
+    st.markdown(f"**How far {literal(name_of(foretold.new.requests[0]))} will move the earlier edits**")
     if st.button("Check against the model", key="check", help="Runs the model with and without it; nothing is kept."):
-        work = lambda job: moved(lm, found.new, found.earlier, job.track)  # noqa: E731
-        session.remember(CHECK, track.submit("Checking the forecast", work))
-    job = session.recall(CHECK)
-    if job is not None and job.state != "done":
-        track.panel(job, lambda job: None)
-    table([row(one) for one in (job.result if job is not None and job.state == "done" else found.moves)])
+
+        def work(job: track.Job[None, tuple[Moved, ...]]) -> tuple[Moved, ...]:
+            return tuple(moved(lm, foretold.new, foretold.earlier, job.track))
+
+        session.keep_job(CHECK, track.submit("Checking the forecast", work))
+    check: track.Job[None, tuple[Moved, ...]] | None = session.find_job(CHECK)
+    if check is not None and check.result is None:
+        track.panel(check)
+    table([row(move) for move in (check and check.result) or foretold.moves])
     st.caption(
         "Foretold: Δk from the stored factors. In units of what the earlier edit adds at its subject; along: the part "
         "in its own direction, −1 would undo it. Measured: with both edits in place."
     )
 
 
-def row(one: Moved) -> dict[str, str]:
+def row(move: Moved) -> dict[str, str]:
     cells = {
-        "earlier edit": one.label,
-        "layer": str(one.layer),
-        "moved, foretold": number(one.predicted),
-        "in units of its own": number(one.share),
-        "along": f"{one.along:+.3f}".replace("-", "−"),
+        "earlier edit": move.label,
+        "layer": str(move.layer),
+        "moved, foretold": number(move.predicted),
+        "in units of its own": number(move.share),
+        "along": f"{move.along:+.3f}".replace("-", "−"),
     }
-    if one.measured is not None and one.p_before is not None and one.p_after is not None:
-        cells["moved, measured"] = number(one.measured)
-        cells["p(its object)"] = f"{number(one.p_before)} → {number(one.p_after)}"
+    if move.measured is not None and move.p_before is not None and move.p_after is not None:
+        cells["moved, measured"] = number(move.measured)
+        cells["p(its object)"] = f"{number(move.p_before)} → {number(move.p_after)}"
     return cells

@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import moment_panel, request, session, track, verdicts
+from pages.shared import edit_form, moment_panel, session, track, verdicts
 from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
@@ -53,15 +53,15 @@ def view(lm: LanguageModel) -> None:
         pressed = st.button("Diagnose all", key="diagnose-all", type="primary")
         st.caption("Solves each by itself and applies none.", width="content")
     if pressed and work:
-        session.remember(JOB, track.submit("Diagnosing many edits", partial(run, lm.name, settings, work)))
-    job = session.recall(JOB)
+        session.keep_job(JOB, track.submit("Diagnosing many edits", partial(run, lm.name, settings, work)))
+    job: track.Job[Screening, None] | None = session.find_job(JOB)
     if job is not None:
         track.panel(job, draw)
         if not job.live and job.partial:
             downloads(job.partial)
 
 
-def run(model: str, settings: dict[str, Any], work: Work, job: track.Job) -> None:
+def run(model: str, settings: dict[str, Any], work: Work, job: track.Job[Screening, None]) -> None:
     """Publish every diagnosis as it is found: what a stopped run has found stays."""
     found: list[Screened] = []
     for one in work(job.track):
@@ -89,7 +89,7 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
         tell(str(problem))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
-    config = request.method_form(lm, DEFAULT_METHOD, "edit", policies())
+    config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies())
     if not requests:
         return None, {}
     st.caption(f"{count(len(requests), 'edit')} to diagnose.")
@@ -121,11 +121,11 @@ def choose(source: str) -> Requests:
 # ------------------------------------------------------------------------------------------------------------- result
 
 
-def draw(job: track.Job) -> None:
+def draw(job: track.Job[Screening, None]) -> None:
     if job.partial is None:
         return
     found = job.partial.found
-    tally = Counter(one.verdict for one in found)
+    tally = Counter[str | None](one.verdict for one in found)
     parts = [f"{tally[verdict]} {verdicts.label(verdict)}" for verdict in verdicts.SHAPES if tally[verdict]]
     if tally[None]:
         parts.append(f"{tally[None]} not diagnosed")

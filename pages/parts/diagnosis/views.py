@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.parts.diagnosis import figures as diagnosis_figures
+from pages.parts.diagnosis import figures, key_figures
 from pages.parts.diagnosis.report import damage, policy_rows, quantities, shift_rows
-from pages.parts.edit import key_figures
-from pages.parts.edit.views import chart, generation, look, metric_row
 from pages.shared import verdicts
-from pages.shared.tables import table
+from pages.shared.charts import draw_chart, metric_row, page_theme
+from pages.shared.tables import draw_texts, table
 from pages.shared.text import count, number
 from pages.shared.verdicts import large
 from rome_core import LanguageModel
@@ -20,10 +19,10 @@ NEIGHBOURS = "Mean KL(before ‖ after) of the next token on prompts in the same
 
 def caption(lm: LanguageModel, foresight: Foresight) -> str:
     edit = foresight.edit
-    (wanted, *_) = edit.requests
+    (request, *_) = edit.requests
     facts = count(len(foresight.diagnosis.reference.k0_kstar), "ordinary fact")
     return (
-        f"{lm.name} · “{wanted.prompt.text}” → {wanted.target_new.strip()} · "
+        f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
         f"{edit.method}, layer {edit.config.layers[-1]} · seed {vars(edit.config)['seed']} · "
         f"bars: k₀ᵀC⁻¹k* of {facts} at this layer"
     )
@@ -32,8 +31,8 @@ def caption(lm: LanguageModel, foresight: Foresight) -> str:
 def forecast(lm: LanguageModel, foresight: Foresight) -> None:
     """The verdict in words, then the gauge."""
     verdicts.show(foresight.diagnosis)
-    figure = diagnosis_figures.gauge(foresight.diagnosis, foresight.edit.method, caption(lm, foresight), look())
-    chart(figure, "gauge")
+    gauge = figures.gauge(foresight.diagnosis, foresight.edit.method, caption(lm, foresight), page_theme())
+    draw_chart(gauge, "gauge", "edit")
 
 
 def numbers(foresight: Foresight) -> None:
@@ -44,7 +43,8 @@ def numbers(foresight: Foresight) -> None:
 
 def keys(lm: LanguageModel, foresight: Foresight) -> None:
     """k_0 and k* in the plane that they span, before and after whitening."""
-    chart(key_figures.planes(foresight.diagnosis, caption(lm, foresight).rpartition(" · ")[0], look()), "planes")
+    conditions = caption(lm, foresight).rpartition(" · ")[0]
+    draw_chart(key_figures.planes(foresight.diagnosis, conditions, page_theme()), "planes", "edit")
     st.caption(
         "The update is made by C⁻¹, so the right panel is what it sees. ROME as published puts the update along k* and "
         "divides by how far k₀ reaches along it: the less, the larger the update."
@@ -65,17 +65,12 @@ def aftermath(lm: LanguageModel, after: Aftermath) -> None:
         ("Outcome", *damage(after.perplexity), "What became of the model on general text."),
         ("Forecast", verdicts.label(after.verdict), "before it was applied", "The verdict above."),
         ("Neighbours moved", f"{number(after.neighbour_kl)} nats", count(len(after.near), "prompt"), NEIGHBOURS),
-        (
-            f"p({after.target})",
-            number(now),
-            f"before {number(before)}",
-            "On the edited prompt.",
-        ),
+        (f"p({after.target})", number(now), f"before {number(before)}", "On the edited prompt."),
     )
     for item in after.continuations:
-        generation(item)
+        draw_texts(item.text, {"before": item.before, "after": item.after})
     others = count(len(after.shifts), "other prompt")
     about = f"{lm.name} · {after.name} · {others} of the project's facts, seed {after.seed}"
-    chart(key_figures.neighbourhood_map(after.shifts, about, look()), "neighbourhood")
+    draw_chart(key_figures.neighbourhood_map(after.shifts, about, page_theme()), "neighbourhood", "edit")
     with st.expander("The prompts that moved most"):
         table(shift_rows(after.shifts))

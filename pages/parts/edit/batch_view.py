@@ -7,7 +7,7 @@ import random
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,19 +16,19 @@ import streamlit as st
 
 from pages.parts.edit import objective_view, part_views
 from pages.parts.edit.files import edit_file
-from pages.parts.edit.views import metric_row, once
 from pages.shared import moment_panel, session, track, verdicts
+from pages.shared.charts import metric_row
 from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.text import count, edit_label, number
 from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, load_facts
-from rome_core.diagnosis.verdict import size_of
+from rome_core.diagnosis.verdict import Size, size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation.batch import Batch, batch_csv, batch_json, edit_batch, share_held
-from rome_core.evaluation.before_after import Report, same_fact
+from rome_core.evaluation.before_after import Report
 from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
-JOB, SHEET, NOW = ("batch", "job"), ("batch", "sheet"), ("batch", "rows")
+JOB = ("batch", "job")
 SOME = 10
 LABELS = {
     "template": "Prompt, {} for the subject",
@@ -38,7 +38,7 @@ LABELS = {
 }
 
 
-def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) -> None:
+def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -> None:
     st.markdown(
         f"Many facts at once, a row a fact. **{config.name}** "
         + (
@@ -47,26 +47,40 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) ->
             else "edits one fact at a time, so they are solved one after another, each on top of the former ones."
         )
     )
-    reading = check_table(Table.from_rows(sheet(wanted)))
+    reading = check_table(Table.from_rows(sheet(request)))
     requests, problems = reading.requests, reading.problems
     if problems:
         others = "the other stays" if len(requests) == 1 else "the others stay"
         st.warning(f"{count(len(problems), 'row')} cannot be used; {others} in.")
         table([{"row": problem.place.number, "what is wrong": problem.sentence} for problem in problems])
-    below = tuple(edit for edit in session.active() if not any(same_fact(edit, request) for request in requests))
+    below = session.active(but=requests)
     label = f"Edit {count(len(requests), 'fact')}" if requests else "Edit"
     if st.button(label, key="batch-run", type="primary", disabled=not requests):
         start(lm, requests, config, below)
     result(lm)
 
 
+@dataclass
+class Sheet:
+    """The table of facts. typed: its rows as they stand; base: those with which the editor of this version began."""
+
+    version: int = 0
+    base: list[Row] = field(default_factory=list)
+    typed: list[Row] = field(default_factory=list)
+
+
+def current_sheet() -> Sheet:
+    """This session's table."""
+    return session.keep("batch sheet", Sheet)
+
+
 # -------------------------------------------------------------------------------------------------------------- table
 
 
-def sheet(wanted: EditRequest | None) -> list[Row]:
+def sheet(request: EditRequest | None) -> list[Row]:
     """The table as it is typed, with ways to fill it."""
     with st.container(horizontal=True):
-        first = [] if wanted is None else [Row.from_request(wanted)]
+        first = [] if request is None else [Row.from_request(request)]
         st.button("Add the fact above", key="batch-add", on_click=add, args=(first,), disabled=not first)
         st.button(
             f"Add {SOME} of the project's facts",
@@ -77,17 +91,16 @@ def sheet(wanted: EditRequest | None) -> list[Row]:
         st.button("Empty the table", key="batch-clear", on_click=put, args=([],))
     with st.expander("Load a file"):
         uploaded()
-    version, base = session.recall(SHEET) or (0, [])
+    current = current_sheet()
     edited = st.data_editor(
-        {column: [getattr(row, column) for row in base or [Row()]] for column in COLUMNS},
+        {column: [getattr(row, column) for row in current.base or [Row()]] for column in COLUMNS},
         num_rows="dynamic",
-        key=f"batch-{version}",
+        key=f"batch-{current.version}",
         column_config={name: st.column_config.TextColumn(label) for name, label in LABELS.items()},
         width="stretch",
     )
-    rows = _rows(edited)
-    session.remember(NOW, rows)
-    return rows
+    current.typed = _rows(edited)
+    return current.typed
 
 
 def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
@@ -97,19 +110,19 @@ def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
 
 def put(rows: list[Row]) -> None:
     """Another table: the editor starts afresh on it."""
-    version, _ = session.recall(SHEET) or (0, [])
-    session.remember(SHEET, (version + 1, rows))
+    current = current_sheet()
+    current.version, current.base = current.version + 1, rows
 
 
 def add(rows: list[Row]) -> None:
-    typed = [row for row in session.recall(NOW) or [] if not row.empty]
+    typed = [row for row in current_sheet().typed if not row.empty]
     put([*typed, *(row for row in rows if row not in typed)])
 
 
 def add_some() -> None:
     facts = list(load_facts())
     random.Random(0).shuffle(facts)
-    typed = {(row.template, row.subject) for row in session.recall(NOW) or []}
+    typed = {(row.template, row.subject) for row in current_sheet().typed}
     new = [Row.from_request(fact.request) for fact in facts if (fact.prompt.template, fact.prompt.subject) not in typed]
     add(new[:SOME])
 
@@ -131,8 +144,8 @@ def uploaded() -> None:
         return
     if read.problems:
         table([{"left out": problem} for problem in read.problems])
-    if not session.recall(("batch", file.file_id)):
-        session.remember(("batch", file.file_id), True)
+    if file.file_id not in session.taken_uploads():
+        session.taken_uploads().add(file.file_id)
         add([row for row in read.rows.values() if not row.empty])
         st.rerun()
 
@@ -142,47 +155,41 @@ def uploaded() -> None:
 
 def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConfig, below: tuple[Edit, ...]) -> None:
     """Queue the batch. Its edits join this session's, in place of earlier ones of the same facts."""
-    mine, moments = session.edits(), moment_panel.moments(lm, config.layers)
+    moments = moment_panel.moments(lm, config.layers)
 
-    def work(job: track.Job) -> Batch:
+    def work(job: track.Job[Batch, Batch]) -> Batch:
         publish = lambda batch: setattr(job, "partial", batch)  # noqa: E731
-        batch = edit_batch(lm, requests, config, below, moments, job.track, publish)
-        mine[:] = [item for item in mine if not any(same_fact(item.edit, request) for request in batch.done)]
-        for edit in batch.edits:
-            mine.append(session.ActiveEdit(edit, label(edit), on=size_of(lm, edit).verdict != "disabling"))
-        return batch
+        return edit_batch(lm, requests, config, below, moments, job.track, publish)
 
-    session.remember(JOB, track.submit(f"{count(len(requests), 'fact')} by {config.name}", work))
+    def put(batch: Batch) -> None:
+        replaced: Sequence[EditRequest] = batch.done  # once: two rows may be about one prompt
+        for edit, size in zip(batch.edits, sizes(lm, batch), strict=True):
+            session.put_edit(edit, edit_label(edit), replaced, on=size.verdict != "disabling")
+            replaced = ()
 
-
-def label(edit: Edit) -> str:
-    first = edit.requests[0]
-    what = f"{first.prompt.subject} → {first.target_new.strip()}"
-    more = f" and {count(len(edit.requests) - 1, 'other')}" if len(edit.requests) > 1 else ""
-    return f"{what}{more} ({edit.method})"
+    session.keep_job(JOB, track.submit(f"{count(len(requests), 'fact')} by {config.name}", work, then=put))
 
 
 # ------------------------------------------------------------------------------------------------------------- result
 
 
 def result(lm: LanguageModel) -> None:
-    job = session.recall(JOB)
+    job: track.Job[Batch, Batch] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info("Fill the table and press the button: each fact gets its row of probabilities before and after.")
-    elif job.state == "done":
+    elif job.result is not None:
         show(lm, job.result)
     else:
         track.panel(job, so_far)
 
 
-def so_far(job: track.Job) -> None:
+def so_far(job: track.Job[Batch, Batch]) -> None:
     if job.partial and job.partial.edits and job.live:
         st.caption(f"{count(len(job.partial.done), 'fact')} solved so far.")
 
 
 def show(lm: LanguageModel, batch: Batch) -> None:
-    sizes = once(("sizes", *(edit.id for edit in batch.edits)), lambda: [size_of(lm, edit) for edit in batch.edits])
-    worst = max(sizes, key=lambda size: size.relative_F)
+    worst = max(sizes(lm, batch), key=lambda size: size.relative_F)
     after = {kind: [o.after for row in batch.outcomes for o in row if o.kind == kind] for kind in ("new", "neighbour")}
     metric_row(
         ("Facts", f"{len(batch.done)}", f"of {len(batch.requests)}", "Solved, of those in the table."),
@@ -199,6 +206,12 @@ def show(lm: LanguageModel, batch: Batch) -> None:
     st.caption(literal(conditions(lm, batch)))
     parts(lm, batch)
     files(lm, batch)
+
+
+def sizes(lm: LanguageModel, batch: Batch) -> list[Size]:
+    """How far each edit of the batch moves the weights."""
+    key = ("sizes", *(edit.id for edit in batch.edits))
+    return session.compute_once(key, lambda: [size_of(lm, edit) for edit in batch.edits])
 
 
 def outcome_rows(batch: Batch) -> list[dict[str, str]]:

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.figures import AFTER, BEFORE, framed
-from pages.parts.tracing.figures import Theme
+from pages.shared.style import AFTER, BEFORE, ROW, Theme, frame_figure
 from pages.shared.text import number
 from rome_core.evaluation.comparison import COLUMNS as MEASURED
 from rome_core.evaluation.comparison import Row
 
 COLUMNS = 3
-LINE = 24  # px a method
 
 
-def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
+def methods_figure(rows: Sequence[Row], caption: str, theme: Theme) -> go.Figure:
     """A panel a measure, a line a method, the same order everywhere; the model before the edit as a dotted line."""
     before, done = rows[0], [row for row in rows if row.edit]
     names = [name for name in MEASURED if any(name in row.values for row in done)]
@@ -34,13 +32,13 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
     lines = list(range(len(done)))
     for panel, name in enumerate(names):
         row, col = panel // COLUMNS + 1, panel % COLUMNS + 1
-        values = [one.values.get(name) for one in done]
+        values = [row.values.get(name) for row in done]
         fig.add_scatter(
             x=values,
             y=lines,
             mode="markers",
             marker={"color": AFTER, "size": 11},
-            customdata=[one.method for one in done],
+            customdata=[row.method for row in done],
             hovertemplate="%{customdata}: %{x:.3g}<extra></extra>",
             showlegend=False,
             row=row,
@@ -52,8 +50,8 @@ def methods_figure(rows: Sequence[Row], caption: str, look: Theme) -> go.Figure:
             fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], row=row, col=col)
         if name in before.values:
             fig.add_vline(x=before.values[name], line={"color": BEFORE, "dash": "dot", "width": 2}, row=row, col=col)
-    framed(fig, title(done), caption, height * (LINE * max(3, len(done)) + 60), look, top=76, left=84)
-    fig.update_yaxes(tickvals=lines, ticktext=[one.method for one in done], range=[len(done) - 0.5, -0.5])
+    frame_figure(fig, title(done), caption, height * (ROW * max(3, len(done)) + 60), theme, left=84)
+    fig.update_yaxes(tickvals=lines, ticktext=[row.method for row in done], range=[len(done) - 0.5, -0.5])
     return fig
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import comparison_figure as bench_figure
-from pages.parts.edit.views import chart, look
-from pages.parts.edit.words import word_differences
+from pages.parts.edit.comparison_figure import methods_figure
 from pages.shared import moment_panel, session, track, verdicts
-from pages.shared.request import with_settings_of
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.charts import draw_chart, page_theme
+from pages.shared.edit_form import with_settings_of
+from pages.shared.tables import draw_text, literal, table
+from pages.shared.text import count, edit_label, number, word_differences
 from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
-from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts, same_fact
+from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts
 from rome_core.evaluation.comparison import COLUMNS, Row, Task, bench, comparison_csv, comparison_json
 
 JOB = ("bench", "job")
@@ -37,16 +35,16 @@ class Run:
     rows: tuple[Row, ...] = ()
 
 
-def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
+def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
     st.markdown(
         "Every method edits the fact above, each by itself. Methods that look for the same value δ share one search: "
         "then only their updates differ."
     )
-    task = task_form(wanted) if wanted else None
-    configs = configs_like(lm, config, wanted)
+    task = task_form(request) if request else None
+    configs = configs_like(lm, config, request)
     if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
         start(lm, task, configs, below)
-    job = session.recall(JOB)
+    job: track.Job[Run, None] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info(
             f"Press Run all methods: {count(len(configs), 'method')} fill a table and a figure one by one. The "
@@ -58,11 +56,11 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, be
         actions(lm, job.partial)
 
 
-def task_form(wanted: EditRequest) -> Task:
+def task_form(request: EditRequest) -> Task:
     """The prompts that test the edits: the project's own where it has the fact, else the user's."""
-    asked = choose_questions(wanted, ALL)
-    paraphrases, neighbours = (tuple(q.text for q in asked if q.kind == kind) for kind in ("paraphrase", "neighbour"))
-    if find_own_fact(wanted):
+    prompts = choose_questions(request, ALL)
+    paraphrases, neighbours = (tuple(q.text for q in prompts if q.kind == kind) for kind in ("paraphrase", "neighbour"))
+    if find_own_fact(request):
         with st.expander(
             f"{count(len(paraphrases), 'paraphrase')} and {count(len(neighbours), 'neighbour')} are asked"
         ):
@@ -81,7 +79,7 @@ def task_form(wanted: EditRequest) -> Task:
         )
         seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
     return Task(
-        wanted, paraphrases, neighbours, generation_texts(wanted)[0], temperature=float(temperature), seed=int(seed)
+        request, paraphrases, neighbours, generation_texts(request)[0], temperature=float(temperature), seed=int(seed)
     )
 
 
@@ -90,11 +88,11 @@ def _lines(place: Any, label: str, key: str, help: str) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in str(text or "").splitlines() if line.strip())
 
 
-def configs_like(lm: LanguageModel, config: MethodConfig, wanted: EditRequest | None = None) -> list[MethodConfig]:
+def configs_like(lm: LanguageModel, config: MethodConfig, request: EditRequest | None = None) -> list[MethodConfig]:
     """A config of every method: what was set in the form where it means the same, else the method's own presets."""
-    asked = [wanted] if wanted else []
-    touched = unresolved(lm, config, asked)
-    return [resolve(lm, with_settings_of(touched, method), asked) for method in METHODS.values()]
+    requests = [request] if request else []
+    touched = unresolved(lm, config, requests)
+    return [resolve(lm, with_settings_of(touched, method), requests) for method in METHODS.values()]
 
 
 def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
@@ -102,15 +100,14 @@ def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tup
         layer: C for config in configs for layer in config.layers if (C := moment_panel.chosen(lm, layer)) is not None
     }
 
-    def work(job: track.Job) -> None:
-        job.partial = Run(lm.fingerprint, task, below)
+    def work(job: track.Job[Run, None]) -> None:
+        run = Run(lm.fingerprint, task, below)
+        job.partial = run
         for row in bench(lm, task, configs, moments=moments, edits=below, track=job.track):
-            job.partial = replace(job.partial, rows=(*job.partial.rows, row))
+            job.partial = run = replace(run, rows=(*run.rows, row))
 
-    former = session.recall(JOB)
-    if former is not None:
-        former.stop()
-    session.remember(JOB, track.submit(f"{task.request.prompt.subject} by every method", work))
+    session.stop_job(JOB)
+    session.keep_job(JOB, track.submit(f"{task.request.prompt.subject} by every method", work))
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
@@ -125,7 +122,7 @@ def show(lm: LanguageModel, run: Run) -> None:
         if row.error:
             st.markdown(f"**{literal(row.method)}** did not run. {literal(row.error)}")
     if any(row.edit for row in run.rows):
-        chart(bench_figure.methods_figure(run.rows, caption(lm, run), look()), "bench")
+        draw_chart(methods_figure(run.rows, caption(lm, run), page_theme()), "bench", "edit")
         texts(run)
 
 
@@ -180,11 +177,7 @@ def texts(run: Run) -> None:
         before = run.rows[0].text
         for row in run.rows:
             if row.text:
-                marked = word_differences(before, row.text)[1]
-                st.html(
-                    f'<p style="margin:0;overflow-wrap:anywhere"><small>{html.escape(row.method)}</small><br>'
-                    f"<b>{html.escape(task.opening)}</b> {marked}</p>"
-                )
+                draw_text(row.method, task.opening, word_differences(before, row.text)[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ actions
@@ -221,10 +214,5 @@ def actions(lm: LanguageModel, run: Run) -> None:
 
 def activate(row: Row) -> None:
     """Put a row's edit among this session's, switched on, in place of another one of the same fact."""
-    edit = row.edit
-    assert edit is not None
-    (request,) = edit.requests
-    mine = session.edits()
-    mine[:] = [item for item in mine if not same_fact(item.edit, request)]
-    label = f"{request.prompt.subject} → {request.target_new.strip()} ({edit.method})"
-    mine.append(session.ActiveEdit(edit, label))
+    assert row.edit is not None
+    session.put_edit(row.edit, edit_label(row.edit), replaces=row.edit.requests)

@@ -1,4 +1,4 @@
-"""Figures of one edit: result -> plotly, pure. Before is grey-blue, after is amber, everything else is ink or grey."""
+"""Figures of one edit: its search, and probabilities before and after it. Result -> plotly, pure."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.tracing.figures import Theme, frame
-from pages.shared.text import count, number
+from pages.shared.style import AFTER, BEFORE, Theme, frame_figure
+from pages.shared.text import count, number, shorten
 from rome_core.editing.edit import Step
 from rome_core.evaluation.answers import Change, Question
 
-BEFORE, AFTER = "#5B7083", "#D9822B"
 TERMS = (("nll", "−log p(target)", "#6B7785"), ("kl", "KL term", "#A9B2BC"), ("decay", "‖δ‖ term", "#D3D8DD"))
-
-
-def framed(
-    fig: go.Figure, title: str, caption: str, height: int, look: Theme, *, top: int = 64, left: int = 44
-) -> go.Figure:
-    """The look of every figure of the app, with the panels' own titles and an optional legend in a row on top."""
-    panels = [{**title.to_plotly_json(), "font": {"size": 13, "color": look.ink}} for title in fig.layout.annotations]
-    fig.layout.annotations = ()  # plotly would merge the caption into the first of them
-    frame(fig, html.escape(title, quote=False), caption, height, look, left)
-    fig.update_layout(
-        annotations=[*fig.layout.annotations, *panels],
-        height=fig.layout.height + top - fig.layout.margin.t,
-        margin_t=top,
-        margin_r=16,
-        legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top", "traceorder": "normal"},
-        dragmode=False,
-        modebar={"remove": ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"]},
-    )
-    for axes in (fig.update_xaxes, fig.update_yaxes):
-        axes(gridcolor=look.rule, zeroline=False, linecolor=look.rule, automargin=False, title_standoff=6)
-        axes(tickfont_color=look.ink, title_font={"color": look.grey, "size": 13})
-    return fig
-
-
-def legend_below_title(fig: go.Figure, look: Theme) -> go.Figure:
-    """Put the legend in a row of its own between title and panels."""
-    return fig.update_layout(legend={"y": 1 - 34 / fig.layout.height, "font": {"color": look.ink, "size": 12}})
 
 
 # ---------------------------------------------------------------------------------------------- while v* is optimised
 
 
-def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str, look: Theme) -> go.Figure:
+def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str, theme: Theme) -> go.Figure:
     """The search for v*, a point an evaluation: the loss by its terms, p(target), ‖δ‖ with its clamp, the rank."""
     titles = (
         "loss (nats), by term",
@@ -87,17 +59,17 @@ def steps_figure(steps: Sequence[Step], target: str, planned: int, caption: str,
         limit = {
             "x": [0, planned + 1],
             "y": [steps[-1].limit] * 2,
-            "line": {"color": look.ink, "dash": "dot", "width": 1.5},
+            "line": {"color": theme.ink, "dash": "dot", "width": 1.5},
         }
         fig.add_scatter(**limit, name="clamp", mode="lines", hoverinfo="skip", row=2, col=1)
-    framed(fig, steps_title(steps, target), caption, 400, look, top=100)
-    fig.update_xaxes(range=[0.5, planned + 0.5], showgrid=False)
+    frame_figure(fig, steps_title(steps, target), caption, 400, theme, legend_rows=1)
+    fig.update_xaxes(range=[0.5, planned + 0.5])
     fig.update_xaxes(title_text="evaluation of the loss", row=2)
     fig.update_yaxes(rangemode="tozero")
     fig.update_yaxes(range=[0, 1.03], row=1, col=2)
     ranks = [step.rank for step in steps] or [1]
-    fig.update_yaxes(type="log", range=[np.log10(max(ranks)) + 0.3, -0.15], rangemode="normal", dtick=1, row=2, col=2)
-    return legend_below_title(fig, look)
+    span = [np.log10(max(ranks)) + 0.3, -0.15]
+    return fig.update_yaxes(type="log", range=span, rangemode="normal", dtick=1, row=2, col=2)
 
 
 def steps_title(steps: Sequence[Step], target: str) -> str:
@@ -109,10 +81,10 @@ def steps_title(steps: Sequence[Step], target: str) -> str:
 
 # --------------------------------------------------------------------------------------------------- before and after
 
-ROW = 46  # px
+PROMPT_ROW = 46  # px
 
 
-def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, look: Theme) -> go.Figure:
+def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, theme: Theme) -> go.Figure:
     """Probabilities before and after, a row a prompt, a panel an answer."""
     panels = [f"p({html.escape(name)})" for name in names]
     fig = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=panels)
@@ -123,7 +95,7 @@ def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, look
             [answer.probabilities[panel] if panel < len(answer.probabilities) else None for answer in answers]
             for answers in ([change.before for change in changes], [change.after for change in changes])
         )
-        _bridges(fig, rows, before, after, panel, look)
+        _bridges(fig, rows, before, after, panel, theme)
         for when, values, colour in (("before", before, BEFORE), ("after", after, AFTER)):
             fig.add_scatter(
                 x=values,
@@ -138,40 +110,35 @@ def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, look
                 col=panel + 1,
             )
     for y, question in zip(rows, (change.question for change in changes), strict=True):
-        words = f"<i>{question.kind}</i>  {html.escape(shortened(shown_prompt(question)))}"
-        look_of_row = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": look.grey}}
-        fig.add_annotation(x=0, xref="x domain", y=y + 0.38, text=words, **look_of_row)
-    framed(fig, dumbbell_title(changes, names[0]), caption, ROW * len(changes) + 20, look, top=100, left=8)
+        words = f"<i>{question.kind}</i>  {html.escape(shorten(shown_prompt(question)))}"
+        row_style = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": theme.grey}}
+        fig.add_annotation(x=0, xref="x domain", y=y + 0.38, text=words, **row_style)
+    title, height = dumbbell_title(changes, names[0]), PROMPT_ROW * len(changes) + 20
+    frame_figure(fig, title, caption, height, theme, left=8, legend_rows=1, grid="")
     fig.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    fig.update_yaxes(range=[-0.5, len(changes) - 0.2], showticklabels=False, showgrid=False)
-    return legend_below_title(fig, look)
+    return fig.update_yaxes(range=[-0.5, len(changes) - 0.2], showticklabels=False)
 
 
 Values = Sequence[float | None]
 
 
-def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values, panel: int, look: Theme) -> None:
+def _bridges(fig: go.Figure, rows: Sequence[int], before: Values, after: Values, panel: int, theme: Theme) -> None:
     """The lines between the two dots of every row, as one broken line."""
     x = [value for a, b in zip(before, after, strict=True) for value in (a, b, None)]
     y = [value for row in rows for value in (row, row, None)]
-    line = {"color": look.rule, "width": 4}
+    line = {"color": theme.rule, "width": 4}
     fig.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, row=1, col=panel + 1)
 
 
 def dumbbell_title(changes: Sequence[Change], target: str) -> str:
     parts = [f"p({target}) {number(changes[0].before.new.p_joint)} → {number(changes[0].after.new.p_joint)}"]
     for kind in ("paraphrase", "neighbour"):  # a longer title is cut off on narrow screens
-        some = [change.after.new.p_joint for change in changes if change.question.kind == kind]
-        if some:
-            parts.append(f"{kind}s {number(fmean(some))}")
+        values = [change.after.new.p_joint for change in changes if change.question.kind == kind]
+        if values:
+            parts.append(f"{kind}s {number(fmean(values))}")
     return ", ".join(parts)
 
 
 def shown_prompt(question: Question) -> str:
     """The prompt, with the answer where it is not the object."""
     return question.text + (" … (the subject)" if question.kind == "reversed" else "")
-
-
-def shortened(text: str, limit: int = 60) -> str:
-    """The end of a long prompt: that is where prompts differ."""
-    return text if len(text) <= limit else "…" + text[-limit:]

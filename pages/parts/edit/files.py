@@ -19,8 +19,8 @@ from rome_core.files import cache_dir
 
 def downloads(lm: LanguageModel, report: Report) -> None:
     """Both forms of the edit. The files are made when the button is pressed."""
-    edit, asked = report.edit, report.request
-    name = f"{edit.method}-{asked.prompt.subject}-{asked.target_new.strip()}".replace(" ", "_")
+    edit, request = report.edit, report.request
+    name = f"{edit.method}-{request.prompt.subject}-{request.target_new.strip()}".replace(" ", "_")
     with st.container(horizontal=True):
         st.download_button(
             "Download the edit",
@@ -67,11 +67,13 @@ def merged(lm: LanguageModel, report: Report) -> None:
                 session.show_error(error)
                 return
             edits = (*report.below, report.edit)
-            work = lambda job: export_merged(lm, edits, target)  # noqa: E731
-            session.remember(key, track.submit(f"Writing {target.name}", work))
-        job = session.recall(key)
-        if job is not None:
-            track.panel(job, lambda job: None)
+
+            def work(job: track.Job[None, None]) -> None:
+                export_merged(lm, edits, target)
+
+            session.keep_job(key, track.submit(f"Writing {target.name}", work))
+        if job := session.find_job(key):
+            track.panel(job)
 
 
 def new_folder(text: str) -> Path:
@@ -103,9 +105,9 @@ def adapter_zip(edit: Edit) -> bytes:
 def opened(lm: LanguageModel) -> Edit | None:
     """An edit that was uploaded just now: once for each file, and not again on every rerun."""
     file = st.file_uploader("Open a saved edit of this model", type=["safetensors"], key="edit-file")
-    if file is None or session.recall(("opened", file.file_id)):
+    if file is None or file.file_id in session.taken_uploads():
         return None
-    session.remember(("opened", file.file_id), True)
+    session.taken_uploads().add(file.file_id)
     try:
         return read_edit(lm, file.getvalue())
     except RomeError as error:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.figures import AFTER, BEFORE, framed, legend_below_title
-from pages.parts.tracing.figures import COLOURS, Theme
+from pages.shared.style import AFTER, BEFORE, SITE_COLOURS, Theme, frame_figure
 from pages.shared.text import number
 from rome_core.evaluation import Score
 from rome_core.tracing.averages import GROUPS, Averages
@@ -24,7 +23,7 @@ NAMES = {
 
 
 def layers_figure(
-    scores: Mapping[int, Mapping[str, Score]], effects: Averages | None, caption: str, look: Theme
+    scores: Mapping[int, Mapping[str, Score]], effects: Averages | None, caption: str, theme: Theme
 ) -> go.Figure:
     """ES, PS, NS and S with the band of S; below them the mean indirect effect at the subject's last token."""
     rows = 1 if effects is None else 2
@@ -34,13 +33,13 @@ def layers_figure(
         "ES": (AFTER, "solid", 2),
         "PS": (AFTER, "dash", 2),
         "NS": (BEFORE, "solid", 2),
-        "S": (look.ink, "solid", 3),
+        "S": (theme.ink, "solid", 3),
     }
     for name, (colour, dash, width) in styles.items():
         layers = [layer for layer in scores if name in scores[layer]]
-        some = [scores[layer][name] for layer in layers]
-        if name == "S" and some:
-            band = [*(s.high for s in some), *(s.low for s in reversed(some))]
+        curve = [scores[layer][name] for layer in layers]
+        if name == "S" and curve:
+            band = [*(s.high for s in curve), *(s.low for s in reversed(curve))]
             fig.add_scatter(
                 x=[*layers, *reversed(layers)],
                 y=band,
@@ -54,8 +53,8 @@ def layers_figure(
             )
         fig.add_scatter(
             x=layers,
-            y=[s.value for s in some],
-            customdata=[f"{number(s.low)} to {number(s.high)}, {s.n} facts" for s in some],
+            y=[s.value for s in curve],
+            customdata=[f"{number(s.low)} to {number(s.high)}, {s.n} facts" for s in curve],
             hovertemplate=f"layer %{{x}}: {name} %{{y:.3f}} (%{{customdata}})<extra></extra>",
             name=NAMES[name],
             mode="lines+markers",
@@ -72,20 +71,19 @@ def layers_figure(
                 y=[float(value) for value in mean],
                 name=KINDS[site],
                 mode="lines",
-                line={"color": COLOURS[site], "width": 2},
+                line={"color": SITE_COLOURS[site], "width": 2},
                 hovertemplate=f"layer %{{x}}: {KINDS[site]} %{{y:.3f}}<extra></extra>",
                 row=2,
                 col=1,
             )
-    framed(fig, title(scores), caption, 240 * rows, look, top=112, left=52)
+    frame_figure(fig, title(scores), caption, 240 * rows, theme, left=52, legend_rows=2)
     fig.update_xaxes(title_text="layer", row=rows)
     fig.update_xaxes(showticklabels=True, dtick=2)
-    fig.update_yaxes(range=[-0.03, 1.03], row=1)
-    return legend_below_title(fig, look)
+    return fig.update_yaxes(range=[-0.03, 1.03], row=1)
 
 
 def title(scores: Mapping[int, Mapping[str, Score]]) -> str:
-    complete = {layer: some["S"] for layer, some in scores.items() if "S" in some}
+    complete = {layer: by_name["S"] for layer, by_name in scores.items() if "S" in by_name}
     if not complete:
         return "Which layer holds a new fact and leaves the others alone?"
     best = max(complete, key=lambda layer: complete[layer].value)

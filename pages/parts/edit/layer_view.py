@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.parts.edit import layer_figure
-from pages.parts.edit.views import chart, look, once
+from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
+from pages.shared.charts import ask_once, draw_chart, page_theme
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
@@ -37,27 +37,27 @@ class Records:
     settings: str = ""
 
 
-def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig) -> None:
+def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -> None:
     st.markdown(
         "The same facts are edited in one layer after another. **Which layer holds a new fact, passes it on to other "
         "words and leaves the neighbours alone**, and is it where tracing finds the facts?"
     )
-    job = session.recall(JOB)
+    job: track.Job[Records, None] | None = session.find_job(JOB)
     here = job.partial if job is not None and job.partial and job.partial.fingerprint == lm.fingerprint else None
     sources = {r.source: r for r in (here, shipped(lm)) if r is not None and r.rows}
     if here is not None and job is not None and job.live:
-        track.panel(job, lambda job: figure(lm, job.partial) if job.partial.rows else None)
+        track.panel(job, lambda job: figure(lm, job.partial) if job.partial and job.partial.rows else None)
     elif sources:
         names = list(sources)
         chosen = st.segmented_control("Show", names, default=names[0], key="sweep-source", required=True)
         figure(lm, sources[chosen if chosen in sources else names[0]])
     else:
         if job is not None and not job.live:
-            track.panel(job, lambda job: None)
+            track.panel(job)
         st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
-        if found := effects(lm):
-            words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(found.n, 'fact')}"
-            chart(layer_figure.layers_figure({}, found, words, look()), "sweep-none")
+        if averages := effects(lm):
+            words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(averages.n, 'fact')}"
+            draw_chart(layers_figure({}, averages, words, page_theme()), "sweep-none", "edit")
     form(lm, config)
 
 
@@ -65,7 +65,7 @@ def shipped(lm: LanguageModel) -> Records | None:
     """The study of the default model that ships with the project."""
     if lm.name != DEFAULT_MODEL or not STUDY.exists():
         return None
-    rows = once(("sweep study", STUDY.stat().st_mtime), lambda: _read(STUDY.read_text(encoding="utf-8")))
+    rows = ask_once(("sweep study", STUDY.stat().st_mtime), lambda: _read(STUDY.read_text(encoding="utf-8")))
     return Records(SHIPPED, lm.fingerprint, tuple(rows or ()), f"docs/studies/{STUDY.name}")
 
 
@@ -84,7 +84,7 @@ def effects(lm: LanguageModel) -> Averages | None:
     if lm.name != DEFAULT_MODEL:
         return None
     source = average_records.shipped_records()
-    return None if source is None else once(("sweep effects", len(source.rows)), lambda: average(source.rows))
+    return None if source is None else ask_once(("sweep effects", len(source.rows)), lambda: average(source.rows))
 
 
 def figure(lm: LanguageModel, records: Records) -> None:
@@ -97,9 +97,8 @@ def figure(lm: LanguageModel, records: Records) -> None:
     default = policies.index(DEFAULT_METHOD) if DEFAULT_METHOD in policies else 0
     policy = st.selectbox("Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170)
     scores = by_layer(records.rows, policy)
-    chart(
-        layer_figure.layers_figure(scores, effects(lm), caption(lm, records, policy), look()), f"sweep-{records.source}"
-    )
+    drawn = layers_figure(scores, effects(lm), caption(lm, records, policy), page_theme())
+    draw_chart(drawn, f"sweep-{records.source}", "edit")
     best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use, args=(best,))
@@ -127,8 +126,8 @@ def caption(lm: LanguageModel, records: Records, policy: str) -> str:
     clamps = sorted({row.clamp for row in records.rows if row.cases})
     failed = sum(1 for row in records.rows if row.error)
     lost = f" · {count(failed, 'edit')} failed" if failed else ""
-    found = effects(lm)
-    traced = f" · tracing: docs/studies/{average_records.STUDY.name}, {count(found.n, 'fact')}" if found else ""
+    averages = effects(lm)
+    traced = f" · tracing: docs/studies/{average_records.STUDY.name}, {count(averages.n, 'fact')}" if averages else ""
     return (
         f"{lm.name} · {policy}, clamp {', '.join(f'{c:g}' for c in clamps)}, six prefixes · {count(facts, 'fact')}, "
         f"each edited by itself, 95 % intervals over facts{lost} · {records.settings}{traced}"
@@ -168,15 +167,12 @@ def start(lm: LanguageModel, config: MethodConfig, n: int, step: int, seed: int,
     order = [*layers[::2], *layers[1::2]]
     settings = f"run in this session, seed {seed}" + (f", on top of {count(len(below), 'edit')}" if below else "")
 
-    def work(job: track.Job) -> None:
+    def work(job: track.Job[Records, None]) -> None:
         rows: list[Swept] = []
         for row in sweep(lm, facts[:n], config, layers=order, edits=below, track=job.track):
             rows.append(row)
             job.partial = Records(HERE, lm.fingerprint, tuple(rows), settings)
 
-    former = session.recall(JOB)
-    if former is not None:
-        former.stop()
-    job = track.submit(f"Sweep over {count(len(layers), 'layer')}", work)
-    job.partial = Records(HERE, lm.fingerprint, (), settings)
-    session.remember(JOB, job)
+    session.stop_job(JOB)
+    empty = Records(HERE, lm.fingerprint, (), settings)
+    session.keep_job(JOB, track.submit(f"Sweep over {count(len(layers), 'layer')}", work, published=empty))

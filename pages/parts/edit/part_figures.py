@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.figures import AFTER, BEFORE, framed, legend_below_title
-from pages.parts.tracing.figures import MONO, Theme
-from pages.shared.text import number, show_token
-from rome_core.model.edits import Delta
+from pages.shared.style import AFTER, BEFORE, MONO, Theme, colour_bar, frame_figure
+from pages.shared.text import escape_token, number, show_token
+from rome_core.editing.edit import Delta
 
 
-def neurons_figure(strongest: Sequence[tuple[int, float]], caption: str, look: Theme) -> go.Figure:
+def neurons_figure(strongest: Sequence[tuple[int, float]], caption: str, theme: Theme) -> go.Figure:
     """The neurons that are loudest in the key, signed."""
     rows = list(range(len(strongest)))
     values = [value for _, value in strongest]
-    fig = go.Figure(go.Bar(x=values, y=rows, orientation="h", marker_color=look.grey))
+    fig = go.Figure(go.Bar(x=values, y=rows, orientation="h", marker_color=theme.grey))
     fig.update_traces(hovertemplate="%{x:.3g}<extra></extra>")
-    framed(fig, f"Neuron {strongest[0][0]} is the loudest in k*", caption, 26 * len(rows) + 30, look, left=92)
+    title = f"Neuron {strongest[0][0]} is the loudest in k*"
+    frame_figure(fig, title, caption, 26 * len(rows) + 30, theme, left=92)
     fig.update_yaxes(tickvals=rows, ticktext=[f"neuron {index}" for index, _ in strongest], autorange="reversed")
     return fig.update_xaxes(title_text="activation in k*")
 
 
-def cosines_figure(cosines: np.ndarray, caption: str, look: Theme) -> go.Figure:
+def cosines_figure(cosines: np.ndarray, caption: str, theme: Theme) -> go.Figure:
     """How alike the subject's key is behind the different prefixes; number 0 is the bare prompt."""
     apart = cosines[~np.eye(len(cosines), dtype=bool)] if len(cosines) > 1 else np.ones(1)
     fig = go.Figure(
@@ -34,21 +33,21 @@ def cosines_figure(cosines: np.ndarray, caption: str, look: Theme) -> go.Figure:
             z=cosines,
             zmin=np.floor(float(cosines.min()) * 10) / 10,
             zmax=1,
-            colorscale=[[0, look.empty], [1, look.ink]],
-            colorbar={"thickness": 12, "outlinewidth": 0, "tickfont": {"color": look.ink}},
+            colorscale=[[0, theme.empty], [1, theme.ink]],
+            colorbar=colour_bar(theme),
             hovertemplate="prefixes %{y} and %{x}: %{z:.3f}<extra></extra>",
         )
     )
     title = f"Cosine between keys behind different prefixes: {apart.min():.2f} to {apart.max():.2f}"
-    framed(fig, title, caption, 290, look, left=56)
-    fig.update_xaxes(title_text="prefix (0: none)", dtick=5, showgrid=False)
-    return fig.update_yaxes(title_text="prefix (0: none)", dtick=5, showgrid=False, autorange="reversed")
+    frame_figure(fig, title, caption, 290, theme, left=56, grid="")
+    fig.update_xaxes(title_text="prefix (0: none)", dtick=5)
+    return fig.update_yaxes(title_text="prefix (0: none)", dtick=5, autorange="reversed")
 
 
 Tokens = Sequence[tuple[str, float]]
 
 
-def promoted_figure(before: Tokens, after: Tokens, caption: str, look: Theme) -> go.Figure:
+def promoted_figure(before: Tokens, after: Tokens, caption: str, theme: Theme) -> go.Figure:
     """Tokens that the value promotes through the head, before (v₀) and after (v*)."""
     titles = ("v₀, before", "v*, after")
     fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.2, subplot_titles=titles)
@@ -59,39 +58,39 @@ def promoted_figure(before: Tokens, after: Tokens, caption: str, look: Theme) ->
         )
     widest = 16 + 8 * max(len(token) for token, _ in before)  # px, in the fixed-width face
     title = f"v* promotes “{show_token(after[0][0])}” most; v₀ promotes “{show_token(before[0][0])}”"
-    framed(fig, title, caption, 26 * len(after) + 30, look, top=84, left=widest)
+    frame_figure(fig, title, caption, 26 * len(after) + 30, theme, left=widest, grid="")
     for col, tokens in ((1, before), (2, after)):
         # Numbers on the axis and tokens as their labels: two tokens that read alike must not share a bar.
-        labels = [html.escape(show_token(token)) for token, _ in tokens]
+        labels = [escape_token(token) for token, _ in tokens]
         fig.update_yaxes(tickvals=list(range(len(tokens))), ticktext=labels, row=1, col=col)
-    fig.update_yaxes(tickfont={"family": MONO, "size": 13}, autorange="reversed", showgrid=False)
+    fig.update_yaxes(tickfont={"family": MONO, "size": 13}, autorange="reversed")
     return fig.update_xaxes(title_text="logit")
 
 
-def factors_figure(delta: Delta, caption: str, look: Theme) -> go.Figure:
+def factors_figure(delta: Delta, caption: str, theme: Theme) -> go.Figure:
     """The two factors of a rank-one update, entry by entry: what it writes (U) and what it listens to (V)."""
     u, v = delta.U[:, 0].double().cpu().numpy(), delta.V[0].double().cpu().numpy()
     titles = (f"U: what is written, {len(u):,} entries", f"V: what is listened to, {len(v):,} neurons")
     fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2, subplot_titles=titles)
-    for row, (factor, colour) in enumerate(((u, AFTER), (v, look.grey)), start=1):
+    for row, (factor, colour) in enumerate(((u, AFTER), (v, theme.grey)), start=1):
         fig.add_bar(y=factor, marker={"color": colour, "line": {"width": 0}}, showlegend=False, row=row, col=1)
     fig.update_traces(hovertemplate="entry %{x}: %{y:.3g}<extra></extra>")
     share = float(np.sort(v**2)[::-1][:20].sum() / max(float((v**2).sum()), 1e-30))
-    framed(fig, f"20 of {len(v):,} neurons carry {share:.0%} of what Δ listens to", caption, 360, look, top=84, left=60)
+    title = f"20 of {len(v):,} neurons carry {share:.0%} of what Δ listens to"
+    frame_figure(fig, title, caption, 360, theme, left=60)
     fig.update_layout(bargap=0)
-    fig.update_xaxes(showgrid=False)
     fig.update_xaxes(title_text="entry", row=2)
     return fig.update_yaxes(title_text="value", nticks=5, exponentformat="power")
 
 
-def spectrum_figure(before: Sequence[float], after: Sequence[float], caption: str, look: Theme) -> go.Figure:
+def spectrum_figure(before: Sequence[float], after: Sequence[float], caption: str, theme: Theme) -> go.Figure:
     """Singular values of W and of W + Δ, largest first."""
     fig = go.Figure()
     for name, values, colour, width in (("W", before, BEFORE, 5), ("W + Δ", after, AFTER, 2)):
         line = {"color": colour, "width": width}
         fig.add_scatter(x=list(range(1, len(values) + 1)), y=list(values), name=name, mode="lines", line=line)
     fig.update_traces(hovertemplate="number %{x}: %{y:.4g}")
-    framed(fig, f"Largest singular value {number(before[0])} → {number(after[0])}", caption, 260, look, top=84, left=60)
+    title = f"Largest singular value {number(before[0])} → {number(after[0])}"
+    frame_figure(fig, title, caption, 260, theme, left=60, legend_rows=1)
     fig.update_xaxes(type="log", title_text="number of the singular value (log)", dtick=1)
-    fig.update_yaxes(type="log", title_text="singular value (log)", dtick=1)
-    return legend_below_title(fig, look)
+    return fig.update_yaxes(type="log", title_text="singular value (log)", dtick=1)

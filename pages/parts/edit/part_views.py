@@ -7,19 +7,21 @@ from dataclasses import replace
 import streamlit as st
 import torch
 
-from pages.parts.edit import figures as edit_figures
-from pages.parts.edit import part_figures
-from pages.parts.edit.views import caption, chart, identity, look, once
+from pages.parts.edit import figures, part_figures
+from pages.parts.edit.views import caption, identity
+from pages.shared.charts import draw_chart, page_theme
+from pages.shared.session import compute_once
 from pages.shared.text import number
 from rome_core import LanguageModel
 from rome_core.diagnosis.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
+from rome_core.editing.edit import Delta
 from rome_core.evaluation.before_after import Report
-from rome_core.model.edits import Delta
 
 
 def search(lm: LanguageModel, report: Report) -> None:
     steps, target = report.edit.history, report.request.target_new.strip()
-    chart(edit_figures.steps_figure(steps, target, len(steps), caption(lm, report), look()), "search")
+    figure = figures.steps_figure(steps, target, len(steps), caption(lm, report), page_theme())
+    draw_chart(figure, "search", "edit")
 
 
 def key_view(lm: LanguageModel, report: Report) -> None:
@@ -33,11 +35,11 @@ def key_view(lm: LanguageModel, report: Report) -> None:
     )
     left, right = st.columns(2)
     with left:
-        chart(part_figures.neurons_figure(strongest_neurons(edit), words, look()), "neurons")
+        draw_chart(part_figures.neurons_figure(strongest_neurons(edit), words, page_theme()), "neurons", "edit")
     if edit.known_keys.prompts is not None:
         with right:
-            cosines = once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
-            chart(part_figures.cosines_figure(cosines, words, look()), "cosines")
+            cosines = compute_once(("cosines", identity(report)), lambda: key_cosines(edit).numpy())
+            draw_chart(part_figures.cosines_figure(cosines, words, page_theme()), "cosines", "edit")
 
 
 def leading_part(delta: Delta) -> tuple[Delta, float]:
@@ -68,7 +70,7 @@ def value_view(lm: LanguageModel, report: Report) -> None:
         "be among them: later layers read the value first."
     )
     before, after = promoted_tokens(lm, v_0), promoted_tokens(lm, v_star)
-    chart(part_figures.promoted_figure(before, after, caption(lm, report), look()), "promoted")
+    draw_chart(part_figures.promoted_figure(before, after, caption(lm, report), page_theme()), "promoted", "edit")
 
 
 def update_view(lm: LanguageModel, report: Report) -> None:
@@ -76,20 +78,21 @@ def update_view(lm: LanguageModel, report: Report) -> None:
     edit, words = report.edit, caption(lm, report)
     names = [delta.module for delta in edit.deltas]
     chosen = names[-1] if len(names) == 1 else st.segmented_control("Matrix", names, default=names[-1], required=True)
-    one = replace(edit, deltas=(edit.deltas[names.index(chosen)],))
+    part = replace(edit, deltas=(edit.deltas[names.index(chosen)],))
     check = ""
     if report.diagnosis:
         key = "k₀" if edit.config.asks_at == "k_0" else "k\\*"
-        error = once(("constraint", identity(report)), lambda: constraint_error(lm, edit, edits=report.below))
+        error = compute_once(("constraint", identity(report)), lambda: constraint_error(lm, edit, edits=report.below))
         check = f" Check of (W + Δ) {key} = v\\*: relative error {error:.1e}."
     st.markdown(
-        f"**Δ = U V**, of rank {one.deltas[0].U.shape[1]} at most, is added to W, `{chosen}`. "
+        f"**Δ = U V**, of rank {part.deltas[0].U.shape[1]} at most, is added to W, `{chosen}`. "
         f"It moves the weights by {number(report.size.modules[chosen])} of their Frobenius norm "
-        f"(‖Δ‖ = {number(one.delta_norm)}).{check}"
+        f"(‖Δ‖ = {number(part.delta_norm)}).{check}"
     )
-    leading, share = once(("leading", chosen, identity(report)), lambda: leading_part(one.deltas[0]))
-    if one.deltas[0].U.shape[1] > 1:
+    leading, share = compute_once(("leading", chosen, identity(report)), lambda: leading_part(part.deltas[0]))
+    if part.deltas[0].U.shape[1] > 1:
         st.caption(f"Below, the strongest of its rank-one parts, which is {share:.0%} of ‖Δ‖².")
-    chart(part_figures.factors_figure(leading, words, look()), "factors")
-    values = once(("spectrum", chosen, identity(report)), lambda: [values.tolist() for values in spectrum(lm, one)])
-    chart(part_figures.spectrum_figure(values[0], values[1], words, look()), "spectrum")
+    draw_chart(part_figures.factors_figure(leading, words, page_theme()), "factors", "edit")
+    before, after = compute_once(("spectrum", chosen, identity(report)), lambda: spectrum(lm, part))
+    figure = part_figures.spectrum_figure(before.tolist(), after.tolist(), words, page_theme())
+    draw_chart(figure, "spectrum", "edit")

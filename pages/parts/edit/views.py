@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from pages.parts.edit import figures
-from pages.parts.edit.words import word_differences
-from pages.parts.tracing.figures import Theme, theme
-from pages.shared import session, verdicts
+from pages.shared import verdicts
+from pages.shared.charts import ask_once, draw_chart, metric_row, page_theme
 from pages.shared.forms import changed
-from pages.shared.tables import literal, table
+from pages.shared.tables import draw_texts, table
 from pages.shared.text import count, number
-from rome_core import EditRequest, LanguageModel, RomeError
+from rome_core import EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.evaluation.answers import Change, ask_before_and_after
 from rome_core.evaluation.before_after import (
@@ -30,16 +27,7 @@ from rome_core.evaluation.before_after import (
     own_questions,
 )
 
-CHART = {"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "rome-edit", "scale": 2}}
 NAMED = ("layer", "clamp", "seed")  # settings that every caption has
-
-
-def chart(figure: go.Figure, key: str) -> None:
-    st.plotly_chart(figure, key=key, alt=figure.layout.title.text, config=CHART)
-
-
-def look() -> Theme:
-    return theme(st.context.theme.type == "dark")
 
 
 def caption(lm: LanguageModel, report: Report) -> str:
@@ -119,13 +107,6 @@ def metrics_so_far(steps: Sequence[Step], target: str) -> None:
     )
 
 
-def metric_row(*numbers: tuple[str, str, str, str]) -> None:
-    """A row of metrics, each with a second number below it; on a narrow page two rows."""
-    with st.container(horizontal=True):
-        for label, value, below, help in numbers:
-            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
-
-
 # ------------------------------------------------------------------------------------------------------ before, after
 
 
@@ -133,7 +114,7 @@ def before_after(lm: LanguageModel, report: Report) -> None:
     """Probabilities on every kind of prompt, the user's own among them, and texts side by side."""
     changes = (*report.changes, *own_changes(lm, report))
     names = list_objects(report.request)
-    chart(figures.dumbbell(changes, names, caption(lm, report), look()), "dumbbell")
+    draw_chart(figures.dumbbell(changes, names, caption(lm, report), page_theme()), "dumbbell", "edit")
     if not any(change.question.kind in ("paraphrase", "neighbour") for change in report.changes):
         st.caption(
             "This fact is not in the project's own set: no paraphrases and neighbours are known. Write your own."
@@ -162,7 +143,7 @@ def own_changes(lm: LanguageModel, report: Report) -> tuple[Change, ...]:
     if not questions:
         return ()
     ask = lambda: ask_before_and_after(lm, questions, [report.edit], report.below)  # noqa: E731
-    return once(("own", identity(report), tuple(questions)), ask) or ()
+    return ask_once(("own", identity(report), tuple(questions)), ask) or ()
 
 
 def texts(lm: LanguageModel, report: Report) -> None:
@@ -177,17 +158,9 @@ def texts(lm: LanguageModel, report: Report) -> None:
     if temperature:
         openings = generation_texts(report.request)
         make = lambda: continuations(lm, report.edit, report.below, openings, temperature, int(seed))  # noqa: E731
-        written = once(("texts", identity(report), temperature, seed), make) or ()
+        written = ask_once(("texts", identity(report), temperature, seed), make) or ()
     for item in written:
-        generation(item)
-
-
-def generation(item: Continuation, names: tuple[str, str] = ("before", "after")) -> None:
-    """One opening with both continuations side by side."""
-    marked = word_differences(item.before, item.after)
-    for place, name, text in zip(st.columns(2), names, marked, strict=True):
-        opening = f"<small>{name}</small><br><b>{html.escape(item.text)}</b>"
-        place.html(f'<p style="margin:0;overflow-wrap:anywhere">{opening} {text}</p>')
+        draw_texts(item.text, {"before": item.before, "after": item.after})
 
 
 def change_rows(changes: Sequence[Change], names: Sequence[str]) -> list[dict[str, str]]:
@@ -206,29 +179,17 @@ def identity(report: Report) -> tuple[str, ...]:
     return (report.edit.id, *(edit.id for edit in report.below))
 
 
-def once(key: Any, make: Callable[[], Any]) -> Any:
-    """A short computation, done once for each set of inputs. What cannot be done is said in one sentence."""
-    if session.recall(key) is None:
-        try:
-            with st.spinner("Asking the model", show_time=True):
-                session.remember(key, make())
-        except RomeError as error:
-            session.show_error(error)
-    return session.recall(key)
-
-
 # --------------------------------------------------------------------------------------------------------- comparison
 
 
-def comparison(one: Report, two: Report) -> None:
+def comparison(left: Report, right: Report) -> None:
     """Two methods on the same request: number by number, and what each writes."""
-    table(comparison_rows(one, two))
-    pairs = zip(one.continuations, two.continuations, strict=True)
-    for a, b in pairs:
-        generation(Continuation(a.text, a.after, b.after), (one.edit.method, two.edit.method))
+    table(comparison_rows(left, right))
+    for a, b in zip(left.continuations, right.continuations, strict=True):
+        draw_texts(a.text, {left.edit.method: a.after, right.edit.method: b.after})
 
 
-def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
+def comparison_rows(left: Report, right: Report) -> list[dict[str, str]]:
     """A row for each number, a column for each method."""
     rows: tuple[tuple[str, Callable[[Report], str]], ...] = (
         ("p(new) on the edited prompt", lambda r: number(r.changes[0].after.new.p_joint)),
@@ -241,7 +202,7 @@ def comparison_rows(one: Report, two: Report) -> list[dict[str, str]]:
         ("verdict", lambda r: verdicts.label(r.verdict)),
         ("seconds", lambda r: f"{r.seconds:.1f}"),
     )
-    return [{"": name, one.edit.method: value(one), two.edit.method: value(two)} for name, value in rows]
+    return [{"": name, left.edit.method: value(left), right.edit.method: value(right)} for name, value in rows]
 
 
 def mean_after(report: Report, kind: str) -> str:

@@ -1,9 +1,6 @@
-"""What an edit did in words: why it had no effect, and which words of a text it changed."""
+"""Why an edit had no effect, in words."""
 
 from __future__ import annotations
-
-import difflib
-import html
 
 from pages.shared.text import number
 from rome_core.editing.edit import Step
@@ -43,22 +40,3 @@ def _what_failed(report: Report, first: Step, last: Step) -> str:
         fell = f"{number(first.loss)} → {number(last.loss)} nats"
         return f"The loss hardly fell ({fell}). Raise the learning rate or choose another layer."
     return f"The search stopped at p {number(last.p_target)}. Allow more steps."
-
-
-MARK = {"before": "91,112,131", "after": "217,130,43"}
-
-
-def word_differences(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML, with the words that the other one does not have marked."""
-    old, new = before.split(" "), after.split(" ")
-    left, right = [], []
-    for change, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        same = change == "equal"
-        left.append(_marked(old[a:b], None if same else "before"))
-        right.append(_marked(new[c:d], None if same else "after"))
-    return " ".join(filter(None, left)), " ".join(filter(None, right))
-
-
-def _marked(words: list[str], kind: str | None) -> str:
-    text = html.escape(" ".join(words))
-    return f'<mark style="color:inherit;background:rgba({MARK[kind]},.28)">{text}</mark>' if kind and text else text

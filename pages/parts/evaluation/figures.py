@@ -7,36 +7,35 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from pages.parts.tracing.figures import LEGEND_ROW, Theme, _axis, frame
+from pages.shared.style import AFTER, BEFORE, Theme, frame_figure
 from pages.shared.text import count
 from rome_core.evaluation.measures import MEASURES
 from rome_core.evaluation.runs.store import Row
 from rome_core.evaluation.runs.tables import Line
 
-BEFORE, AFTER, END = "#5B7083", "#D9822B", "#8A5A1F"
-COLOURS = {"before": BEFORE, "after": AFTER, "end": END}
+COLOURS = {"before": BEFORE, "after": AFTER, "end": "#8A5A1F"}
 SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "cross", "x")
 SYMBOLS = (*SHAPES, *(f"{shape}-open" for shape in SHAPES))
 
 
-def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: Theme) -> go.Figure:
+def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, theme: Theme) -> go.Figure:
     """One measure: a bar a method and stage, with its 95 % interval. A second run is drawn hatched beside the first."""
     fig, factor = go.Figure(), MEASURES[measure].factor
     for i, (name, lines) in enumerate(runs.items()):
         for stage in dict.fromkeys(line.stage for line in lines):
-            some = [line for line in lines if line.stage == stage and measure in line.scores]
-            if not some:
+            stage_lines = [line for line in lines if line.stage == stage and measure in line.scores]
+            if not stage_lines:
                 continue
-            scores = [line.scores[measure] for line in some]
+            scores = [line.scores[measure] for line in stage_lines]
             fig.add_bar(
-                x=[line.method for line in some],
+                x=[line.method for line in stage_lines],
                 y=[factor * score.value for score in scores],
                 error_y={
                     "type": "data",
                     "symmetric": False,
                     "array": [factor * (score.high - score.value) for score in scores],
                     "arrayminus": [factor * (score.value - score.low) for score in scores],
-                    "color": look.ink,
+                    "color": theme.ink,
                     "thickness": 1,
                     "width": 3,
                 },
@@ -48,21 +47,17 @@ def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, look: T
                     "%{customdata[1]:.3g}<br>%{customdata[2]} facts<extra></extra>"
                 ),
             )
-    fig.update_xaxes(**_axis(look))
-    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
-    fig.update_yaxes(**grid, title_text=MEASURES[measure].title)
+    rows = _legend_rows(fig)
+    frame_figure(fig, _finding(runs, measure), caption, 300, theme, left=64, legend_rows=rows)
+    fig.update_yaxes(title_text=MEASURES[measure].title)
     if MEASURES[measure].mean == "geometric":
         fig.update_yaxes(type="log")
-    frame(fig, _finding(runs, measure), caption, 300, look, left=64)
-    fig.update_layout(barmode="group", bargap=0.25)
-    return _with_legend(fig)
+    return fig.update_layout(barmode="group", bargap=0.25)
 
 
-def _with_legend(fig: go.Figure) -> go.Figure:
-    """A legend between title and plot, with room for as many rows as the narrowest page needs."""
-    more = LEGEND_ROW * math.ceil(len(fig.data) / 4)
-    fig.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
-    return fig.update_layout(margin_t=fig.layout.margin.t + more, height=fig.layout.height + more)
+def _legend_rows(fig: go.Figure) -> int:
+    """How many rows the narrowest page needs."""
+    return math.ceil(len(fig.data) / 4)
 
 
 def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
@@ -76,39 +71,39 @@ def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
     return f"{measure} is highest with {after[printed.index(max(printed))].method}: {max(printed):.1f}"
 
 
-def scatter(rows: Sequence[Row], measure: str, caption: str, look: Theme) -> go.Figure:
+def scatter(rows: Sequence[Row], measure: str, caption: str, theme: Theme) -> go.Figure:
     """‖Δ‖/‖W‖ of every edit against one of its scores; a symbol a method. The points carry method and place."""
     fig, factor = go.Figure(), MEASURES[measure].factor
     for i, method in enumerate(dict.fromkeys(row.method for row in rows)):
-        some = [row for row in rows if row.method == method and has(row, measure)]
-        if not some:
+        points = [row for row in rows if row.method == method and has(row, measure)]
+        if not points:
             continue
         fig.add_scatter(
-            x=[row.relative_norm for row in some],
-            y=[factor * row.values[measure] for row in some],
+            x=[row.relative_norm for row in points],
+            y=[factor * row.values[measure] for row in points],
             mode="markers",
             name=method,
             marker={
                 "symbol": SYMBOLS[i % len(SYMBOLS)],
                 "size": 8,
                 "color": AFTER,
-                "line": {"width": 1, "color": look.ink},
+                "line": {"width": 1, "color": theme.ink},
             },
-            customdata=[(row.method, row.position, row.subject, row.delta_norm) for row in some],
+            customdata=[(row.method, row.position, row.subject, row.delta_norm) for row in points],
             hovertemplate=(
                 "<b>%{customdata[2]}</b>, %{customdata[0]}<br>‖Δ‖/‖W‖ %{x:.3g} (‖Δ‖ %{customdata[3]:.3g})"
                 f"<br>{measure} %{{y:.3g}}<extra></extra>"
             ),
         )
-    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
-    fig.update_xaxes(**grid, type="log", title_text="‖Δ‖ / ‖W‖ of the edit")
-    fig.update_yaxes(**grid, title_text=MEASURES[measure].title)
+    n = sum(len(trace.x) for trace in fig.data)
+    title = f"Do larger updates cost more? {measure} of {count(n, 'edit')}"
+    frame_figure(fig, title, caption, 320, theme, left=64, legend_rows=_legend_rows(fig), grid="xy")
+    fig.update_xaxes(type="log", title_text="‖Δ‖ / ‖W‖ of the edit")
+    fig.update_yaxes(title_text=MEASURES[measure].title)
     positive = all(y > 0 for trace in fig.data for y in trace.y)  # rounding may leave a KL of 0
     if MEASURES[measure].scale == "log" and positive:
         fig.update_yaxes(type="log", exponentformat="power")
-    n = sum(len(trace.x) for trace in fig.data)
-    frame(fig, f"Do larger updates cost more? {measure} of {count(n, 'edit')}", caption, 320, look, left=64)
-    return _with_legend(fig)
+    return fig
 
 
 def has(row: Row, measure: str) -> bool:

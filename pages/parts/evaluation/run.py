@@ -37,11 +37,11 @@ class Shown:
         return list(found)
 
 
-def start(lm: LanguageModel, asked: RunRequest) -> track.Job:
+def start(lm: LanguageModel, asked: RunRequest) -> track.Job[Shown, Shown]:
     """Queue the run. Its partial result is the run so far, with what was there before."""
     folder = asked.folder(lm)
 
-    def work(job: track.Job) -> Shown:
+    def work(job: track.Job[Shown, Shown]) -> Shown:
         plan = asked.plan(lm, job.track)
         store: Store | None = None
         for _ in run(lm, plan, folder, track=job.track):

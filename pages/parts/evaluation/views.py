@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import streamlit as st
 
 from pages.parts.evaluation import figures
 from pages.parts.evaluation.run import Shown, parquet
-from pages.parts.tracing.figures import theme
-from pages.parts.tracing.view import chart_config, dark
+from pages.shared.charts import choose_image_format, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core.evaluation.published import PUBLISHED, SOURCE
@@ -102,26 +100,20 @@ def drawn(
     live: bool,
 ) -> None:
     """Bars of one measure, and the sizes of the edits against it."""
-    look = theme(dark())
+    theme = page_theme()
     measure = st.segmented_control("Measure", names, default=names[0], key=f"measure-{key}", required=True)
-    st.plotly_chart(
-        figures.bars(runs, str(measure), caption, look),
-        key=f"bars-{key}",
-        theme=None,
-        config=chart_config("evaluation"),
-    )
+    draw_chart(figures.bars(runs, str(measure), caption, theme), f"bars-{key}", "evaluation")
     points = [row for row in in_common(run.rows) if row.known or not known_only]
     choices = [name for name in SIZES if any(figures.has(row, name) for row in points)]
     if not choices:
         return
     against = st.segmented_control("‖Δ‖ against", choices, default=choices[0], key=f"against-{key}", required=True)
-    fig = figures.scatter(points, str(against), caption, look)
-    options: dict[str, Any] = {"key": f"sizes-{key}", "theme": None, "config": chart_config("sizes")}
+    figure = figures.scatter(points, str(against), caption, theme)
     if live:
-        st.plotly_chart(fig, **options)
+        draw_chart(figure, f"sizes-{key}", "sizes")
         return
-    event = st.plotly_chart(fig, on_select="rerun", selection_mode="points", **options)
-    chosen = [point["customdata"] for point in event["selection"]["points"] if "customdata" in point]
+    clicked = draw_clickable_chart(figure, f"sizes-{key}", "sizes")
+    chosen = [point["customdata"] for point in clicked if "customdata" in point]
     if chosen:
         case(run, str(chosen[0][0]), int(chosen[0][1]), facts)
     else:
@@ -188,17 +180,17 @@ def files(run: Shown, lines: Sequence[Line], names: Sequence[str], key: str) -> 
         st.download_button(
             "LaTeX", lambda: as_latex(merged(lines), names), "scores.tex", on_click="ignore", key=f"tex-{key}"
         )
-        st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+        choose_image_format()
 
 
 def published() -> None:
     """What was printed for larger models, apart from everything that is measured here."""
     with st.expander("What was published for GPT-2 XL and GPT-J"):
         st.caption(f"{SOURCE}. Other models and other records: for orientation, not for comparison digit by digit.")
-        for some in PUBLISHED:
-            st.markdown(f"**{some.model}, {some.dataset}**")
+        for paper in PUBLISHED:
+            st.markdown(f"**{paper.model}, {paper.dataset}**")
             rows = [
-                {"method": name, **{column: f"{value:.1f}" for column, value in zip(some.columns, values, strict=True)}}
-                for name, values in some.rows.items()
+                {"method": name} | dict(zip(paper.columns, map("{:.1f}".format, values), strict=True))
+                for name, values in paper.rows.items()
             ]
-            st.dataframe(rows, hide_index=True, height="content", key=f"published-{some.model}-{some.dataset}")
+            st.dataframe(rows, hide_index=True, height="content", key=f"published-{paper.model}-{paper.dataset}")

@@ -8,8 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.figures import framed
-from pages.parts.tracing.figures import LEGEND_ROW, Theme
+from pages.shared.style import ROW, Theme, colour_bar, frame_figure
 from pages.shared.text import count
 from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, curves, own_checks, retention_matrix
 from rome_core.evaluation.sequence.folder import Record, SequenceRun
@@ -56,16 +55,16 @@ def finding(runs: Runs, factor: float = COLLAPSED) -> str:
 
 def latest_efficacy(records: Sequence[Record]) -> list[float | None]:
     """At each step the share of the latest facts that held right after their own edit."""
-    found: list[float | None] = []
+    shares: list[float | None] = []
     holds: list[bool] = []
     for record in records:
         holds += [check.holds for check in own_checks(record)] if record.step else []
         width = max(LATEST, len(record.facts))
-        found.append(float(np.mean(holds[-width:])) if holds else None)
-    return found
+        shares.append(float(np.mean(holds[-width:])) if holds else None)
+    return shares
 
 
-def curves_figure(runs: Runs, words: str, look: Theme, factor: float = COLLAPSED) -> go.Figure:
+def curves_figure(runs: Runs, words: str, theme: Theme, factor: float = COLLAPSED) -> go.Figure:
     """Perplexity, size, efficacy and retention by the number of edits; a cross where a run collapsed."""
     fig = make_subplots(2, 2, subplot_titles=PANELS, horizontal_spacing=0.09, vertical_spacing=0.17)
     for place, (name, records) in enumerate(runs.items()):
@@ -73,17 +72,15 @@ def curves_figure(runs: Runs, words: str, look: Theme, factor: float = COLLAPSED
         _run(fig, name, records, colour, factor)
     limits = {factor * records[0].perplexity for records in runs.values() if records}
     if limits:
-        fig.add_hline(min(limits), line={"color": look.ink, "dash": "dot", "width": 1}, row=1, col=1)
+        fig.add_hline(min(limits), line={"color": theme.ink, "dash": "dot", "width": 1}, row=1, col=1)
     last = max((records[-1].edited for records in runs.values() if records), default=0)
-    more = LEGEND_ROW * max(0, -(-len(runs) // 2) - 1)  # a narrow page has room for two names a row
-    framed(fig, finding(runs, factor), words, 470, look, top=92 + more, left=52)
+    rows = -(-len(runs) // 2)  # a narrow page has room for two names a row
+    frame_figure(fig, finding(runs, factor), words, 470, theme, left=52, legend_rows=rows, grid="xy")
     fig.update_xaxes(range=[-0.02 * max(1, last), 1.03 * max(1, last)])
     fig.update_xaxes(title_text="facts edited", row=2)
     fig.update_yaxes(type="log", tickvals=DECADES, tickformat="~s", row=1, col=1)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)
-    fig.update_yaxes(range=[-0.04, 1.04], row=2)
-    fig.update_layout(legend={"y": 1 - 34 / fig.layout.height, "font": {"color": look.ink, "size": 12}})
-    return fig
+    return fig.update_yaxes(range=[-0.04, 1.04], row=2)
 
 
 def _run(fig: go.Figure, name: str, records: Sequence[Record], colour: str, factor: float) -> None:
@@ -132,7 +129,7 @@ def _run(fig: go.Figure, name: str, records: Sequence[Record], colour: str, fact
         )
 
 
-def matrix_figure(records: Sequence[Record], words: str, look: Theme) -> go.Figure:
+def matrix_figure(records: Sequence[Record], words: str, theme: Theme) -> go.Figure:
     """Retention: p(new) − p(true) of fact i (column), right after its own edit (first row) and at every check (the
     others). Blue holds, red does not, empty: not edited yet, or not checked."""
     matrix = retention_matrix(records)
@@ -148,21 +145,15 @@ def matrix_figure(records: Sequence[Record], words: str, look: Theme) -> go.Figu
         y=[AT_ONCE, *(f"after {records[row + 1].edited}" for row in checked)],
         zmin=-1,
         zmax=1,
-        colorscale=[[0, "#B2182B"], [0.5, look.empty], [1, "#2166AC"]],
-        colorbar={
-            "thickness": 12,
-            "outlinewidth": 0,
-            "tickvals": [-1, 0, 1],
-            "ticktext": ["−1, true object", "0", "1, new object"],
-            "tickfont": {"color": look.ink},
-        },
+        colorscale=[[0, "#B2182B"], [0.5, theme.empty], [1, "#2166AC"]],
+        colorbar=colour_bar(theme, {-1: "−1, true object", 0: "0", 1: "1, new object"}),
         hovertemplate="fact %{x}, %{y}: p(new) − p(true) %{z:.3g}<extra></extra>",
     )
     scores = [score for score in curves(records).retention if score]
     title = "No earlier edit was checked yet"
     if scores:
         title = f"{round(scores[-1].value * scores[-1].n)} of {scores[-1].n} earlier edits hold at the last check"
-    framed(fig, title, words, max(120, min(640, 24 * (1 + len(checked)))), look, top=52, left=84)
-    fig.update_xaxes(title_text="fact, in the order of editing", showgrid=False)
-    fig.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    return fig
+    height = max(120, min(640, ROW * (1 + len(checked))))
+    frame_figure(fig, title, words, height, theme, left=84, grid="")
+    fig.update_xaxes(title_text="fact, in the order of editing")
+    return fig.update_yaxes(autorange="reversed", type="category")

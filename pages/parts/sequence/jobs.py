@@ -26,11 +26,11 @@ def all_runs() -> dict[str, SequenceRun]:
     return {**{run.folder.name: run for run in own}, **{f"study: {run.folder.name}": run for run in shipped}}
 
 
-def work(lm: LanguageModel, start: SequenceStart, job: track.Job) -> int:
+def work(lm: LanguageModel, start: SequenceStart, job: track.Job[None, int]) -> int:
     """Begin the run that is asked for, or go on with it, to its end. Runs as a job."""
     return go_on(lm, open_or_create(lm, start, folder()), job)
 
 
-def go_on(lm: LanguageModel, run: SequenceRun, job: track.Job) -> int:
+def go_on(lm: LanguageModel, run: SequenceRun, job: track.Job[None, int]) -> int:
     """Go on with a run as it was begun. Runs as a job."""
     return sum(1 for _ in edit_in_sequence(lm, run, track=job.track))

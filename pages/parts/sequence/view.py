@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from pages.parts.edit.views import metric_row
 from pages.parts.sequence import figures as sequence_figures
-from pages.parts.tracing.figures import theme
-from pages.parts.tracing.view import chart_config, dark
 from pages.shared import probe_panel, session
+from pages.shared.charts import choose_image_format, draw_chart, metric_row, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
@@ -27,21 +25,16 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
         return
     metrics(run, records, factor)
     words = sequence_figures.caption(run) + f" · collapse: perplexity stays at {factor:g} times the unedited model's"
-    drawn = {name: records, **{other: one.records for other, one in beside.items()}}
+    drawn = {name: records, **{other: run.records for other, run in beside.items()}}
     if beside:
         words += f" · settings of {name}"
-    figure = sequence_figures.curves_figure(drawn, words, theme(dark()), factor)
-    chart(figure, f"sequence-curves-{id}", "sequence")
+    figure = sequence_figures.curves_figure(drawn, words, page_theme(), factor)
+    draw_chart(figure, f"sequence-curves-{id}", "sequence")
     failed = [record for record in records if record.error]
     for record in failed[:3]:
         st.warning(literal(f"Step {record.step}: {record.error}"))
     if len(failed) > 3:
         st.caption(f"And {len(failed) - 3} more steps that failed; the table names them.")
-
-
-def chart(figure: object, key: str, name: str) -> None:
-    title = str(figure.layout.title.text)  # type: ignore[attr-defined]
-    st.plotly_chart(figure, key=key, theme=None, alt=title, config=chart_config(name))
 
 
 def metrics(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
@@ -90,15 +83,16 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
     if matrix.open:
         with matrix:
             if len(records) > 1:
-                figure = sequence_figures.matrix_figure(records, sequence_figures.caption(run), theme(dark()))
-                chart(figure, "sequence-matrix", "retention")
+                figure = sequence_figures.matrix_figure(records, sequence_figures.caption(run), page_theme())
+                draw_chart(figure, "sequence-matrix", "retention")
             st.caption("A row a step, a column a fact. Between two checks only a step's own facts are asked.")
     if texts.open:
         with texts:
             probe_texts(run, records)
     if probes.open:
         with probes:
-            probe_panel.averages(lm, run, int(st.session_state.get("sequence-step", records[-1].step)))
+            step = int(st.session_state.get("sequence-step", records[-1].step))
+            probe_panel.draw_run_probes(lm, run, step)
     if files.open:
         with files, st.container(horizontal=True):
             st.download_button(
@@ -107,7 +101,7 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
             st.download_button(
                 "JSON, settings and records", lambda: run_json(run, records), "sequence.json", on_click="ignore"
             )
-            st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+            choose_image_format()
 
 
 def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) -> None:
@@ -116,7 +110,7 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
     if int(st.session_state.get("sequence-step", last)) > last:
         del st.session_state["sequence-step"]
     step = st.slider("Step", 0, max(1, last), last, key="sequence-step", help="0 is the unedited model.")
-    record = next((one for one in records if one.step == step), records[-1])
+    record = next((record for record in records if record.step == step), records[-1])
     before = {check.fact: check for check in record.before}
     after = {check.fact: check for check in own_checks(record)}
     if record.error:
@@ -125,7 +119,7 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
         f"Perplexity {number(record.perplexity)} · ‖ΔW‖/‖W‖ {number(record.norm)}, of this edit alone "
         f"{number(record.own)} · {record.solve_seconds:.1f} s to solve, {record.measure_seconds:.1f} s to measure"
     )
-    shown = [
+    rows = [
         {
             "fact": run.plan.facts[i].prompt.text,
             "new / true": f"{run.plan.facts[i].target_new} / {run.plan.facts[i].target_true}",
@@ -135,10 +129,10 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
         }
         for i in record.facts[:20]
     ]
-    if shown:
-        table(shown)
-    if len(record.facts) > len(shown):
-        st.caption(f"And {len(record.facts) - len(shown)} more facts of this step.")
+    if rows:
+        table(rows)
+    if len(record.facts) > len(rows):
+        st.caption(f"And {len(record.facts) - len(rows)} more facts of this step.")
     take(lm, run, step)
 
 
@@ -150,7 +144,7 @@ def take(lm: LanguageModel, run: SequenceRun, step: int) -> None:
 
     def use() -> None:
         for edit in load_merged(lm, run, step) or ():
-            session.add_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
+            session.put_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
 
     st.button(
         f"Use the model of step {step}",

@@ -163,11 +163,12 @@ def warnings(lm: LanguageModel, request: TraceRequest, top: Sequence[tuple[str, 
 
 def _clean_run(lm: LanguageModel, request: TraceRequest) -> tuple[list[tuple[str, float]], float]:
     key = ("clean", lm.fingerprint, request.key)
-    if (known := session.recall(key)) is None:
+
+    def run() -> tuple[list[tuple[str, float]], float]:
         top = next_tokens(lm, request.prompt.text, edits=request.edits)
         p = top[0][1]
         if request.answer:
             [p] = continuation_probabilities(lm, request.prompt.text, [request.answer], edits=request.edits)
-        known = top, p
-        session.remember(key, known)
-    return known
+        return top, p
+
+    return session.compute_once(key, run)

@@ -12,7 +12,10 @@ import streamlit as st
 from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
 from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
 from pages.shared import session, track
+from pages.shared.charts import draw_chart, page_theme
+from pages.shared.style import Theme
 from rome_core import LanguageModel, Trace
+from rome_core.progress import Track
 from rome_core.tracing.kinds import TraceRun
 from rome_core.tracing.noise import SCALES, NoiseLevel, noise_study
 from rome_core.tracing.path_severing import Severed, path_severing_steps
@@ -28,56 +31,55 @@ class Study:
     question: str
     why: str
     button: str
-    steps: Callable[[LanguageModel, TraceRequest, track.Job], Iterator[Any]]
-    figure: Callable[[Trace, Any, bool], go.Figure]
+    steps: Callable[[LanguageModel, TraceRequest, Track], Iterator[Any]]
+    figure: Callable[[Trace, Any, Theme], go.Figure]
     says: Callable[[Trace, Any], str]
 
 
-def panels(lm: LanguageModel, run: TraceRun, id: str, config: Callable[[str], dict[str, Any]]) -> None:
-    """Both studies of a run that has ended. A closed panel costs nothing. config: of a chart, by its name."""
+def draw_panels(lm: LanguageModel, run: TraceRun, id: str) -> None:
+    """Both studies of a run that has ended. A closed panel costs nothing."""
     for study in (SEVERED, NOISE):
         panel = st.expander(study.question, key=f"open-{study.name}-{id}", on_change="rerun")
         if panel.open:
             with panel:
                 st.caption(study.why)
-                _show(lm, run, study, config)
+                _draw_study(lm, run, study)
 
 
-def _show(lm: LanguageModel, run: TraceRun, study: Study, config: Callable[[str], dict[str, Any]]) -> None:
+def _draw_study(lm: LanguageModel, run: TraceRun, study: Study) -> None:
     """A button, then the job that it started."""
     trace, request = run.first, run.request
     assert trace is not None
     key = (study.name, lm.fingerprint, request.key)
-    job: track.Job | None = session.recall(key)
+    job: track.Job[Any, None] | None = session.find_job(key)
     again = job is None or job.state in ("stopped", "error")
     if again and st.button(study.button, key=f"run-{study.name}"):
 
-        def work(job: track.Job) -> Any:
-            for so_far in study.steps(lm, request, job):
+        def work(job: track.Job[Any, None]) -> None:
+            for so_far in study.steps(lm, request, job.track):
                 job.partial = so_far
-            return job.partial
 
-        session.remember(key, track.submit(f"{study.label}: “{request.prompt.text}”", work))
+        session.keep_job(key, track.submit(f"{study.label}: “{request.prompt.text}”", work))
         st.rerun()  # the whole page, so that the sidebar shows the job as well
 
-    def draw(job: track.Job) -> None:
+    def draw(job: track.Job[Any, None]) -> None:
         if job.partial:
-            figure = study.figure(trace, job.partial, st.context.theme.type == "dark")
-            st.plotly_chart(figure, key=f"figure-{study.name}", theme=None, config=config(f"trace-{study.name}"))
+            figure = study.figure(trace, job.partial, page_theme())
+            draw_chart(figure, f"figure-{study.name}", f"trace-{study.name}")
             st.caption(study.says(trace, job.partial))
 
     if job is not None:
         track.panel(job, draw)
 
 
-def _sever(lm: LanguageModel, request: TraceRequest, job: track.Job) -> Iterator[Severed]:
-    yield from path_severing_steps(lm, prepare(lm, request), track=job.track)
+def _sever(lm: LanguageModel, request: TraceRequest, track: Track) -> Iterator[Severed]:
+    yield from path_severing_steps(lm, prepare(lm, request), track=track)
 
 
-def _measure_levels(lm: LanguageModel, request: TraceRequest, job: track.Job) -> Iterator[list[NoiseLevel]]:
+def _measure_levels(lm: LanguageModel, request: TraceRequest, track: Track) -> Iterator[list[NoiseLevel]]:
     levels = list[NoiseLevel]()
     scales = sorted({*SCALES, request.config.noise_scale})
-    for level in noise_study(lm, prepare(lm, request), scales=scales, track=job.track):
+    for level in noise_study(lm, prepare(lm, request), scales=scales, track=track):
         levels.append(level)
         yield list(levels)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from pages.parts.tracing.figures import Theme, _axis, safe, theme
-from pages.parts.tracing.study_frame import PANEL, finish, study_caption
-from pages.shared.text import number
+from pages.parts.tracing.figures import caption_without_window
+from pages.shared.style import LIGHT, Theme, frame_figure
+from pages.shared.text import escape_token, number
 from rome_core import Trace
 from rome_core.tracing.noise import SCALES, NoiseLevel
 
@@ -25,12 +25,12 @@ def enough(trace: Trace, levels: Sequence[NoiseLevel]) -> str:
     """One sentence: which levels are enough, and whether the chosen one is."""
     good = sufficient(trace, levels)
     bar = f"less than {LITTLE:.0%} of the clean probability ({number(LITTLE * trace.clean)})"
-    told = ", ".join(f"{scale:g} σ" for scale in good) or "none of the measured levels"
+    names = ", ".join(f"{scale:g} σ" for scale in good) or "none of the measured levels"
     chosen = next((level for level in levels if level.scale == trace.config.noise_scale), None)
     verdict = ""
     if chosen:
         verdict = f" The chosen {chosen.scale:g} σ leaves {chosen.p / trace.clean:.0%}."
-    return f"These leave {bar}: {told}.{verdict}"
+    return f"These leave {bar}: {names}.{verdict}"
 
 
 def noise_title(trace: Trace, levels: Sequence[NoiseLevel]) -> str:
@@ -45,9 +45,8 @@ def noise_title(trace: Trace, levels: Sequence[NoiseLevel]) -> str:
     return f"Less than {LITTLE:.0%} of the clean probability is left at {len(good)} of {len(levels)} levels"
 
 
-def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], dark: bool = False) -> go.Figure:
+def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], theme: Theme = LIGHT) -> go.Figure:
     """p(answer) of the corrupted run against the noise, with its spread over the draws."""
-    look = theme(dark)
     x = [level.scale for level in levels]
     p, spread = (np.array([getattr(level, name) for level in levels]) for name in ("p", "spread"))
     fig = go.Figure()
@@ -68,22 +67,21 @@ def noise_figure(trace: Trace, levels: Sequence[NoiseLevel], dark: bool = False)
         hovertemplate="%{x:g} σ: p = %{y:.3g} ± %{customdata[0]:.3g}, from %{customdata[1]:.3g} to %{customdata[2]:.3g}"
         "<br>%{customdata[3]:.1%} of the clean probability<extra></extra>",
         mode="lines+markers",
-        line={"color": look.ink, "width": 2},
-        marker={"color": look.ink, "size": 7},
+        line={"color": theme.ink, "width": 2},
+        marker={"color": theme.ink, "size": 7},
         name="corrupted, mean",
     )
-    ticks = [s for s in SCALES if s not in (1.5,)]
-    axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{s:g}" for s in ticks], "range": _log_range(trace)}
-    fig.update_xaxes(**_axis(look) | axis, title_text=f"noise on the subject, in σ of the {trace.config.noise_from}")
+    title, conditions = noise_title(trace, levels), caption_without_window(trace)
+    frame_figure(fig, title, conditions, 280, theme, left=64, legend_rows=2)
+    ticks = [scale for scale in SCALES if scale != 1.5]  # too near to 1 and 2 to be named
+    axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{scale:g}" for scale in ticks], "range": _log_range(trace)}
+    fig.update_xaxes(**axis, title_text=f"noise on the subject, in σ of the {trace.config.noise_from}")
     top = max(1.12 * max(trace.clean, float((p + spread).max())), 1e-6)
-    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule}
-    fig.update_yaxes(**grid, title_text=f"p({safe(trace.answer)})", range=[0, top])
-    finish(fig, noise_title(trace, levels), study_caption(trace), 1.4 * PANEL, look)
-    _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", look, "solid")
-    _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", look, "dot")
-    _mark(fig, "x", trace.config.noise_scale, f"chosen: {trace.config.noise_scale:g} σ", look, "dash")
-    fig.update_layout(hovermode="closest")
-    return fig
+    fig.update_yaxes(title_text=f"p({escape_token(trace.answer)})", range=[0, top])
+    _mark(fig, "y", trace.clean, f"clean {number(trace.clean)}", theme, "solid")
+    _mark(fig, "y", LITTLE * trace.clean, f"{LITTLE:.0%} of it", theme, "dot")
+    _mark(fig, "x", trace.config.noise_scale, f"chosen: {trace.config.noise_scale:g} σ", theme, "dash")
+    return fig.update_layout(hovermode="closest")
 
 
 def _log_range(trace: Trace) -> list[float]:
@@ -91,10 +89,10 @@ def _log_range(trace: Trace) -> list[float]:
     return [float(np.log10(min(ends) * 0.9)), float(np.log10(max(ends) * 1.1))]
 
 
-def _mark(fig: go.Figure, axis: str, value: float, text: str, look: Theme, dash: str) -> None:
+def _mark(fig: go.Figure, axis: str, value: float, text: str, theme: Theme, dash: str) -> None:
     """A thin line across the plot with a word at its end."""
-    font = {"color": look.grey, "size": 12}
-    line = {"color": look.grey, "width": 1, "dash": dash}
+    font = {"color": theme.grey, "size": 12}
+    line = {"color": theme.grey, "width": 1, "dash": dash}
     if axis == "x":
         fig.add_vline(x=value, line=line)
         where = {"x": float(np.log10(value)), "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 4}

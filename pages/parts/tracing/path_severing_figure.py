@@ -8,11 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.tracing.figures import COLOURS, _axis, metric_name, safe, theme
-from pages.parts.tracing.study_frame import GAP, PANEL, finish, study_caption
+from pages.parts.tracing.figures import caption_without_window, metric_name
+from pages.shared.style import LIGHT, SITE_COLOURS, Theme, frame_figure, layer_axis
+from pages.shared.text import escape_token
 from rome_core import Trace
 from rome_core.tracing.path_severing import Severed
 
+PANEL, GAP = 200, 70  # px
 CURVES = {"plain": "resid_post", "without_mlp": "mlp_out", "without_attention": "attn_out"}
 NAMES = {"plain": "plain", "without_mlp": "without MLP", "without_attention": "without attention"}
 
@@ -32,13 +34,13 @@ def shares(result: Severed) -> tuple[int, float, float] | None:
 def severed_title(result: Severed) -> str:
     if bool(result.plain.isnan().any()):
         return "Through which modules does the effect flow?"
-    found = shares(result)
-    if found is None:
+    parts = shares(result)
+    if parts is None:
         return "Restoring this token has no effect in any layer"
-    layer, mlp, attention = found
+    layer, mlp, attention = parts
     needs_mlp, needs_attention = (f"{share:.0%}" if share > 0 else "none" for share in (mlp, attention))
     return (
-        f"Restored at layer {layer}: {needs_mlp} of the effect needs the MLPs<br>above, {needs_attention} the attention"
+        f"Restored at layer {layer}: {needs_mlp} of the effect needs the MLPs\nabove, {needs_attention} the attention"
     )
 
 
@@ -50,19 +52,18 @@ def severed_words(trace: Trace, result: Severed) -> str:
     )
 
 
-def severed_figure(trace: Trace, result: Severed, dark: bool = False) -> go.Figure:
+def severed_figure(trace: Trace, result: Severed, theme: Theme = LIGHT) -> go.Figure:
     """Above, the indirect effect by layer: whole, and with either path severed. Below, what flows through each."""
-    look = theme(dark)
     height = 2 * PANEL + GAP
     fig = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=GAP / height, row_heights=[0.6, 0.4])
     for name, site in CURVES.items():
-        line = {"color": COLOURS[site], "width": 2}
+        line = {"color": SITE_COLOURS[site], "width": 2}
         fig.add_scatter(
             y=_listed(getattr(result, name)),
             name=NAMES[name],
             mode="lines+markers",
             line=line,
-            marker={"color": COLOURS[site], "size": 6},
+            marker={"color": SITE_COLOURS[site], "size": 6},
             hovertemplate="%{y:.3g}",
             row=1,
             col=1,
@@ -72,22 +73,20 @@ def severed_figure(trace: Trace, result: Severed, dark: bool = False) -> go.Figu
             y=_listed(getattr(result, name)),
             name=name.replace("_", " ").replace("mlp", "MLP"),
             showlegend=False,  # the same two colours as above
-            marker={"color": COLOURS[site], "opacity": 0.55, "line": {"width": 0}},
+            marker={"color": SITE_COLOURS[site], "opacity": 0.55, "line": {"width": 0}},
             hovertemplate="%{y:.3g}",
             row=2,
             col=1,
         )
-    n_layers = len(result.plain)
-    grid = _axis(look) | {"showgrid": True, "gridcolor": look.rule, "zeroline": True, "zerolinecolor": look.grey}
-    fig.update_xaxes(**_axis(look), range=[-0.6, n_layers - 0.4], dtick=1 if n_layers <= 16 else 5, showticklabels=True)
-    fig.update_yaxes(**grid, nticks=5)
+    title, conditions = severed_title(result), caption_without_window(trace)
+    frame_figure(fig, title, conditions, height, theme, left=64, legend_rows=1)
+    fig.update_xaxes(**layer_axis(len(result.plain)))
+    fig.update_yaxes(zeroline=True, zerolinecolor=theme.grey, nticks=5)
     fig.update_yaxes(title_text="indirect effect", row=1, col=1)
     fig.update_yaxes(title_text="flows through", row=2, col=1)
-    where = f"restored layer, at {safe(trace.labels[result.token])}; effects in {metric_name(trace)}"
+    where = f"restored layer, at {escape_token(trace.labels[result.token])}; effects in {metric_name(trace)}"
     fig.update_xaxes(title_text=where, row=2, col=1)
-    finish(fig, severed_title(result), study_caption(trace), height, look)
-    fig.update_layout(hovermode="x unified", hoverlabel_bgcolor=look.empty, barmode="group")
-    return fig
+    return fig.update_layout(hovermode="x unified", hoverlabel_bgcolor=theme.empty, barmode="group")
 
 
 def _listed(values: Any) -> list[float | None]:

@@ -11,25 +11,30 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.tracing import figures
-from pages.parts.tracing import further_studies as trace_more
+from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
+from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
+from pages.shared.style import SITE_COLOURS
 from pages.shared.text import number, show_token, token_tables
 from pages.shared.track import Job
-from rome_core import LanguageModel, RomeError, Trace
+from rome_core import LanguageModel, Trace
 from rome_core.tracing.attribution import compare_with_exact
 from rome_core.tracing.export import heat_maps_csv, heat_maps_npz
 from rome_core.tracing.heat_map import attention, peak, restored_layers, restored_top_tokens, snippet
 from rome_core.tracing.kinds import TraceRun
 from rome_core.tracing.runs import KINDS, SITES, prepare
 
-MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]
 EXPORT_WIDTH = 1000  # px
 
 
-def draw(lm: LanguageModel, job: Job) -> None:
+TraceJob = Job[TraceRun, None]
+LATEST = ("trace", "latest job")
+
+
+def draw(lm: LanguageModel, job: TraceJob) -> None:
     """Everything about a run, as far as it is."""
-    run: TraceRun = job.partial
-    if run.first is None:
+    run = job.partial
+    if run is None or run.first is None:
         if job.live:
             st.caption("Both runs, clean and corrupted, are being recorded.")
         return
@@ -41,12 +46,8 @@ def draw(lm: LanguageModel, job: Job) -> None:
         one_cell(lm, run, job.id)
         colored_prompt(run, job.id)
         compare_with_preview(run)
-        trace_more.panels(lm, run, job.id, chart_config)
+        draw_panels(lm, run, job.id)
         files(run)
-
-
-def dark() -> bool:
-    return st.context.theme.type == "dark"
 
 
 # --------------------------------------------------------------------------------------------------- numbers, figures
@@ -54,15 +55,15 @@ def dark() -> bool:
 
 def metrics(run: TraceRun) -> None:
     """The numbers that matter, in a row."""
-    one = run.first
-    assert one is not None
-    answer = show_token(one.answer)
+    first = run.first
+    assert first is not None
+    answer = show_token(first.answer)
     row = st.columns(5)
-    row[0].metric(f"p({answer}), clean", number(one.clean))
+    row[0].metric(f"p({answer}), clean", number(first.clean))
     row[1].metric(
-        f"p({answer}), corrupted", number(one.corrupted), help="Mean over the noise draws, after the softmax."
+        f"p({answer}), corrupted", number(first.corrupted), help="Mean over the noise draws, after the softmax."
     )
-    row[2].metric("Total effect", number(one.total_effect), help="Clean minus corrupted: all that can be restored.")
+    row[2].metric("Total effect", number(first.total_effect), help="Clean minus corrupted: all that can be restored.")
     for place, site in zip(row[3:], ("mlp_out", "attn_out"), strict=True):
         trace = run.best(site)
         name = f"Strongest {KINDS[site] if site == 'mlp_out' else 'attention'} cell"
@@ -76,10 +77,10 @@ def metrics(run: TraceRun) -> None:
 
 def heatmaps(run: TraceRun, id: str, picked: tuple[str, int, int] | None) -> None:
     """The three kinds on one colour scale. A click on a cell chooses it for the details below."""
-    one = run.first
-    assert one is not None
-    low, high = figures.colour_range(one)
-    pale = "Pale cells are approximate (attribution patching); exact values replace them one by one."
+    first = run.first
+    assert first is not None
+    low, high = figures.colour_range(first)
+    pale = "Pale cells are approximate (attribution patching); exact values replace them one by first."
     st.caption("Click a cell for its details below; one colour scale for all three." if run.complete else pale)
     for site in SITES:
         trace = run.best(site)
@@ -87,31 +88,16 @@ def heatmaps(run: TraceRun, id: str, picked: tuple[str, int, int] | None) -> Non
             st.skeleton(height=300)
             continue
         cell = picked[1:] if picked and picked[0] == site else None
-        st.plotly_chart(
-            figures.trace_heatmap(trace, low, high, dark(), run.preview.get(site), cell),
-            key=f"heat-{site}-{id}",
-            theme=None,
-            on_select=partial(_pick, site, id),
-            selection_mode="points",
-            config=chart_config(f"trace-{site}"),
-            alt=f"{KINDS[site]}: {figures.caption(trace)}",
-        )
+        figure = figures.trace_heatmap(trace, low, high, page_theme(), run.preview.get(site), cell)
+        alt = f"{KINDS[site]}: {figures.caption(trace)}"
+        draw_clickable_chart(figure, f"heat-{site}-{id}", f"trace-{site}", partial(_pick, site, id), alt)
     for note in {trace.note for trace in run.exact.values() if trace.note}:
         st.caption(note)
 
 
-def chart_config(name: str) -> dict[str, Any]:
-    """The camera button saves a figure in the format that was chosen below, under its own name."""
-    format = st.session_state.get("camera") or "SVG"
-    image = {"format": format.lower(), "filename": f"rome-{name}", "scale": 2}
-    return {"toImageButtonOptions": image, "displaylogo": False, "modeBarButtonsToRemove": MODE_BAR}
-
-
 def curves(run: TraceRun, id: str) -> None:
     traces: dict[str, Trace] = {site: trace for site in SITES if (trace := run.best(site))}
-    st.plotly_chart(
-        figures.trace_marginals(traces, dark()), key=f"curves-{id}", theme=None, config=chart_config("trace-curves")
-    )
+    draw_chart(figures.trace_marginals(traces, page_theme()), f"curves-{id}", "trace-curves")
 
 
 # ----------------------------------------------------------------------------------------------------------- one cell
@@ -156,9 +142,9 @@ def one_cell(lm: LanguageModel, run: TraceRun, id: str) -> None:
 
 
 def _cell_inputs(run: TraceRun, id: str) -> tuple[str, int, int]:
-    one = run.first
-    assert one is not None
-    n_tokens, n_layers = one.indirect_effect.shape
+    first = run.first
+    assert first is not None
+    n_tokens, n_layers = first.indirect_effect.shape
     row = st.container(horizontal=True, vertical_alignment="bottom")
     site = row.segmented_control(
         "Kind", SITES, format_func=KINDS.__getitem__, key=f"kind-{id}", required=True, persist_state="session"
@@ -170,14 +156,9 @@ def _cell_inputs(run: TraceRun, id: str) -> tuple[str, int, int]:
 
 def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, layer: int) -> None:
     key = ("cell", trace.fingerprint, run.request.key, trace.config, token, layer)
-    tops = session.recall(key)
+    tops = ask_once(key, lambda: restored_top_tokens(lm, prepare(lm, run.request), trace.config.site, token, layer))
     if tops is None:
-        try:
-            tops = restored_top_tokens(lm, prepare(lm, run.request), trace.config.site, token, layer)
-        except RomeError as error:
-            session.show_error(error)
-            return
-        session.remember(key, tops)
+        return
     first, last = restored_layers(trace, layer)
     where = f"layer {layer}" if first == last else f"layers {first}–{last}"
     what = f"{KINDS[trace.config.site]}, {where}, at {show_token(trace.labels[token])}"
@@ -191,10 +172,7 @@ def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, la
 
 def _cached_attention(lm: LanguageModel, run: TraceRun, layer: int) -> Any:
     key = ("attention", lm.fingerprint, run.request.key, layer)
-    if (known := session.recall(key)) is None:
-        known = attention(lm, run.request.prompt, layer, edits=run.request.edits)
-        session.remember(key, known)
-    return known
+    return session.compute_once(key, lambda: attention(lm, run.request.prompt, layer, edits=run.request.edits))
 
 
 def colored_prompt(run: TraceRun, id: str) -> None:
@@ -205,10 +183,10 @@ def colored_prompt(run: TraceRun, id: str) -> None:
     strongest = trace.indirect_effect.nan_to_num(nan=0).amax(1)
     token = int(strongest.argmax())
     st.markdown(
-        f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each token, "
-        f"from 0 to {number(float(strongest[token]))} at `{show_token(trace.labels[token])}`"
+        f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each "
+        f"token, from 0 to {number(float(strongest[token]))} at `{show_token(trace.labels[token])}`"
     )
-    circuits.colored_tokens(trace.labels, strongest, figures.COLOURS[trace.config.site], key=f"tokens-{id}")
+    circuits.colored_tokens(trace.labels, strongest, SITE_COLOURS[trace.config.site], key=f"tokens-{id}")
 
 
 # ------------------------------------------------------------------------------------------------- preview, files
@@ -246,16 +224,16 @@ def files(run: TraceRun) -> None:
         st.download_button("Python", code, "trace.py", "text/x-python", on_click="ignore")
         if find_spec("kaleido"):
             st.download_button("Figures (zip)", partial(figure_zip, run), "trace-figures.zip", on_click="ignore")
-        st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+        choose_image_format()
     with st.expander("Python that makes these numbers"):
         st.code(code, language="python")
 
 
 def figure_zip(run: TraceRun) -> bytes:
     """All figures as SVG and PNG on white. Needs kaleido and a Chrome; without one the zip holds the reason."""
-    one = run.first
-    assert one is not None
-    low, high = figures.colour_range(one)
+    first = run.first
+    assert first is not None
+    low, high = figures.colour_range(first)
     drawn = {f"trace-{site}": figures.trace_heatmap(trace, low, high) for site, trace in run.exact.items()}
     drawn["trace-curves"] = figures.trace_marginals(run.exact)
     out = io.BytesIO()

@@ -45,8 +45,8 @@ class FineTune(MethodConfig):
         "The block whose down projection is edited.",
         source="preset of the model",
         low=0,
-        high=199,
         step=1,
+        within="layers",
     )
     lr: float = setting(5e-4, "Learning rate", "Of Adam on Δ.", source=AUTHORS, low=1e-6, high=0.1, step=1e-4)
     steps: int = setting(

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.edit.figures import AFTER, BEFORE, framed, legend_below_title, shortened
-from pages.parts.tracing.figures import Theme
-from pages.shared.text import number
+from pages.shared.style import AFTER, BEFORE, Theme, colour_bar, frame_figure
+from pages.shared.text import number, shorten
 from rome_core.diagnosis.interference import Overlap
 from rome_core.diagnosis.neighbourhood import Shift
 from rome_core.diagnosis.verdict import Diagnosis
@@ -24,7 +23,7 @@ def angle(cosine: float) -> float:
     return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
 
 
-def planes(diagnosis: Diagnosis, caption: str, look: Theme) -> go.Figure:
+def planes(diagnosis: Diagnosis, caption: str, theme: Theme) -> go.Figure:
     """k_0 and k* in the plane that they span: as the model has them, and after C^(−1/2), as the update sees them."""
     d = diagnosis
     titles = ("as they are", "whitened by C^(−1/2)")
@@ -56,16 +55,15 @@ def planes(diagnosis: Diagnosis, caption: str, look: Theme) -> go.Figure:
         fig.update_xaxes(range=[min(0.0, bare * math.cos(turn)) * 1.1 - 0.03 * size, size], row=1, col=column)
         fig.update_yaxes(range=[-0.06 * size, size], row=1, col=column)
     title = f"k₀ and k* stand at {angle(d.cosine):.0f}° to each other, whitened at {angle(d.cosine_whitened):.0f}°"
-    framed(fig, title, caption, 240, look, top=100, left=56)
+    frame_figure(fig, title, caption, 240, theme, left=56, legend_rows=1)
     fig.update_xaxes(title_text="along k*")
-    fig.update_yaxes(title_text="across", col=1)
-    return legend_below_title(fig, look)
+    return fig.update_yaxes(title_text="across", col=1)
 
 
-def overlap_heatmap(overlap: Overlap, caption: str, look: Theme) -> go.Figure:
+def overlap_heatmap(overlap: Overlap, caption: str, theme: Theme) -> go.Figure:
     """KᵀC⁻¹K of the edits of one layer as cosines, with the value itself on the cell."""
     cosine, gram = overlap.cosine.numpy(), overlap.gram.numpy()
-    names = [f"{html.escape(shortened(label, 28))}  {n}" for n, label in enumerate(overlap.labels, 1)]
+    names = [f"{html.escape(shorten(label, 28))}  {n}" for n, label in enumerate(overlap.labels, 1)]
     at = list(range(len(names)))
     fig = go.Figure(
         go.Heatmap(
@@ -74,16 +72,16 @@ def overlap_heatmap(overlap: Overlap, caption: str, look: Theme) -> go.Figure:
             y=at,
             zmin=-1,
             zmax=1,
-            colorscale=[[0, BEFORE], [0.5, look.empty], [1, AFTER]],
+            colorscale=[[0, BEFORE], [0.5, theme.empty], [1, AFTER]],
             customdata=gram,
             texttemplate="%{z:.2f}" if len(at) <= 12 else None,
             hovertemplate="cosine %{z:.3f}<br>kᵀC⁻¹k %{customdata:,.4g}<extra></extra>",
-            colorbar={"thickness": 12, "outlinewidth": 0, "tickfont": {"color": look.ink}, "title": {"text": "cosine"}},
+            colorbar=colour_bar(theme) | {"title": {"text": "cosine"}},
         )
     )
-    framed(fig, overlap_title(overlap), caption, 40 * len(at) + 130, look, left=200)
-    fig.update_xaxes(tickvals=at, ticktext=[str(n + 1) for n in at], tickangle=0, showgrid=False)
-    return fig.update_yaxes(tickvals=at, ticktext=names, autorange="reversed", showgrid=False)
+    frame_figure(fig, overlap_title(overlap), caption, 40 * len(at) + 130, theme, left=200, grid="")
+    fig.update_xaxes(tickvals=at, ticktext=[str(n + 1) for n in at], tickangle=0)
+    return fig.update_yaxes(tickvals=at, ticktext=names, autorange="reversed")
 
 
 def overlap_title(overlap: Overlap) -> str:
@@ -95,36 +93,34 @@ def overlap_title(overlap: Overlap) -> str:
     return f"Layer {overlap.layer}: most alike are edits {i + 1} and {j + 1}, cosine {cosine[i, j]:.2f}"
 
 
-def neighbourhood_map(shifts: Sequence[Shift], caption: str, look: Theme) -> go.Figure:
+def neighbourhood_map(shifts: Sequence[Shift], caption: str, theme: Theme) -> go.Figure:
     """How far the next token of other prompts moved, against how strongly the update answers their subjects' keys."""
     fig = go.Figure()
     floor = 1e-7  # a KL of rounding alone; the axis is a logarithm
     for kind, colour in KINDS.items():
-        some = [shift for shift in shifts if shift.kind == kind]
-        if not some:
+        of_kind = [shift for shift in shifts if shift.kind == kind]
+        if not of_kind:
             continue
         words = [
             f"{html.escape(s.prompt)}<br>{html.escape(s.top[0])} → {html.escape(s.top[1])}<br>KL {number(s.kl)} nats"
-            for s in some
+            for s in of_kind
         ]
         fig.add_scatter(
-            x=[max(s.response, floor) for s in some],
-            y=[max(s.kl, floor) if s.kl == s.kl else None for s in some],
+            x=[max(s.response, floor) for s in of_kind],
+            y=[max(s.kl, floor) if s.kl == s.kl else None for s in of_kind],
             name=kind,
             mode="markers",
             marker={
                 "color": colour,
                 "size": 10,
-                "symbol": ["diamond" if s.changed else "circle-open" for s in some],
+                "symbol": ["diamond" if s.changed else "circle-open" for s in of_kind],
                 "line": {"width": 2},
             },
             text=words,
             hovertemplate="%{text}<extra></extra>",
         )
     changed = sum(shift.changed for shift in shifts)
-    framed(
-        fig, f"{changed} of {len(shifts)} other prompts have another answer (◆)", caption, 300, look, top=100, left=72
-    )
+    title = f"{changed} of {len(shifts)} other prompts have another answer (◆)"
+    frame_figure(fig, title, caption, 300, theme, left=72, legend_rows=1)
     fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)")
-    fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", exponentformat="power")
-    return legend_below_title(fig, look)
+    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", exponentformat="power")

@@ -96,10 +96,10 @@ def _answers_of_a_linked_fact() -> None:
     template, subject = (params.get(name, getattr(FIRST, name)) for name in FIELDS[:2])
     text = template.replace("{}", subject)
     known = {fact.prompt.text: (fact.target_new, fact.target_true) for fact in load_facts()}
-    known |= {one.template.replace("{}", one.subject): (one.target, one.true) for one in EXAMPLES}
-    for name, found in zip(FIELDS[2:], known.get(text, ("", "")), strict=True):
+    known |= {example.template.replace("{}", example.subject): (example.target, example.true) for example in EXAMPLES}
+    for name, answer in zip(FIELDS[2:], known.get(text, ("", "")), strict=True):
         if name in missing:
-            st.session_state[name] = found
+            st.session_state[name] = answer
 
 
 def method_form(
@@ -107,9 +107,9 @@ def method_form(
     default: str,
     key: str,
     methods: Mapping[str, Any] = METHODS,
-    asked: EditRequest | None = None,
+    request: EditRequest | None = None,
 ) -> Any:
-    """Choose a method and its settings; returns the config. asked: the request that it is for, if there is one."""
+    """Choose a method and its settings; returns the config. request: what it is for, if that is known."""
     names = list(methods)
     if st.session_state.get("method", default) not in names:  # chosen on a page that offers more
         del st.session_state["method"]
@@ -126,12 +126,12 @@ def method_form(
     with row.container(width="content", gap=None):
         st.caption(literal(methods[name].title))
         st.latex(methods[name].formula, width="content")
-    requests = [asked] if asked else []
-    usual, here = (resolve(lm, methods[name](), some) for some in ([], requests))
-    if here != usual:
+    requests = [request] if request else []
+    usual, preset = (resolve(lm, methods[name](), which) for which in ([], requests))
+    if preset != usual:
         st.caption(
             f"The subject is the prompt's first token, whose key is the attention sink's from an early layer on. Such "
-            f"subjects have presets of their own: layer {here.layer}, clamp {here.clamp:g}, {here.steps} steps."
+            f"subjects have presets of their own: layer {preset.layer}, clamp {preset.clamp:g}, {preset.steps} steps."
         )
     return config_form(lm, methods[name], key, LAYER, requests)
 

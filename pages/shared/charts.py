@@ -1,0 +1,71 @@
+"""Figures and large numbers on the screen: one way to draw them, one set of options."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypeVar
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.shared import session
+from pages.shared.style import DARK, LIGHT, Theme
+from pages.shared.tables import literal
+from rome_core import RomeError
+
+T = TypeVar("T")
+MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]
+
+
+def page_theme() -> Theme:
+    """The theme of the page as this visitor sees it."""
+    return DARK if st.context.theme.type == "dark" else LIGHT
+
+
+def draw_chart(figure: go.Figure, key: str, file: str, alt: str = "") -> None:
+    """Draw a figure; its title is what a screen reader says, unless there are other words. file: its name if saved."""
+    st.plotly_chart(figure, **_options(figure, key, file, alt))
+
+
+def draw_clickable_chart(
+    figure: go.Figure, key: str, file: str, on_click: Literal["rerun"] | Callable[[], None] = "rerun", alt: str = ""
+) -> list[dict[str, Any]]:
+    """Draw a figure whose points can be clicked. Returns the chosen points; `on_click` is called after a click."""
+    options = _options(figure, key, file, alt)
+    event: Any = st.plotly_chart(figure, on_select=on_click, selection_mode="points", **options)
+    return list(event["selection"]["points"])
+
+
+def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]:
+    """Plotly's own look (the frame sets ours), and a camera button that saves in the chosen format."""
+    image = {"format": (st.session_state.get("camera") or "SVG").lower(), "filename": f"rome-{file}", "scale": 2}
+    config = {"toImageButtonOptions": image, "displaylogo": False, "modeBarButtonsToRemove": MODE_BAR}
+    return {"key": key, "theme": None, "config": config, "alt": alt or _plain(figure.layout.title.text)}
+
+
+def _plain(title: str) -> str:
+    """A figure's title as it is read out."""
+    return html.unescape(title.replace("<br>", ", "))
+
+
+def choose_image_format() -> None:
+    """What the camera button of every figure saves."""
+    st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+
+
+def metric_row(*numbers: tuple[str, str, str, str]) -> None:
+    """A row of metrics (label, value, a second number below it, help); on a narrow page two rows."""
+    with st.container(horizontal=True):
+        for label, value, below, help in numbers:
+            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
+
+
+def ask_once(key: Hashable, make: Callable[[], T]) -> T | None:
+    """A short computation, done once for each set of inputs. What cannot be done is said in one sentence."""
+    try:
+        with st.spinner("Asking the model", show_time=True):
+            return session.compute_once(key, make)
+    except RomeError as error:
+        session.show_error(error)
+        return None
