@@ -40,7 +40,9 @@ MODULES = {name_of(path): path for path in (*CORE, *PAGES)}
 
 def imported(path: Path) -> Iterator[str]:
     """Dotted names of the modules that a file imports, wherever in the file it does."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {id(node) for block in ast.walk(tree) if _is_typing_only(block) for node in ast.walk(block)}
+    for node in (node for node in ast.walk(tree) if id(node) not in typing_only):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,6 +51,11 @@ def imported(path: Path) -> Iterator[str]:
             yield from inner
             if len(inner) < len(node.names):
                 yield str(node.module)
+
+
+def _is_typing_only(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`: an annotation may name what comes later."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def room(name: str) -> str:

@@ -19,11 +19,8 @@ from rome_core.editing.shared_search import repolicy
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import make_namesakes
-from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import LanguageModel, from_pretrained_parts
-from rome_core.model.replay import REPLAY
 from rome_core.model.scoring import continuation_probabilities
-from rome_core.model.tokens import EditRequest, Prompt, encode
 from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
 
 PREFIXES = ("", "x. ", "The green dragon is far away. ")
@@ -244,37 +241,6 @@ def test_the_edit_knows_everything_about_itself() -> None:
     assert solved(lm, "r-rome").id == edit.id  # nothing random is left
 
 
-def test_sampled_prefixes_are_seeded_and_kept_with_the_edit() -> None:
-    lm = tiny_model()
-    edit = solved(lm, "r-rome", prefixes=None, steps=2)
-
-    assert edit.config.prefixes[0] == "" and len(edit.config.prefixes) == 1 + edit.config.n_prefixes == 6
-    every = solved(lm, "r-rome", prefixes=None, steps=2, n_prefixes=20).config.prefixes
-    assert len(every) == 21 and edit.config.prefixes[1:] == every[1::4]
-    assert solved(lm, "r-rome", prefixes=None, steps=2).id == edit.id
-    assert solved(lm, "r-rome", prefixes=edit.config.prefixes, steps=2).id == edit.id
-    assert solved(lm, "r-rome", prefixes=None, steps=2, seed=1).id != edit.id
-
-
-@each_policy
-def test_prefixes_may_be_written_as_the_authors_templates(policy: str) -> None:
-    """Their context templates are "{}", "x. {}", …, with the prompt in place of the braces."""
-    lm = tiny_model()
-    ours, theirs = solved(lm, policy), solved(lm, policy, prefixes=tuple(prefix + "{}" for prefix in PREFIXES))
-
-    torch.testing.assert_close(theirs.k_star, ours.k_star)
-    torch.testing.assert_close(theirs.deltas[0].matrix(), ours.deltas[0].matrix(), rtol=1e-3, atol=1e-5)
-
-
-def test_no_prefixes_at_all_means_the_bare_prompt() -> None:
-    lm = tiny_model()
-    none, bare, prefixed = (solved(lm, "r-rome", prefixes=prefixes) for prefixes in ((), ("",), PREFIXES))
-
-    assert none.config.prefixes == ("",) and none.id == bare.id
-    assert torch.equal(none.deltas[0].matrix(), bare.deltas[0].matrix())
-    assert not torch.allclose(none.deltas[0].matrix(), prefixed.deltas[0].matrix())
-
-
 def merged(lm: LanguageModel, edit: Edit) -> LanguageModel:
     hf = copy.deepcopy(lm.hf)
     for update in edit.deltas:
@@ -326,19 +292,6 @@ def test_an_edit_without_keys_has_no_other_policy() -> None:
             repolicy(lm, edit, policy)
 
 
-@pytest.mark.parametrize("layer", [-1, 4, 99])
-def test_a_layer_that_is_not_there_has_a_sentence(layer: int) -> None:
-    lm = tiny_model()
-    with pytest.raises(EditError, match=f"Layer {layer} does not exist. 'tiny-llama' has layers 0 to 3"):
-        solve(lm, [REQUEST], config("r-rome", layer=layer), moments={layer: random_moment(lm, LAYER)})
-
-
-@pytest.mark.parametrize(("n", "sentence"), [(0, "There is no fact"), (2, "r-rome edits one fact at a time; 2 were")])
-def test_one_request_at_a_time(n: int, sentence: str) -> None:
-    with pytest.raises(EditError, match=sentence):
-        solve(tiny_model(), [REQUEST] * n, config("r-rome"))
-
-
 def test_a_c_of_another_layer_or_model_is_refused() -> None:
     lm = tiny_model()
     with pytest.raises(MomentError, match="No C was given for layer 1"):
@@ -347,45 +300,6 @@ def test_a_c_of_another_layer_or_model_is_refused() -> None:
         solve(lm, [REQUEST], config("r-rome"), moments={1: random_moment(tiny_model(seed=1), 1)})
     with pytest.raises(MomentError, match="layer"):  # filed under a layer that it is not of
         solve(lm, [REQUEST], config("r-rome"), moments={1: random_moment(lm, 2)})
-
-
-def test_where_replay_is_wrong_the_edit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = solved(tiny_model(), "r-rome")
-    lm = tiny_model()
-    lm.remember(REPLAY, (), lambda: "Not on this model.")
-    monkeypatch.setattr("rome_core.editing.value.run_block", None)  # and is not touched
-
-    found = solved(lm, "r-rome")
-
-    torch.testing.assert_close(found.deltas[0].matrix(), expected.deltas[0].matrix(), rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("subject", "target"),
-    [
-        ("東京", "Rome"), ("Eiffel Tower", "東京"), ("Eiffel Tower", "the city of São Paulo"), ("Paris", "Paris"),
-        ("🐉", "Köln"),
-    ],
-)  # fmt: skip
-def test_unusual_subjects_and_targets(subject: str, target: str) -> None:
-    """Multi-byte and multi-token ones, a subject that occurs twice, a target that is the subject: v* is what the
-    edited module gives at the subject's last token, and it is nearer to the target."""
-    lm = tiny_model("gpt2")
-    request = EditRequest(Prompt("The city of Paris and {} is in the country of", subject), target)
-
-    edit = solve(lm, [request], config("p-rome", steps=8), moments={LAYER: random_moment(lm, LAYER)})
-
-    encoded, point = encode(lm.tokenizer, request.prompt), Point("mlp_out", LAYER)
-    value = activations(lm, batch_of(lm, [encoded.ids]), [point], edits=[edit])[point][0, encoded.last_subject]
-    torch.testing.assert_close(value, edit.v_0 + edit.keys.prompts.bias + edit.keys.delta, rtol=1e-3, atol=1e-3)
-    assert edit.history[-1].nll < edit.history[0].nll
-
-
-def test_a_target_that_never_becomes_likely_is_seen_in_the_history() -> None:
-    edit = solved(tiny_model(), "r-rome", clamp=0.1, steps=6)
-
-    assert len(edit.history) == 6 and edit.history[-1].p_target < 0.1
-    assert edit.history[-1].delta_norm == pytest.approx(edit.history[-1].limit, rel=1e-5)
 
 
 def test_every_method_has_a_name_a_title_and_a_formula() -> None:
@@ -423,18 +337,3 @@ def test_equal_keys_ask_once() -> None:
     plain = solved(lm, "p-rome", prefixes=("",))
 
     torch.testing.assert_close(edit.deltas[0].matrix(), plain.deltas[0].matrix(), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(("at", "row"), [("bare prompt", 0), ("prefixed prompts", None)])
-def test_the_clamp_is_in_units_of_the_value_at_the_chosen_place(at: str, row: int | None) -> None:
-    lm = tiny_model()
-    norms = []
-    for prefix in PREFIXES:
-        ids = lm.tokenizer(prefix + REQUEST.prompt.text[: REQUEST.prompt.span[1]])["input_ids"]
-        _, values = plain_states(lm, ids, lm.layout.module("mlp_out", LAYER))
-        norms.append(float(values[-1].norm()))
-
-    edit = solved(lm, "h-rome", scale_at=at, clamp=2.0)
-
-    expected = norms[row] if row is not None else float(np.median(norms))
-    assert edit.history[0].limit == pytest.approx(2 * expected, rel=1e-4)
