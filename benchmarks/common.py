@@ -75,14 +75,15 @@ def with_memory(call: Callable[[], T]) -> tuple[T, float, int | None, int | None
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide what this one takes
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = memory_of("VmRSS")
     result, seconds = timed(call)
     if before is not None:
-        peak = _status("VmHWM")
+        peak = memory_of("VmHWM")
     return result, seconds, peak, None if before is None or peak is None else peak - before
 
 
-def _status(field: str) -> int:
+def memory_of(field: str) -> int:
+    """Bytes that the kernel counts for this process, by its own name: VmRSS, VmHWM."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

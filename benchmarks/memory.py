@@ -1,0 +1,61 @@
+"""How much a process grows by diagnosing: one edit a hundred times, and a list of a hundred requests.
+
+python -m benchmarks.memory
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+
+from benchmarks.common import MEGABYTE, machine, memory_of, parse, parser_of, write
+from rome_core import EditRequest, LanguageModel, Prompt, diagnose, load_facts, load_model, solve
+from rome_core.diagnosis.many import diagnose_many
+from rome_core.editing.methods.n_rome import NRome
+
+REQUEST = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
+FIRST = 5  # after so many the allocator and the caches have what they need
+
+
+def growth(steps: Iterator[object]) -> float:
+    """MB that the process grows by, from the fifth step to the last."""
+    for _ in zip(range(FIRST), steps, strict=False):
+        pass
+    before = resident()
+    for _ in steps:
+        pass
+    return (resident() - before) / MEGABYTE
+
+
+def resident() -> int:
+    gc.collect()
+    return memory_of("VmRSS")
+
+
+def repeated(call: Callable[[], object], n: int) -> Iterator[object]:
+    return (call() for _ in range(n))
+
+
+def of_list(lm: LanguageModel, n: int) -> Iterator[object]:
+    """Short searches: what is kept does not depend on how long they are."""
+    requests = [fact.request for fact in load_facts()[:n]]
+    return diagnose_many(lm, requests, NRome(steps=2, n_prefixes=2))
+
+
+def main() -> None:
+    parser = parser_of(__doc__ or "")
+    parser.add_argument("--n", type=int, default=100)
+    options = parse(parser)
+    lm = load_model()
+    edit = solve(lm, [REQUEST], NRome(steps=2, n_prefixes=2))
+    grown = {
+        "one edit": growth(repeated(lambda: diagnose(lm, edit), FIRST + options.n)),
+        "a list of requests": growth(of_list(lm, FIRST + options.n)),
+    }
+    for name, megabytes in grown.items():
+        print(f"{name}, {options.n} diagnoses after the first {FIRST}: {megabytes:.1f} MB")
+    write(options.out, machine=machine(lm), memory=[grown])
+
+
+if __name__ == "__main__":
+    main()
