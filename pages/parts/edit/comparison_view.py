@@ -21,7 +21,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts, same_fact
-from rome_core.evaluation.comparison import COLUMNS, Row, Task, bench, comparison_csv, comparison_json
+from rome_core.evaluation.comparison import COLUMNS, MethodRow, Trial, compare_methods, comparison_csv, comparison_json
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -32,9 +32,9 @@ class Run:
     """What a comparison was asked, and its rows so far."""
 
     fingerprint: str
-    task: Task
+    task: Trial
     below: tuple[Edit, ...]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[MethodRow, ...] = ()
 
 
 def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
@@ -58,7 +58,7 @@ def view(lm: LanguageModel, wanted: EditRequest | None, config: MethodConfig, be
         actions(lm, job.partial)
 
 
-def task_form(wanted: EditRequest) -> Task:
+def task_form(wanted: EditRequest) -> Trial:
     """The prompts that test the edits: the project's own where it has the fact, else the user's."""
     asked = choose_questions(wanted, ALL)
     paraphrases, neighbours = (tuple(q.text for q in asked if q.kind == kind) for kind in ("paraphrase", "neighbour"))
@@ -80,7 +80,7 @@ def task_form(wanted: EditRequest) -> Task:
             "Temperature", 0.0, 2.0, 0.0, 0.1, key="bench-heat", width=130, help="Of the text; 0: the likeliest token."
         )
         seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
-    return Task(
+    return Trial(
         wanted, paraphrases, neighbours, generation_texts(wanted)[0], temperature=float(temperature), seed=int(seed)
     )
 
@@ -97,14 +97,14 @@ def configs_like(lm: LanguageModel, config: MethodConfig, wanted: EditRequest | 
     return [resolve(lm, with_settings_of(touched, method), asked) for method in METHODS.values()]
 
 
-def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
+def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
     moments = {
         layer: C for config in configs for layer in config.layers if (C := moment_panel.chosen(lm, layer)) is not None
     }
 
     def work(job: track.Job) -> None:
         job.partial = Run(lm.fingerprint, task, below)
-        for row in bench(lm, task, configs, moments=moments, edits=below, track=job.track):
+        for row in compare_methods(lm, task, configs, moments=moments, edits=below, track=job.track):
             job.partial = replace(job.partial, rows=(*job.partial.rows, row))
 
     former = session.recall(JOB)
@@ -139,7 +139,7 @@ SHORT = {
 }
 
 
-def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+def table_rows(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
     """A line a method that ran. A measure that has no prompts has no column."""
     names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     return [
@@ -168,7 +168,7 @@ def caption(lm: LanguageModel, run: Run) -> str:
     )
 
 
-def seed_of(rows: Sequence[Row]) -> str:
+def seed_of(rows: Sequence[MethodRow]) -> str:
     return ", ".join(sorted({str(getattr(row.config, "seed", "–")) for row in rows if row.config})) or "–"
 
 
@@ -219,7 +219,7 @@ def actions(lm: LanguageModel, run: Run) -> None:
         st.caption(literal(f"Among this session's edits: {', '.join(active)}."))
 
 
-def activate(row: Row) -> None:
+def activate(row: MethodRow) -> None:
     """Put a row's edit among this session's, switched on, in place of another one of the same fact."""
     edit = row.edit
     assert edit is not None

@@ -14,7 +14,7 @@ from pages.shared import probe_panel, session
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
-from rome_core.evaluation.sequence.curves import collapse, curves, held, own_checks, records_csv
+from rome_core.evaluation.sequence.curves import collapse, curves, own_checks, records_csv, score_held
 from rome_core.evaluation.sequence.folder import Record, SequenceRun, run_json
 from rome_core.evaluation.sequence.steps import load_merged
 
@@ -47,7 +47,7 @@ def chart(figure: object, key: str, name: str) -> None:
 def metrics(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
     """Where the run stands now."""
     first, last = records[0], records[-1]
-    own = held([check for record in records[1:] for check in own_checks(record)])
+    own = score_held([check for record in records[1:] for check in own_checks(record)])
     kept = next((score for score in reversed(curves(records).retention) if score), None)
     broken = collapse(records, factor)
     metric_row(
