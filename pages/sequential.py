@@ -13,7 +13,7 @@ from pages.shared import edit_form, fact_sets, frame, session, track
 from pages.shared.forms import config_form
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, LanguageModel
-from rome_core.evaluation.runs.runner import choose_facts
+from rome_core.evaluation.runs.execution import choose_facts
 from rome_core.evaluation.sequence.curves import COLLAPSED
 from rome_core.evaluation.sequence.folder import Pace, SequenceRun
 from rome_core.evaluation.sequence.start import SequenceStart, branch_facts

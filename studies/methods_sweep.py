@@ -23,7 +23,7 @@ from rome_core import load_model
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
-from rome_core.evaluation import ask, pairs_of, questions_about, score_pairs, summarise_values
+from rome_core.evaluation import ask, pairs_of, questions_about, score_pairs, summarise
 from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
 from studies.common import RESULTS, append, read
@@ -57,7 +57,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(record["variant"] for record in records):
         some = [record for record in records if record["variant"] == name and not record.get("error")]
         if some:
-            scores = summarise_values([score_pairs(record["case"]) for record in some])
+            scores = summarise([score_pairs(record["case"]) for record in some])
             cells = " | ".join(cell(scores[score]) for score in SCORES)
             lines.append(f"| {name} | {len(some)} | {cells} | {median(r['relative_norm'] for r in some):.3g} |")
     return lines

@@ -33,7 +33,7 @@ from rome_core.evaluation import (
     perplexity,
     questions_about,
     score_pairs,
-    summarise_values,
+    summarise,
 )
 from rome_core.evaluation.solving import solve_by_each
 from rome_core.facts.datasets import facts_of
@@ -72,7 +72,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
         failed = sum(record["method"] == name for record in records) - len(some)
         if not some:
             continue
-        scores = summarise_values([score_pairs(record["case"]) for record in some])
+        scores = summarise([score_pairs(record["case"]) for record in some])
         ratios = [math.inf if r["perplexity_ratio"] is None else r["perplexity_ratio"] for r in some]
         norms, seconds = (
             f"{median(r[key] for r in some):.3g}" if name != BEFORE else "" for key in ("relative_norm", "seconds")

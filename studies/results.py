@@ -14,7 +14,14 @@ from pathlib import Path
 
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
-from rome_core.evaluation.runs.tables import as_markdown, columns, in_common, lines, merged, wanted_columns
+from rome_core.evaluation.runs.tables import (
+    as_markdown,
+    columns_for,
+    common_rows,
+    merge_unedited,
+    present_columns,
+    score_lines,
+)
 from studies.common import RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -47,7 +54,7 @@ def command(about: dict[str, object]) -> str:
 
 
 def section(store: Store) -> Iterator[str]:
-    about, rows = store.about, in_common(store.rows())
+    about, rows = store.about, common_rows(store.rows())
     n = len({row.position for row in rows})
     known = {row.position for row in rows if row.known}
     missing = "" if n >= int(str(about["records"])) else f" of {about['records']} that were asked for"
@@ -59,14 +66,14 @@ def section(store: Store) -> Iterator[str]:
         f"`{about['facts_hash']}`.\n"
     )
     yield f"```\n{command(about)}\n```\n"
-    found = merged(lines(rows))
-    names = columns(found, wanted_columns(rows))
+    found = merge_unedited(score_lines(rows))
+    names = present_columns(found, columns_for(rows))
     yield "All records:\n"
     yield as_markdown(found, names) + "\n"
     if 1 < len(known) < n:
         yield "The records that the unedited model knows:\n"
-        some = merged(lines(rows, known_only=True))
-        yield as_markdown(some, columns(some, names)) + "\n"
+        some = merge_unedited(score_lines(rows, known_only=True))
+        yield as_markdown(some, present_columns(some, names)) + "\n"
     used, sittings = about["versions"], store.sittings()
     spent = sum(sitting["seconds"] for sitting in sittings)
     timed, all_parts = sum(sitting["parts"] for sitting in sittings), -(-n // about["group"]) * len(about["methods"])

@@ -12,7 +12,7 @@ from statistics import median
 
 from pages.parts.sequence.figures import curves_figure
 from pages.shared.style import LIGHT
-from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, held, own_checks
+from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, own_checks, score_held
 from rome_core.evaluation.sequence.folder import SequenceRun, runs_in
 from studies.common import RESULTS
 from studies.figures import IMAGES
@@ -37,7 +37,10 @@ def table(runs: list[SequenceRun]) -> list[str]:
     ]
     for run in runs:
         first, last, broken = run.records[0], run.records[-1], collapse(run.records)
-        own, end = held([check for record in run.records for check in own_checks(record)]), held(last.checks)
+        own, end = (
+            score_held([check for record in run.records for check in own_checks(record)]),
+            score_held(last.checks),
+        )
         seconds = median(r.solve_seconds / len(r.facts) for r in run.records if r.facts)  # a run may have been paused
         large = f"{last.perplexity:.3g}" if math.isfinite(last.perplexity) else "beyond numbers"
         lines.append(

@@ -44,14 +44,14 @@ import sys
 import rome_core.cli.evaluate as command
 from rome_core import METHODS, Prompt, EditRequest
 from rome_core.editing.methods import markdown_table
-from rome_core.evaluation.comparison import Task, bench
+from rome_core.evaluation.comparison import Trial, compare_methods
 from streamlit.testing.v1 import AppTest
 from tests.tiny import REQUEST, tiny_model
 
 assert list(METHODS)[-1] == "toy", list(METHODS)
 assert "| `toy` | A toy:" in markdown_table(METHODS)
 lm = tiny_model()
-rows = list(bench(lm, Task(REQUEST), [METHODS["toy"]()]))
+rows = list(compare_methods(lm, Trial(REQUEST), [METHODS["toy"]()]))
 assert rows[-1].method == "toy" and rows[-1].edit is not None and not rows[-1].error
 command.load_model = lambda *args, **options: lm
 quick = ["--neighbours", "1", "--generated", "0", "--passages", "0"]

@@ -11,23 +11,23 @@ import torch
 from tqdm import tqdm
 
 from rome_core.cli.terminal import (
-    chosen_from,
+    choose_from,
     fact_arguments,
     facts_from,
-    guarded,
     method_names,
     model_arguments,
     progress,
+    run_guarded,
     source_of,
 )
 from rome_core.editing.methods import METHODS
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.generation_measures import load_references
+from rome_core.evaluation.runs.execution import carry_out, with_layers
 from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.runs.ray_workers import ray_workers
-from rome_core.evaluation.runs.runner import run, with_layers
 from rome_core.evaluation.runs.store import Store
-from rome_core.evaluation.runs.tables import as_text, columns, export, lines, merged, wanted_columns
+from rome_core.evaluation.runs.tables import as_text, columns_for, export, merge_unedited, present_columns, score_lines
 from rome_core.evaluation.runs.work import Plan
 from rome_core.model.language_model import load_model
 from rome_core.settings import about
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         work(args)
     store = Store(args.out)
     rows = store.rows()
-    found = merged(lines(rows, known_only=args.known_only))
-    print(as_text(found, columns(found, wanted_columns(rows))))
+    lines = merge_unedited(score_lines(rows, known_only=args.known_only))
+    print(as_text(lines, present_columns(lines, columns_for(rows))))
     for path in export(store, known_only=args.known_only):
         print(path)
     return 0
@@ -78,7 +78,7 @@ def work(args: argparse.Namespace) -> None:
     load = partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
     lm = load()
     plan = Plan(
-        facts=chosen_from(facts, args, lm),
+        facts=choose_from(facts, args, lm),
         methods=with_layers(configs, [int(layer) for layer in args.layers.split(",") if layer]),
         measures=MeasureSettings(**{name: getattr(args, name) for name in about(MeasureSettings)}),
         group=max(1, args.group),
@@ -92,14 +92,14 @@ def work(args: argparse.Namespace) -> None:
     workers = (
         ray_workers(args.workers, load, threads=args.threads, gpus=args.gpus, address=args.address) if spread else None
     )
-    for row in run(lm, plan, args.out, workers=workers, track=progress):
+    for row in carry_out(lm, plan, args.out, workers=workers, track=progress):
         if row.error:
             tqdm.write(f"{row.method}, {row.subject}: {row.error}")
 
 
 def command() -> int:
 
-    return guarded(main, "What is finished is kept: the same command goes on with the rest.")
+    return run_guarded(main, "What is finished is kept: the same command goes on with the rest.")
 
 
 if __name__ == "__main__":

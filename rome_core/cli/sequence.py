@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rome_core.cli.terminal import chosen_from, fact_arguments, facts_from, guarded, model_arguments, progress
+from rome_core.cli.terminal import choose_from, fact_arguments, facts_from, model_arguments, progress, run_guarded
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.errors import DataError
@@ -71,23 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def work(args: argparse.Namespace) -> SequenceRun:
     """Begin the run, or go on with it, to its end."""
     lm = load_model(args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
-    run = open_run(args.out) if args.resume else begun(args, lm)
+    run = open_run(args.out) if args.resume else open_or_begin(args, lm)
     for record in edit_in_sequence(lm, run, track=progress):
         if record.texts or record.error:
-            tqdm.write(sentence(record))
+            tqdm.write(describe_step(record))
     return run
 
 
-def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
+def open_or_begin(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
-    config = configured(args.method, args.set)
-    facts = chosen_from(facts_from(args), args, lm)
+    config = read_config(args.method, args.set)
+    facts = choose_from(facts_from(args), args, lm)
     pace = Pace(**{name: getattr(args, name) for name in about(Pace)})
     if (args.out / "run.json").exists():
         run = open_run(args.out)
         if args.branch_of is not None and set(facts) <= set(run.plan.facts):
             facts = run.plan.facts  # a branch begins with those of its parent
-        if planned(lm, run.plan, facts, config, pace, args.order_seed) != run.plan:
+        if plan_as_then(lm, run.plan, facts, config, pace, args.order_seed) != run.plan:
             raise DataError(
                 f"The run in '{args.out}' was begun with other settings.", "", "Choose another folder, or add --resume."
             )
@@ -103,7 +103,7 @@ def begun(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     return branch_run(former, step, args.out, lm, plan)
 
 
-def planned(
+def plan_as_then(
     lm: LanguageModel, old: SequencePlan, facts: Sequence[Fact], config: MethodConfig, pace: Pace, seed: int
 ) -> SequencePlan:
     """What the arguments would plan, with the prefixes that were sampled then."""
@@ -113,7 +113,7 @@ def planned(
     return SequencePlan(config, tuple(facts), pace, seed)
 
 
-def configured(method: str, settings: Sequence[str]) -> MethodConfig:
+def read_config(method: str, settings: Sequence[str]) -> MethodConfig:
     """A method's config with some fields set by NAME=VALUE."""
     values: dict[str, Any] = {}
     names = [field.name for field in fields(METHODS[method])]
@@ -131,7 +131,7 @@ def configured(method: str, settings: Sequence[str]) -> MethodConfig:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def sentence(record: Record) -> str:
+def describe_step(record: Record) -> str:
     """One line about a step."""
     if record.error:
         return f"{record.edited} facts: {record.error}"
@@ -146,7 +146,7 @@ def report(records: Sequence[Record]) -> None:
     """The steps at which everything was checked, and the collapse."""
     for record in records:
         if record.step and record.texts:
-            print(sentence(record))
+            print(describe_step(record))
     failed = sum(bool(record.error) for record in records)
     broken = collapse(records)
     if records:
@@ -162,7 +162,7 @@ def write_table(path: Path, records: Sequence[Record]) -> Path:
 
 
 def command() -> int:
-    return guarded(main, "What is finished is kept: the same command goes on with the rest.")
+    return run_guarded(main, "What is finished is kept: the same command goes on with the rest.")
 
 
 if __name__ == "__main__":

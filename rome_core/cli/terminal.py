@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from rome_core.editing.methods import METHODS
 from rome_core.errors import DataError, RomeError
-from rome_core.evaluation.runs.runner import choose_facts, choose_known, described
+from rome_core.evaluation.runs.execution import choose_facts, choose_known, describe_facts
 from rome_core.evaluation.runs.store import OWN_SET
 from rome_core.facts.datasets import Fact, facts_of, load_facts
 from rome_core.model.default_model import DEFAULT_MODEL
@@ -58,7 +58,7 @@ def facts_from(args: argparse.Namespace) -> list[Fact]:
     return facts_of("test", facts) if args.part == "test" else list(facts)
 
 
-def chosen_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageModel) -> tuple[Fact, ...]:
+def choose_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageModel) -> tuple[Fact, ...]:
     """As many of the facts as the arguments ask for, in their order."""
     if args.choose == "known":
         return choose_known(lm, facts, args.records, args.order_seed, progress)
@@ -68,7 +68,7 @@ def chosen_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageMod
 def source_of(args: argparse.Namespace) -> str:
     """The facts in a few words."""
     name = OWN_SET if args.facts is None else args.facts.name
-    return described(name, test_only=args.part == "test", known_only=args.choose == "known")
+    return describe_facts(name, test_only=args.part == "test", known_only=args.choose == "known")
 
 
 def method_names(text: str) -> list[str]:
@@ -79,7 +79,7 @@ def method_names(text: str) -> list[str]:
     return names
 
 
-def guarded(main: Callable[[Sequence[str] | None], int], again: str) -> int:
+def run_guarded(main: Callable[[Sequence[str] | None], int], again: str) -> int:
     """Run a command: what goes wrong is one sentence, Ctrl+C keeps what is finished. again: how to go on."""
     try:
         return main(None)

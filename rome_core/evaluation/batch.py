@@ -102,11 +102,11 @@ def edit_batch(
 
 def measure_batch(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
     """What each solved request's prompts say without the edits and with all of them."""
-    asked = [_questions(request) for request in batch.done]
+    by_request = [_questions(request) for request in batch.done]
     stacks = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
-    every = [question for questions in asked for question in questions]
-    before, after = (iter(ask(lm, every, edits=stack)) for stack in stacks)
-    for questions in asked:
+    questions_of_all = [question for questions in by_request for question in questions]
+    before, after = (iter(ask(lm, questions_of_all, edits=stack)) for stack in stacks)
+    for questions in by_request:
         values: dict[str, list[tuple[float, float]]] = {}
         for question in questions:
             left, right = next(before), next(after)

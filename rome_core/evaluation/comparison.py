@@ -36,7 +36,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """What every method is asked: the request, prompts that test it, and a text to go on with.
 
     Without paraphrases or neighbours their measures are absent. temperature 0 is greedy; seed: of the text.
@@ -52,7 +52,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class MethodRow:
     """One method's outcome, or the reason why there is none. The row named "before" is the model without an edit.
 
     values: by the names of COLUMNS, probabilities as geometric means over the new object's tokens. shared: the method
@@ -69,23 +69,23 @@ class Row:
     error: str = ""
 
 
-def bench(
+def compare_methods(
     lm: LanguageModel,
-    task: Task,
+    task: Trial,
     configs: Sequence[MethodConfig],
     *,
     moments: Mapping[int, Moment] | None = None,
     edits: Sequence[Edit] = (),
     track: Track = silent,
-) -> Iterator[Row]:
+) -> Iterator[MethodRow]:
     """The row of the unedited model, then one a method as they finish, each solved by itself on top of `edits`.
 
     moments: C by layer; a layer that is not among them takes the shipped or cached one, or estimates it.
     """
     before = _next_log_probs(lm, task.neighbours, edits) if task.neighbours else None
-    yield Row("before", values=_values(lm, task, edits), text=_text(lm, task, edits))
+    yield MethodRow("before", values=_values(lm, task, edits), text=_text(lm, task, edits))
     for solved in solve_by_each(lm, task.request, configs, moments=moments, edits=edits, track=track):
-        row, edit = Row(solved.config.name, solved.config, shared=solved.shared, error=solved.error), solved.edit
+        row, edit = MethodRow(solved.config.name, solved.config, shared=solved.shared, error=solved.error), solved.edit
         if edit is None:
             yield row
             continue
@@ -101,7 +101,7 @@ def bench(
             yield replace(row, shared="", error=explain(error))
 
 
-def _values(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> dict[str, float]:
+def _values(lm: LanguageModel, task: Trial, edits: Sequence[Edit]) -> dict[str, float]:
     """Mean geometric-mean probability of the new object on each kind of prompt that there is."""
     kinds = {"efficacy": (task.request.prompt.text,), "paraphrase": task.paraphrases, "neighbour": task.neighbours}
     target = as_target(task.request.target_new)
@@ -109,7 +109,7 @@ def _values(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> dict[str, f
     return {kind: sum(next(scored).p_mean for _ in texts) / len(texts) for kind, texts in kinds.items() if texts}
 
 
-def _text(lm: LanguageModel, task: Task, edits: Sequence[Edit]) -> str:
+def _text(lm: LanguageModel, task: Trial, edits: Sequence[Edit]) -> str:
     if not task.opening.strip():
         return ""
     return generate(lm, task.opening, task.new_tokens, edits=edits, temperature=task.temperature, seed=task.seed)
@@ -122,7 +122,7 @@ def _next_log_probs(lm: LanguageModel, texts: Sequence[str], edits: Sequence[Edi
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def comparison_csv(rows: Sequence[Row]) -> str:
+def comparison_csv(rows: Sequence[MethodRow]) -> str:
     """One line a method; a measure without prompts has no column."""
     names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     return csv_text(
@@ -131,7 +131,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
     )
 
 
-def comparison_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: Sequence[Edit] = ()) -> str:
+def comparison_json(lm: LanguageModel, task: Trial, rows: Sequence[MethodRow], edits: Sequence[Edit] = ()) -> str:
     """The rows with everything needed to make them again: model, request, prompts, seeds, every method's settings."""
     record = {
         "model": lm.name,
@@ -144,7 +144,7 @@ def comparison_json(lm: LanguageModel, task: Task, rows: Sequence[Row], edits: S
     return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _record(row: MethodRow) -> dict[str, Any]:
     used = row.edit.config if row.edit else row.config
     return {
         "method": row.method,

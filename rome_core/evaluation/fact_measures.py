@@ -83,10 +83,10 @@ def score_answers(answers: Sequence[Answer]) -> dict[str, float]:
     by_kind: dict[str, list[Answer]] = {}
     for answer in answers:
         by_kind.setdefault(answer.question.kind, []).append(answer)
-    values = _score_leads({kind: [answer.lead for answer in some] for kind, some in by_kind.items()})
+    values = _score_leads({kind: [answer.lead for answer in answers] for kind, answers in by_kind.items()})
     for name, read in _ACCURACIES.items():
-        if some := by_kind.get(_READ_ON[name]):
-            values[name] = float(np.mean([read(answer) for answer in some]))
+        if read_on := by_kind.get(_READ_ON[name]):
+            values[name] = float(np.mean([read(answer) for answer in read_on]))
     return values
 
 
@@ -149,13 +149,13 @@ def measure_fact(
     return Measured(
         fact.id,
         answers,
-        _written(lm, fact, settings, edits, prefix),
+        _sample_texts(lm, fact, settings, edits, prefix),
         perplexity(lm, passages, edits=edits) if passages else None,
         log_p,
     )
 
 
-def _written(
+def _sample_texts(
     lm: LanguageModel, fact: Fact, settings: MeasureSettings, edits: Sequence[Edit], prefix: str
 ) -> tuple[str, ...]:
     """Sampled texts that begin with the fact's generation prompts; where it has none, with its edit prompt."""

@@ -37,8 +37,8 @@ class References:
     are taken from these texts themselves, each one being a document."""
 
     def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
-        self.texts = {name: " ".join(some) for name, some in texts.items() if some}
-        documents = [set(_terms(text)) for some in texts.values() for text in some]
+        self.texts = {name: " ".join(about) for name, about in texts.items() if about}
+        documents = [set(_terms(text)) for about in texts.values() for text in about]
         frequency = Counter(term for document in documents for term in document)
         self._idf = {term: math.log((1 + len(documents)) / (1 + n)) + 1 for term, n in frequency.items()}
 
@@ -60,8 +60,8 @@ def load_references(path: str | Path) -> References:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"The reference texts '{path}' cannot be read.", str(error), hint) from None
-    lists = isinstance(data, dict) and all(isinstance(some, list) for some in data.values())
-    if not lists or not all(isinstance(text, str) for some in data.values() for text in some):
+    lists = isinstance(data, dict) and all(isinstance(about, list) for about in data.values())
+    if not lists or not all(isinstance(text, str) for about in data.values() for text in about):
         raise DataError(f"'{path}' is no table from objects to lists of texts.", "", hint)
     return References(data)
 

@@ -12,7 +12,7 @@ from rome_core.editing.second_moment import moments_for
 from rome_core.editing.shared_search import policies
 from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
 from rome_core.evaluation.fact_measures import score_pairs
-from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.evaluation.scores import Score, summarise
 from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
@@ -87,7 +87,7 @@ def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score
     """Scores with intervals of one policy, layers in ascending order; facts that could not be edited are left out."""
     layers = sorted({record.layer for record in records if policy in record.cases})
     return {
-        layer: summarise_values(
+        layer: summarise(
             [
                 score_pairs(record.cases[policy])
                 for record in records

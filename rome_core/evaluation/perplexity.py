@@ -29,12 +29,12 @@ def perplexity(lm: LanguageModel, texts: Sequence[str] | None = None, *, edits: 
     rows = sorted((row for row in rows if len(row) > 1), key=len)
     total, count = 0.0, 0
     for at in range(0, len(rows), TEXTS_AT_ONCE):
-        some = rows[at : at + TEXTS_AT_ONCE]
-        batch = batch_of(lm, some)
+        chunk = rows[at : at + TEXTS_AT_ONCE]
+        batch = batch_of(lm, chunk)
         hidden = hidden_states(lm, batch, edits=edits)[:, :-1][batch.mask[:, 1:]]
-        wanted = batch.ids[:, 1:][batch.mask[:, 1:]]
-        for states, tokens in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
+        following = batch.ids[:, 1:][batch.mask[:, 1:]]
+        for states, tokens in zip(hidden.split(HEAD_ROWS), following.split(HEAD_ROWS), strict=True):
             log_probs = lm.unembed(states).float().log_softmax(-1)
             total -= float(log_probs.gather(1, tokens[:, None]).double().sum())
-        count += len(wanted)
+        count += len(following)
     return math.exp(min(total / max(count, 1), 700.0)) if math.isfinite(total) else math.inf

@@ -61,8 +61,8 @@ def summarise_probes(changes: Sequence[Change]) -> dict[str, tuple[Score, Score]
     bootstrap intervals over the questions."""
     shares: dict[str, tuple[Score, Score]] = {}
     for kind in KINDS:
-        some = [change for change in changes if change.question.kind == kind]
-        if some:
-            before = mean_score([float(change.before.lead > 0) for change in some])
-            shares[kind] = before, mean_score([float(change.after.lead > 0) for change in some])
+        alike = [change for change in changes if change.question.kind == kind]
+        if alike:
+            before = mean_score([float(change.before.lead > 0) for change in alike])
+            shares[kind] = before, mean_score([float(change.after.lead > 0) for change in alike])
     return shares

@@ -25,7 +25,7 @@ class Score:
     n: int
 
 
-def summarise_values(values: Sequence[Mapping[str, float]], *, seed: int = 0) -> dict[str, Score]:
+def summarise(values: Sequence[Mapping[str, float]], *, seed: int = 0) -> dict[str, Score]:
     """Every measure's mean over the facts that have it, with its interval and count; and the scores S made of means.
 
     The bootstrap draws facts, not prompts, because the prompts of one fact go together.

@@ -14,7 +14,7 @@ from rome_core import METHODS, EditRequest, Prompt
 from rome_core.editing import presets
 from rome_core.editing.presets import Preset, resolve
 from rome_core.editing.shared_search import added_to
-from rome_core.evaluation.comparison import Row
+from rome_core.evaluation.comparison import MethodRow
 from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
 
@@ -102,10 +102,10 @@ def test_methods_of_many_keys_do_not_take_over_the_layer_of_a_first_token(monkey
 def test_the_figure_has_a_panel_a_measure_and_names_the_finding() -> None:
     edit = random_edit(tiny_model())
     rows = [
-        Row("before", values={"efficacy": 0.1, "neighbour": 0.0}),
-        Row("a", edit=edit, values={"efficacy": 0.9, "neighbour": 0.1, "nkl": 0.5, "seconds": 2.0}),
-        Row("b", edit=edit, values={"efficacy": 0.8, "neighbour": 0.0, "nkl": 0.01, "seconds": 1.0}),
-        Row("c", error="There is no checkpoint."),
+        MethodRow("before", values={"efficacy": 0.1, "neighbour": 0.0}),
+        MethodRow("a", edit=edit, values={"efficacy": 0.9, "neighbour": 0.1, "nkl": 0.5, "seconds": 2.0}),
+        MethodRow("b", edit=edit, values={"efficacy": 0.8, "neighbour": 0.0, "nkl": 0.01, "seconds": 1.0}),
+        MethodRow("c", error="There is no checkpoint."),
     ]
     fig = bench_figure.methods_figure(rows, "caption", LIGHT)
 

@@ -294,20 +294,6 @@ def test_an_edit_of_the_session_can_be_diagnosed(page: AppTest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policies", "offered"),
-    [
-        ({"rome": BROKEN, "r-rome": SAFE, "h-rome": SAFE, "n-rome": SAFE}, "n-rome"),
-        ({"rome": BROKEN, "r-rome": BROKEN, "h-rome": SAFE, "p-rome": SAFE}, "h-rome"),
-        ({"rome": BROKEN, "p-rome": SAFE}, None),
-    ],
-)
-def test_the_policy_offered_is_a_safe_one(policies: dict[str, Diagnosis], offered: str | None) -> None:
-    edit = replace(random_edit(tiny_model()), method="rome")
-
-    assert Foresight(edit, (), BROKEN, policies).safest == offered
-
-
-@pytest.mark.parametrize(
     ("perplexities", "word"),
     [
         ((87.0, 14_204.0), "broken"),

@@ -16,10 +16,10 @@ from pages.parts.evaluation.figures import bars, caption_of, has, scatter
 from pages.parts.evaluation.run import parquet, shown
 from pages.shared import fact_sets
 from pages.shared.style import DARK, LIGHT, Theme
+from rome_core.evaluation.runs.execution import carry_out
 from rome_core.evaluation.runs.request import RunRequest
-from rome_core.evaluation.runs.runner import run
 from rome_core.evaluation.runs.store import Row, Store
-from rome_core.evaluation.runs.tables import lines, scores_csv
+from rome_core.evaluation.runs.tables import score_lines, scores_csv
 from rome_core.facts.datasets import Facts
 from rome_core.files import cache_dir
 from studies.results import keep
@@ -82,7 +82,9 @@ def test_only_facts_that_the_model_knows(page: AppTest, monkeypatch: pytest.Monk
     evaluated(page)
     assert "knows none of the 4 facts" in texts(page.error)
 
-    monkeypatch.setattr("rome_core.evaluation.runs.runner.known_facts", lambda lm, some: [f == FACTS[2] for f in some])
+    monkeypatch.setattr(
+        "rome_core.evaluation.runs.execution.known_facts", lambda lm, some: [f == FACTS[2] for f in some]
+    )
     evaluated(page)
     assert not page.error, texts(page.error)
     assert {metric.label: metric.value for metric in page.metric}["Facts edited"] == "1"
@@ -120,34 +122,19 @@ def asked(**changes: Any) -> RunRequest:
     return replace(RunRequest("cities", "hash", FACTS, 2, methods=("r-rome",), layers=(1,), measures=QUICK), **changes)
 
 
-def test_a_folder_serves_all_sizes_and_methods_of_the_same_settings() -> None:
-    lm = tiny()
-
-    assert asked().folder(lm) == asked(n=4, methods=("rome",)).folder(lm)
-    others = [
-        asked(order_seed=1),
-        asked(layers=()),
-        asked(group=2),
-        asked(test_only=False),
-        asked(set_hash="x"),
-        asked(known_only=True),
-    ]
-    assert len({a.folder(lm) for a in [asked(), *others]}) == 7
-
-
 def test_only_what_the_form_asks_for_is_shown(tmp_path: Path) -> None:
     lm, wide = tiny(), asked(methods=("rome", "r-rome"), prefixes=2, test_only=False)
-    list(run(lm, wide.plan(lm), tmp_path / "run"))
+    list(carry_out(lm, wide.plan(lm), tmp_path / "run"))
 
     some = shown(Store(tmp_path / "run"), replace(wide, n=1, methods=("rome",)))
 
     assert {(row.method, row.position) for row in some.rows} == {("rome@1", 0)}
-    assert parquet(lines(some.rows), some.about)[:4] == b"PAR1"
+    assert parquet(score_lines(some.rows), some.about)[:4] == b"PAR1"
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_figures_show_what_the_table_says(theme: Theme) -> None:
-    found = lines(rows_by_hand())
+    found = score_lines(rows_by_hand())
     fig = bars({"run": found}, "ES", "the caption", theme)
 
     assert [(bar.name, list(bar.x), list(bar.y)) for bar in fig.data] == [
@@ -187,6 +174,6 @@ def test_a_caption_says_what_the_numbers_rest_on() -> None:
 
 
 def test_the_csv_has_every_measure() -> None:
-    rows = list(csv.DictReader(io.StringIO(scores_csv(lines(rows_by_hand())))))
+    rows = list(csv.DictReader(io.StringIO(scores_csv(score_lines(rows_by_hand())))))
 
     assert {row["measure"] for row in rows} == {"ES", "PS", "NS", "NKL", "perplexity", "S"}

@@ -11,12 +11,12 @@ from plotly.subplots import make_subplots
 from pages.shared.style import AFTER, BEFORE, ROW, Theme, frame_figure
 from pages.shared.text import number
 from rome_core.evaluation.comparison import COLUMNS as MEASURED
-from rome_core.evaluation.comparison import Row
+from rome_core.evaluation.comparison import MethodRow
 
 COLUMNS = 3
 
 
-def methods_figure(rows: Sequence[Row], caption: str, theme: Theme) -> go.Figure:
+def methods_figure(rows: Sequence[MethodRow], caption: str, theme: Theme) -> go.Figure:
     """A panel a measure, a line a method, the same order everywhere; the model before the edit as a dotted line."""
     before, done = rows[0], [row for row in rows if row.edit]
     names = [name for name in MEASURED if any(name in row.values for row in done)]
@@ -62,7 +62,7 @@ def decades(values: Sequence[float | None]) -> list[float]:
     return [low - 0.1, max(high, low + 1) + 0.1]
 
 
-def title(done: Sequence[Row]) -> str:
+def title(done: Sequence[MethodRow]) -> str:
     """The finding: who reaches the new object, and who of those leaves the neighbours most alone."""
     if not done:
         return "Which method edits, and which leaves the rest alone?"

@@ -19,7 +19,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.before_after import choose_questions, find_own_fact, generation_texts
-from rome_core.evaluation.comparison import COLUMNS, Row, Task, bench, comparison_csv, comparison_json
+from rome_core.evaluation.comparison import COLUMNS, MethodRow, Trial, compare_methods, comparison_csv, comparison_json
 
 JOB = ("bench", "job")
 ALL = 50  # more than any fact has
@@ -30,9 +30,9 @@ class Run:
     """What a comparison was asked, and its rows so far."""
 
     fingerprint: str
-    task: Task
+    task: Trial
     below: tuple[Edit, ...]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[MethodRow, ...] = ()
 
 
 def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
@@ -56,7 +56,7 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig, b
         actions(lm, job.partial)
 
 
-def task_form(request: EditRequest) -> Task:
+def task_form(request: EditRequest) -> Trial:
     """The prompts that test the edits: the project's own where it has the fact, else the user's."""
     prompts = choose_questions(request, ALL)
     paraphrases, neighbours = (tuple(q.text for q in prompts if q.kind == kind) for kind in ("paraphrase", "neighbour"))
@@ -78,7 +78,7 @@ def task_form(request: EditRequest) -> Task:
             "Temperature", 0.0, 2.0, 0.0, 0.1, key="bench-heat", width=130, help="Of the text; 0: the likeliest token."
         )
         seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
-    return Task(
+    return Trial(
         request, paraphrases, neighbours, generation_texts(request)[0], temperature=float(temperature), seed=int(seed)
     )
 
@@ -95,7 +95,7 @@ def configs_like(lm: LanguageModel, config: MethodConfig, request: EditRequest |
     return [resolve(lm, with_settings_of(touched, method), requests) for method in METHODS.values()]
 
 
-def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
+def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
     moments = {
         layer: C for config in configs for layer in config.layers if (C := moment_panel.chosen(lm, layer)) is not None
     }
@@ -103,7 +103,7 @@ def start(lm: LanguageModel, task: Task, configs: list[MethodConfig], below: tup
     def work(job: track.Job[Run, None]) -> None:
         run = Run(lm.fingerprint, task, below)
         job.partial = run
-        for row in bench(lm, task, configs, moments=moments, edits=below, track=job.track):
+        for row in compare_methods(lm, task, configs, moments=moments, edits=below, track=job.track):
             job.partial = run = replace(run, rows=(*run.rows, row))
 
     session.stop_job(JOB)
@@ -136,7 +136,7 @@ SHORT = {
 }
 
 
-def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+def table_rows(rows: Sequence[MethodRow]) -> list[dict[str, str]]:
     """A line a method that ran. A measure that has no prompts has no column."""
     names = [name for name in COLUMNS if any(name in row.values for row in rows)]
     return [
@@ -165,7 +165,7 @@ def caption(lm: LanguageModel, run: Run) -> str:
     )
 
 
-def seed_of(rows: Sequence[Row]) -> str:
+def seed_of(rows: Sequence[MethodRow]) -> str:
     return ", ".join(sorted({str(getattr(row.config, "seed", "–")) for row in rows if row.config})) or "–"
 
 
@@ -212,7 +212,7 @@ def actions(lm: LanguageModel, run: Run) -> None:
         st.caption(literal(f"Among this session's edits: {', '.join(active)}."))
 
 
-def activate(row: Row) -> None:
+def activate(row: MethodRow) -> None:
     """Put a row's edit among this session's, switched on, in place of another one of the same fact."""
     assert row.edit is not None
     session.put_edit(row.edit, edit_label(row.edit), replaces=row.edit.requests)

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 from pages.shared import session, track
 from rome_core import LanguageModel, RomeError
+from rome_core.evaluation.runs.execution import carry_out
 from rome_core.evaluation.runs.request import RunRequest
-from rome_core.evaluation.runs.runner import run
 from rome_core.evaluation.runs.store import Row, Store
-from rome_core.evaluation.runs.tables import Line, as_parquet, lines
+from rome_core.evaluation.runs.tables import Line, as_parquet, score_lines
 from rome_core.files import STUDIES
 
 SHIPPED = STUDIES / "evaluation"
@@ -32,7 +32,7 @@ class Shown:
         now = (str(self.about), len(self.rows))
         before, found = session.recall(key) or (None, [])
         if before != now:
-            found = lines(self.rows, known_only=known_only)
+            found = score_lines(self.rows, known_only=known_only)
             session.remember(key, (now, found))
         return list(found)
 
@@ -44,7 +44,7 @@ def start(lm: LanguageModel, asked: RunRequest) -> track.Job[Shown, Shown]:
     def work(job: track.Job[Shown, Shown]) -> Shown:
         plan = asked.plan(lm, job.track)
         store: Store | None = None
-        for _ in run(lm, plan, folder, track=job.track):
+        for _ in carry_out(lm, plan, folder, track=job.track):
             store = store or Store(folder)
             job.partial = shown(store, asked)
         return shown(store or Store(folder), asked)

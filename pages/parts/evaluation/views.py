@@ -17,11 +17,11 @@ from rome_core.evaluation.runs.store import PROMPTS_LEFT_OUT, Row
 from rome_core.evaluation.runs.tables import (
     Line,
     as_latex,
-    columns,
-    in_common,
-    merged,
+    columns_for,
+    common_rows,
+    merge_unedited,
+    present_columns,
     scores_csv,
-    wanted_columns,
     with_interval,
 )
 from rome_core.facts.datasets import Fact
@@ -33,7 +33,7 @@ SIZES = ("NKL", "NM", "NS", "PM", "PS", "EM", "perplexity", "specificity")
 def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Shown | None = None) -> None:
     """Everything of a run; while it is live, only what can be drawn again and again."""
     failed = [row for row in run.rows if row.error]
-    rows = in_common(run.rows)
+    rows = common_rows(run.rows)
     edited = {row.position for row in rows if row.stage == "after" and not row.error}
     known = {row.position for row in rows if row.known}
     numbers(len(edited), len(known), len(failed), rows)
@@ -43,13 +43,13 @@ def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Sh
         failures(failed)
         return
     lines = run.lines(known_only)
-    names = columns(lines, wanted_columns(run.rows))
+    names = present_columns(lines, columns_for(run.rows))
     scores(lines, names, f"scores-{key}")
     runs = {run.name: lines}
     if beside is not None:
         st.caption(literal(f"Beside it: {beside.name} ({figures.caption_of(beside.about, _n(beside), known_only)})"))
         other = beside.lines(known_only)
-        scores(other, columns(other, wanted_columns(beside.rows)), f"beside-{key}")
+        scores(other, present_columns(other, columns_for(beside.rows)), f"beside-{key}")
         runs["the run beside it"] = other
     caption = figures.caption_of(run.about, len(known & edited) if known_only else len(edited), known_only)
     drawn(runs, run, names, caption, known_only, key, facts, live)
@@ -59,7 +59,7 @@ def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Sh
 
 
 def _n(run: Shown) -> int:
-    return len({row.position for row in in_common(run.rows) if row.stage == "after" and not row.error})
+    return len({row.position for row in common_rows(run.rows) if row.stage == "after" and not row.error})
 
 
 def numbers(edited: int, known: int, failed: int, rows: Sequence[Row]) -> None:
@@ -80,7 +80,7 @@ def scores(lines: Sequence[Line], names: Sequence[str], key: str) -> None:
             "n": line.n,
             **{name: with_interval(name, line.scores[name]) if name in line.scores else "" for name in names},
         }
-        for line in merged(lines)
+        for line in merge_unedited(lines)
     ]
     st.dataframe(rows, hide_index=True, key=key, height="content")
     st.caption(
@@ -103,7 +103,7 @@ def drawn(
     theme = page_theme()
     measure = st.segmented_control("Measure", names, default=names[0], key=f"measure-{key}", required=True)
     draw_chart(figures.bars(runs, str(measure), caption, theme), f"bars-{key}", "evaluation")
-    points = [row for row in in_common(run.rows) if row.known or not known_only]
+    points = [row for row in common_rows(run.rows) if row.known or not known_only]
     choices = [name for name in SIZES if any(figures.has(row, name) for row in points)]
     if not choices:
         return
@@ -178,7 +178,7 @@ def files(run: Shown, lines: Sequence[Line], names: Sequence[str], key: str) -> 
             key=f"parquet-{key}",
         )
         st.download_button(
-            "LaTeX", lambda: as_latex(merged(lines), names), "scores.tex", on_click="ignore", key=f"tex-{key}"
+            "LaTeX", lambda: as_latex(merge_unedited(lines), names), "scores.tex", on_click="ignore", key=f"tex-{key}"
         )
         choose_image_format()
 

@@ -12,7 +12,7 @@ from pages.shared.charts import choose_image_format, draw_chart, metric_row, pag
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
-from rome_core.evaluation.sequence.curves import collapse, curves, held, own_checks, records_csv
+from rome_core.evaluation.sequence.curves import collapse, curves, own_checks, records_csv, score_held
 from rome_core.evaluation.sequence.folder import Record, SequenceRun, run_json
 from rome_core.evaluation.sequence.steps import load_merged
 
@@ -40,7 +40,7 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
 def metrics(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
     """Where the run stands now."""
     first, last = records[0], records[-1]
-    own = held([check for record in records[1:] for check in own_checks(record)])
+    own = score_held([check for record in records[1:] for check in own_checks(record)])
     kept = next((score for score in reversed(curves(records).retention) if score), None)
     broken = collapse(records, factor)
     metric_row(

@@ -11,7 +11,7 @@ from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.store import Row
 from rome_core.evaluation.runs.work import Plan, Task, Unedited, work
-from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.evaluation.scores import Score, summarise
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -50,7 +50,7 @@ def evaluate(
     rows = tuple(row for rows in track(each, "Editing facts", len(facts)) for row in rows)
     done = [row for row in rows if not row.error]
     after, before = ([row.values for row in done if row.stage == stage] for stage in ("after", "before"))
-    return Evaluation(summarise_values(after), summarise_values(before), rows)
+    return Evaluation(summarise(after), summarise(before), rows)
 
 
 def evaluate_each(

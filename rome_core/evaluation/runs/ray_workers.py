@@ -7,7 +7,7 @@ from typing import Any
 
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
-from rome_core.evaluation.runs.runner import Workers
+from rome_core.evaluation.runs.execution import Workers
 from rome_core.evaluation.runs.store import Row
 from rome_core.evaluation.runs.work import Plan, Task, Unedited, give_up, work
 from rome_core.model.language_model import LanguageModel
@@ -34,7 +34,7 @@ class Evaluator:
 
 
 def ray_workers(n: int, load: Load, *, threads: int = 1, gpus: float = 0.0, address: str | None = None) -> Workers:
-    """Workers for `rome_core.evaluation.runs.runner.run`: n processes that load the model once each.
+    """Workers for `rome_core.evaluation.runs.execution.run`: n processes that load the model once each.
 
     load: makes the model in a worker. threads, gpus: of each. address: of a running Ray cluster, "auto" for the one of
     this machine; None starts one for this run. A worker that dies is replaced, and its task is done again.

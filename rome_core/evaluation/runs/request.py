@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rome_core.editing.methods import METHODS, MethodConfig
 from rome_core.evaluation.fact_measures import MeasureSettings
-from rome_core.evaluation.runs.runner import choose_facts, choose_known, described, with_layers
+from rome_core.evaluation.runs.execution import choose_facts, choose_known, describe_facts, with_layers
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Plan
 from rome_core.facts.datasets import Fact, facts_of
@@ -53,7 +53,7 @@ class RunRequest:
             self.measures,
             self.group,
             self.prefixes,
-            described(self.source, test_only=self.test_only, known_only=self.known_only),
+            describe_facts(self.source, test_only=self.test_only, known_only=self.known_only),
             self.set_hash,
             self.order_seed,
         )

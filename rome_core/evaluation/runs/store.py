@@ -87,40 +87,40 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 
 
 class Store:
-    """A run's folder. `asked` says what the run is; a folder that was begun with something else is refused."""
+    """A run's folder. `settings` says what the run is; a folder that was begun with something else is refused."""
 
-    def __init__(self, folder: str | Path, asked: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
-        if asked is None:
+        if settings is None:
             self.about = read_about(self.folder, FORMAT)
         else:
-            self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(asked))})
+            self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(settings))})
 
-    def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, settings: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / "run.json"
         if path.exists():
             about = read_about(self.folder, FORMAT)
-            for name in asked.keys() - GROWING:
-                if about.get(name) != asked[name]:
+            for name in settings.keys() - GROWING:
+                if about.get(name) != settings[name]:
                     raise DataError(
-                        f"'{self.folder}' holds a run with another {name}: {about.get(name)}, now {asked[name]}.",
+                        f"'{self.folder}' holds a run with another {name}: {about.get(name)}, now {settings[name]}.",
                         "",
                         "Choose another folder, or the settings of that run.",
                     )
             for method, config in about["methods"].items():
-                if asked["methods"].get(method, config) != config:
+                if settings["methods"].get(method, config) != config:
                     raise DataError(
                         f"'{self.folder}' holds a run with other settings of {method}.", "", "Choose another folder."
                     )
             # More methods, and more facts of the same order, may join a run that is there.
-            asked["methods"] = {**about["methods"], **asked["methods"]}
-            asked = {**about, **asked, "records": max(about.get("records", 0), asked.get("records", 0))}
-            if asked == about:
+            settings["methods"] = {**about["methods"], **settings["methods"]}
+            settings = {**about, **settings, "records": max(about.get("records", 0), settings.get("records", 0))}
+            if settings == about:
                 return about
-        asked.setdefault("versions", versions(PACKAGES))
-        write_json(path, asked)
-        return asked
+        settings.setdefault("versions", versions(PACKAGES))
+        write_json(path, settings)
+        return settings
 
     def _part(self, method: str, group: int) -> Path:
         return self.folder / "parts" / method / f"{group:06d}.parquet"
@@ -136,8 +136,8 @@ class Store:
     def rows(self) -> list[Row]:
         """All finished rows, by method in the order of the settings, and place. A part is read when it is new."""
         order = {method: i for i, method in enumerate(self.about["methods"])}
-        found = (self.folder / "parts").glob("*/*.parquet")
-        paths = sorted(found, key=lambda path: (order.get(path.parent.name, len(order)), path))
+        parts = (self.folder / "parts").glob("*/*.parquet")
+        paths = sorted(parts, key=lambda path: (order.get(path.parent.name, len(order)), path))
         for path in paths:
             written = path.stat().st_mtime_ns
             if path not in self._read or self._read[path][0] != written:

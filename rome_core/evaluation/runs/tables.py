@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rome_core.evaluation.measures import COUNTERFACT, MEASURES, ZSRE
 from rome_core.evaluation.runs.store import Row, Store
-from rome_core.evaluation.scores import Score, summarise_values
+from rome_core.evaluation.scores import Score, summarise
 from rome_core.files import csv_text
 
 NO_EDIT = "no edit"
@@ -32,28 +32,30 @@ class Line:
     scores: Mapping[str, Score]
 
 
-def lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> list[Line]:
+def score_lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0) -> list[Line]:
     """Methods in the order of their first row, each before its edits, after each, and at the end of each group.
 
     All are of the same facts (see `in_common`), but for those that a method could not edit, which count as failed.
     known_only: of those facts, the ones that the model knew.
     """
-    found, rows = [], in_common(rows)
+    lines, rows = [], common_rows(rows)
     for method in dict.fromkeys(row.method for row in rows):
-        mine = [row for row in rows if row.method == method]
-        failed = {row.fact for row in mine if row.error}
-        good = [row for row in mine if row.fact not in failed and (row.known or not known_only)]
+        of_method = [row for row in rows if row.method == method]
+        failed = {row.fact for row in of_method if row.error}
+        good = [row for row in of_method if row.fact not in failed and (row.known or not known_only)]
         for stage in STAGES:
-            some = [row for row in good if row.stage == stage]
-            if some:
-                scores = summarise_values([row.values for row in some], seed=seed)
-                found.append(Line(method, stage, len(some), len(failed), sum(bool(row.known) for row in some), scores))
+            at_stage = [row for row in good if row.stage == stage]
+            if at_stage:
+                scores = summarise([row.values for row in at_stage], seed=seed)
+                lines.append(
+                    Line(method, stage, len(at_stage), len(failed), sum(bool(row.known) for row in at_stage), scores)
+                )
         if not good and failed:
-            found.append(Line(method, "after", 0, len(failed), 0, {}))
-    return found
+            lines.append(Line(method, "after", 0, len(failed), 0, {}))
+    return lines
 
 
-def in_common(rows: Sequence[Row]) -> list[Row]:
+def common_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows of the facts that every method has had its turn with, so that a run under way compares methods on equal
     facts; before there is one, all rows."""
     methods = {row.method for row in rows}
@@ -63,15 +65,15 @@ def in_common(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if had[row.position] == methods] or list(rows)
 
 
-def merged(some: Sequence[Line]) -> list[Line]:
+def merge_unedited(lines: Sequence[Line]) -> list[Line]:
     """The same lines with one "no edit" for all methods that print the same of the unedited model; C-ROME, which stands
     behind a prefix, keeps its own."""
-    printed = [_printed(line) for line in some if line.stage == "before"]
+    printed = [_printed(line) for line in lines if line.stage == "before"]
     if not printed:
-        return list(some)
+        return list(lines)
     usual = max(printed, key=printed.count)
-    first = next(line for line in some if line.stage == "before" and _printed(line) == usual)
-    rest = [line for line in some if line.stage != "before" or _printed(line) != usual]
+    first = next(line for line in lines if line.stage == "before" and _printed(line) == usual)
+    rest = [line for line in lines if line.stage != "before" or _printed(line) != usual]
     return [replace(first, method=NO_EDIT, failed=0), *rest]
 
 
@@ -79,10 +81,10 @@ def _printed(line: Line) -> tuple[object, ...]:
     return line.n, line.known, *((name, with_interval(name, score)) for name, score in sorted(line.scores.items()))
 
 
-def columns(some: Iterable[Line], wanted: Sequence[str] = COUNTERFACT) -> list[str]:
-    """The wanted columns that there is anything in."""
-    there = {name for line in some for name in line.scores}
-    return [name for name in wanted if name in there]
+def present_columns(lines: Iterable[Line], columns: Sequence[str] = COUNTERFACT) -> list[str]:
+    """Those of the columns that there is anything in."""
+    there = {name for line in lines for name in line.scores}
+    return [name for name in columns if name in there]
 
 
 def with_interval(name: str, score: Score) -> str:
@@ -93,32 +95,32 @@ def with_interval(name: str, score: Score) -> str:
 HEADER = ("method", "stage", "n", "failed", "known")
 
 
-def scores_csv(some: Sequence[Line]) -> str:
+def scores_csv(lines: Sequence[Line]) -> str:
     """One row a method, stage and measure, unrounded, in the units of the measures themselves (shares, bits, nats)."""
     rows = [
         [line.method, line.stage, line.n, line.failed, line.known, name, score.value, score.low, score.high, score.n]
-        for line in some
+        for line in lines
         for name, score in line.scores.items()
     ]
     return csv_text([*HEADER, "measure", "value", "low", "high", "count"], rows)
 
 
-def as_text(some: Sequence[Line], names: Sequence[str]) -> str:
+def as_text(lines: Sequence[Line], names: Sequence[str]) -> str:
     """For a terminal: columns of equal width."""
-    cells = [[*HEADER, *names], *(_cells(line, names) for line in some)]
+    cells = [[*HEADER, *names], *(_cells(line, names) for line in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def as_markdown(some: Sequence[Line], names: Sequence[str]) -> str:
-    rows = [[*HEADER, *names], ["---"] * (len(HEADER) + len(names)), *(_cells(line, names, True) for line in some)]
+def as_markdown(lines: Sequence[Line], names: Sequence[str]) -> str:
+    rows = [[*HEADER, *names], ["---"] * (len(HEADER) + len(names)), *(_cells(line, names, True) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def as_latex(some: Sequence[Line], names: Sequence[str]) -> str:
+def as_latex(lines: Sequence[Line], names: Sequence[str]) -> str:
     """A booktabs table with half-widths of the intervals in small print, as the papers set them."""
     body = []
-    for line in some:
+    for line in lines:
         cells = [line.method, line.stage, str(line.n)]
         for name in names:
             score = line.scores.get(name)
@@ -146,17 +148,17 @@ def _cells(line: Line, names: Sequence[str], intervals: bool = False) -> list[st
     return cells
 
 
-def wanted_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+def columns_for(rows: Sequence[Row]) -> tuple[str, ...]:
     """CounterFact's columns, or zsRE's for questions: where no prompt states a fact but all ask for one."""
     prompts = [answer["text"] for row in rows for answer in row.answers if answer["kind"] == "edit"]
     return ZSRE if prompts and all(prompt.rstrip().endswith("?") for prompt in prompts) else COUNTERFACT
 
 
-def as_parquet(some: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
+def as_parquet(lines: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
     """The rows of the CSV as Parquet, with what the run says of itself in the file's metadata."""
     table = [
         {**{name: getattr(line, name) for name in HEADER}, "measure": name, **asdict(score)}
-        for line in some
+        for line in lines
         for name, score in line.scores.items()
     ]
     described = pa.Table.from_pylist(table).replace_schema_metadata({"run": json.dumps(about)})
@@ -166,12 +168,12 @@ def as_parquet(some: Sequence[Line], about: Mapping[str, object], path: Path) ->
 def export(store: Store, *, known_only: bool = False) -> list[Path]:
     """Write the run's tables into its folder: scores as CSV, Parquet, LaTeX and Markdown."""
     rows = store.rows()
-    found = lines(rows, known_only=known_only)
-    names = columns(found, wanted_columns(rows))
+    lines = score_lines(rows, known_only=known_only)
+    names = present_columns(lines, columns_for(rows))
     stem = store.folder / ("scores-known" if known_only else "scores")
-    short = merged(found)
-    texts = {".csv": scores_csv(found), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
+    short = merge_unedited(lines)
+    texts = {".csv": scores_csv(lines), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
     for suffix, text in texts.items():
         stem.with_suffix(suffix).write_text(text, encoding="utf-8")
-    as_parquet(found, store.about, stem.with_suffix(".parquet"))
+    as_parquet(lines, store.about, stem.with_suffix(".parquet"))
     return [stem.with_suffix(suffix) for suffix in (*texts, ".parquet")]

@@ -20,12 +20,12 @@ def collapse(records: Sequence[Record], factor: float = COLLAPSED) -> Record | N
 
     A peak that later edits make good again is no collapse. A perplexity that is no number counts as above.
     """
-    found = None
+    first = None
     for record in reversed(records[1:]):
         if record.perplexity < factor * records[0].perplexity:
             break
-        found = record
-    return found
+        first = record
+    return first
 
 
 def own_checks(record: Record) -> tuple[Check, ...]:
@@ -38,7 +38,7 @@ def earlier_checks(record: Record) -> tuple[Check, ...]:
     return tuple(check for check in record.checks if check.fact not in record.facts) if record.step else ()
 
 
-def held(checks: Sequence[Check]) -> Score | None:
+def score_held(checks: Sequence[Check]) -> Score | None:
     """The share of facts whose new object is more probable than the true one, with its bootstrap interval."""
     return mean_score([float(check.holds) for check in checks]) if checks else None
 
@@ -64,8 +64,8 @@ def curves(records: Sequence[Record]) -> Curves:
         tuple(record.edited for record in records),
         tuple(record.perplexity for record in records),
         tuple(record.norm for record in records),
-        tuple(held(own_checks(record)) for record in records),
-        tuple(held(earlier_checks(record)) for record in records),
+        tuple(score_held(own_checks(record)) for record in records),
+        tuple(score_held(earlier_checks(record)) for record in records),
     )
 
 

@@ -243,13 +243,13 @@ def open_run(folder: str | Path) -> SequenceRun:
 
 def runs_in(folder: str | Path) -> list[SequenceRun]:
     """The readable runs in a folder's subfolders, by name."""
-    found = []
+    runs = []
     for path in sorted(Path(folder).glob("*/run.json")):
         try:
-            found.append(open_run(path.parent))
+            runs.append(open_run(path.parent))
         except DataError:
             continue
-    return found
+    return runs
 
 
 def branch_run(

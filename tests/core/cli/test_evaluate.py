@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from rome_core.cli import evaluate
-from rome_core.cli.terminal import guarded, method_names
-from rome_core.editing.methods import METHODS
-from rome_core.errors import DataError
-from rome_core.evaluation.runs.runner import choose_facts
+from rome_core.evaluation.runs.execution import choose_facts
 from rome_core.evaluation.runs.store import Store
 from rome_core.facts.datasets import part_of
 from studies.results import keep, section
@@ -85,25 +81,6 @@ def test_evaluate_prints_a_table_and_exports_it(
     assert "scores-known.csv" in capsys.readouterr().out
 
 
-def test_a_command_says_what_is_wrong_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong(argv: Sequence[str] | None) -> int:
-        raise DataError("The file is empty.", "", "Give another.")
-
-    def stopped(argv: Sequence[str] | None) -> int:
-        raise KeyboardInterrupt
-
-    assert guarded(wrong, "Go on.") == 1
-    assert guarded(stopped, "Go on.") == 130
-    assert capsys.readouterr().err == "Error: The file is empty. Give another.\n\nStopped. Go on.\n"
-
-
-def test_method_names_are_checked() -> None:
-    assert method_names("all") == list(METHODS)
-    assert method_names("r-rome, memit") == ["r-rome", "memit"]
-    with pytest.raises(DataError, match="There is no method 'mempit'"):
-        method_names("mempit")
-
-
 def test_all_facts_can_be_asked_for(asked: list[str]) -> None:
     args = evaluate.parser().parse_args([*asked, "--part", "all"])
 
@@ -115,10 +92,12 @@ def test_all_facts_can_be_asked_for(asked: list[str]) -> None:
 def test_known_facts_can_be_asked_for(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     args = evaluate.parser().parse_args([*asked, "--part", "all", "--choose", "known"])
     facts = evaluate.facts_from(args)
-    monkeypatch.setattr("rome_core.evaluation.runs.runner.known_facts", lambda lm, some: [f in facts[3:] for f in some])
+    monkeypatch.setattr(
+        "rome_core.evaluation.runs.execution.known_facts", lambda lm, some: [f in facts[3:] for f in some]
+    )
 
-    assert set(evaluate.chosen_from(facts, args, tiny())) <= set(facts[3:])
+    assert set(evaluate.choose_from(facts, args, tiny())) <= set(facts[3:])
     assert evaluate.source_of(args) == "facts.json, known"
     args = evaluate.parser().parse_args(asked)
-    assert evaluate.chosen_from(facts, args, tiny()) == choose_facts(facts, 2, 0)
+    assert evaluate.choose_from(facts, args, tiny()) == choose_facts(facts, 2, 0)
     assert evaluate.source_of(args) == "facts.json, test part"

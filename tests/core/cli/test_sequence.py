@@ -96,6 +96,6 @@ def test_what_is_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str], monke
 
 def test_settings_of_any_method_are_read_as_what_they_are() -> None:
     for name in METHODS:
-        assert type(command.configured(name, [])) is METHODS[name]
-    config = command.configured("r-rome", ["kl_at=prompt end", "lr=0.25", "prefixes=('',)"])
+        assert type(command.read_config(name, [])) is METHODS[name]
+    config = command.read_config("r-rome", ["kl_at=prompt end", "lr=0.25", "prefixes=('',)"])
     assert (config.kl_at, config.lr, config.prefixes) == ("prompt end", 0.25, ("",))  # type: ignore[attr-defined]

@@ -14,11 +14,11 @@ import torch
 from rome_core import METHODS, LanguageModel, ModelError, Moment, continuation_probabilities, generate
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
-from rome_core.evaluation.comparison import Row, Task, bench, comparison_csv, comparison_json
+from rome_core.evaluation.comparison import MethodRow, Trial, compare_methods, comparison_csv, comparison_json
 from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 3, "clamp": 1.0}
-TASK = Task(REQUEST, ("The city of the Eiffel Tower is",), ("Lyon is a city in", "Milan is a city in"), "It is", 5)
+TASK = Trial(REQUEST, ("The city of the Eiffel Tower is",), ("Lyon is a city in", "Milan is a city in"), "It is", 5)
 
 
 class Untrained(MethodConfig):
@@ -40,12 +40,12 @@ def moments(lm: LanguageModel) -> dict[int, Moment]:
 
 
 @pytest.fixture(scope="module")
-def rows(lm: LanguageModel, moments: dict[int, Moment]) -> list[Row]:
+def rows(lm: LanguageModel, moments: dict[int, Moment]) -> list[MethodRow]:
     configs = [*(METHODS[name](**QUICK) for name in ("r-rome", "h-rome", "emmet", "memit")), Untrained()]
-    return list(bench(lm, TASK, configs, moments=moments))
+    return list(compare_methods(lm, TASK, configs, moments=moments))
 
 
-def test_every_method_has_its_row_and_the_search_is_shared(rows: list[Row]) -> None:
+def test_every_method_has_its_row_and_the_search_is_shared(rows: list[MethodRow]) -> None:
     assert [row.method for row in rows] == ["before", "r-rome", "h-rome", "emmet", "memit", "untrained"]
     assert [row.shared for row in rows] == ["", "", "r-rome", "r-rome", "", ""]
     assert rows[-1].error == "There is no checkpoint. Train one." and rows[-1].edit is None
@@ -53,7 +53,7 @@ def test_every_method_has_its_row_and_the_search_is_shared(rows: list[Row]) -> N
     assert rows[0].values.keys() == {"efficacy", "paraphrase", "neighbour"}
 
 
-def test_measures_are_the_plain_ones(lm: LanguageModel, rows: list[Row]) -> None:
+def test_measures_are_the_plain_ones(lm: LanguageModel, rows: list[MethodRow]) -> None:
     row = rows[2]
     assert row.edit is not None
     (p,) = continuation_probabilities(lm, REQUEST.prompt.text, [" Rome"], edits=[row.edit])
@@ -87,7 +87,7 @@ def _edited_run(lm: LanguageModel, ids: list[int], edit: Edit) -> torch.Tensor:
 
 
 def test_measures_without_prompts_are_absent(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    found = list(bench(lm, Task(REQUEST), [METHODS["r-rome"](**QUICK)], moments=moments))
+    found = list(compare_methods(lm, Trial(REQUEST), [METHODS["r-rome"](**QUICK)], moments=moments))
 
     assert found[1].values.keys() == {"efficacy", "relative_norm", "seconds"}
     assert found[1].text == ""
@@ -108,7 +108,7 @@ def test_rows_come_one_by_one_on_top_of_other_edits(lm: LanguageModel, moments: 
 
     below = random_edit(lm, 0, size=0.02)
     configs = [METHODS[name](**QUICK) for name in ("r-rome", "h-rome")]
-    steps = bench(lm, TASK, configs, moments=moments, edits=[below], track=track)
+    steps = compare_methods(lm, TASK, configs, moments=moments, edits=[below], track=track)
     before, first = next(steps), next(steps)
 
     assert before.method == "before" and first.edit is not None and first.edit.on == (below.id,)
@@ -116,7 +116,7 @@ def test_rows_come_one_by_one_on_top_of_other_edits(lm: LanguageModel, moments: 
         next(steps)
 
 
-def test_files_hold_the_settings(lm: LanguageModel, rows: list[Row]) -> None:
+def test_files_hold_the_settings(lm: LanguageModel, rows: list[MethodRow]) -> None:
     lines = list(csv.DictReader(io.StringIO(comparison_csv(rows))))
     assert [line["method"] for line in lines] == [row.method for row in rows]
     assert float(lines[1]["efficacy"]) == rows[1].values["efficacy"] and lines[-1]["error"]
@@ -128,6 +128,6 @@ def test_files_hold_the_settings(lm: LanguageModel, rows: list[Row]) -> None:
 
 
 def test_a_value_that_left_the_numbers_is_null(lm: LanguageModel) -> None:
-    record = json.loads(comparison_json(lm, TASK, [Row("x", values={"nkl": float("inf")})]))
+    record = json.loads(comparison_json(lm, TASK, [MethodRow("x", values={"nkl": float("inf")})]))
 
     assert record["rows"][0]["values"] == {"nkl": None}

@@ -28,22 +28,23 @@ from rome_core.evaluation.answers import ask, pairs_of, questions_about
 from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_pairs
 from rome_core.evaluation.perplexity import general_texts
 from rome_core.evaluation.runs import work
+from rome_core.evaluation.runs.execution import FACTS_AT_ONCE, carry_out, choose_facts, choose_known, with_layers
 from rome_core.evaluation.runs.folder import alone, append_line, cut_off, hash_of, read_lines
 from rome_core.evaluation.runs.in_memory import evaluate, evaluate_each
-from rome_core.evaluation.runs.runner import ASKED_AT_ONCE, choose_facts, choose_known, run, with_layers
+from rome_core.evaluation.runs.request import RunRequest
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.tables import (
     as_latex,
     as_markdown,
-    columns,
+    columns_for,
     export,
-    lines,
-    merged,
+    merge_unedited,
+    present_columns,
+    score_lines,
     scores_csv,
-    wanted_columns,
 )
 from rome_core.evaluation.runs.work import Plan
-from rome_core.evaluation.scores import summarise_values
+from rome_core.evaluation.scores import summarise
 from rome_core.facts.datasets import Fact
 from rome_core.files import STUDIES, cache_dir
 from rome_core.model.edits import relative_norms
@@ -99,7 +100,7 @@ def same(a: list[dict], b: list[dict]) -> bool:
 
 def test_rows_are_those_of_edits_solved_one_by_one(tmp_path: Path) -> None:
     lm = tiny()
-    rows = list(run(lm, plan(FACTS[:2], ("rome", "c-rome", "emmet", "memit")), tmp_path / "run"))
+    rows = list(carry_out(lm, plan(FACTS[:2], ("rome", "c-rome", "emmet", "memit")), tmp_path / "run"))
 
     assert {(row.method, row.stage) for row in rows} == {
         (m, s) for m in ("rome", "c-rome", "emmet", "memit") for s in ("before", "after")
@@ -127,22 +128,22 @@ def test_delta_is_optimised_once_for_all_that_seek_it(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(solving, "solve", counted)
 
-    list(run(tiny(), plan(FACTS[:1], ("emmet", "rome", "r-rome", "memit", "alphaedit")), tmp_path / "a"))
+    list(carry_out(tiny(), plan(FACTS[:1], ("emmet", "rome", "r-rome", "memit", "alphaedit")), tmp_path / "a"))
     assert solved == ["emmet", "rome", "memit"], "EMMET keeps no δ for others; MEMIT's stands elsewhere"
     solved.clear()
-    list(run(tiny(), plan(FACTS[:1], ("rome", "r-rome", "emmet", "h-rome")), tmp_path / "c"))
+    list(carry_out(tiny(), plan(FACTS[:1], ("rome", "r-rome", "emmet", "h-rome")), tmp_path / "c"))
     assert solved == ["rome"]
     solved.clear()
 
     other = plan(FACTS[:1], ("rome", "r-rome"))
     other = replace(other, methods={**other.methods, "r-rome": METHODS["r-rome"](**SETTINGS | {"steps": 2})})
-    list(run(tiny(), other, tmp_path / "b"))
+    list(carry_out(tiny(), other, tmp_path / "b"))
     assert solved == ["rome", "r-rome"], "other settings, another δ"
 
 
 def test_scores_can_be_made_again_from_the_stored_log_probabilities(tmp_path: Path) -> None:
     """By other code, from the Parquet files alone."""
-    list(run(tiny(), plan(FACTS[:2]), tmp_path / "run"))
+    list(carry_out(tiny(), plan(FACTS[:2]), tmp_path / "run"))
 
     for path in (tmp_path / "run" / "parts").glob("*/*.parquet"):
         for record in pq.read_table(path).to_pylist():
@@ -159,7 +160,7 @@ def test_scores_can_be_made_again_from_the_stored_log_probabilities(tmp_path: Pa
 def test_the_stages_of_a_group_are_kept_apart(tmp_path: Path) -> None:
     lm = tiny()
     p = plan(FACTS[:4], ("h-rome", "memit"), group=2)
-    rows = list(run(lm, p, tmp_path / "run"))
+    rows = list(carry_out(lm, p, tmp_path / "run"))
 
     first = solve(lm, [FACTS[2].request], p.methods["h-rome"])
     second = solve(lm, [FACTS[3].request], p.methods["h-rome"], edits=[first])
@@ -176,7 +177,7 @@ def test_the_stages_of_a_group_are_kept_apart(tmp_path: Path) -> None:
     batch = solve(lm, [FACTS[0].request, FACTS[1].request], p.methods["memit"])
     (end,) = (row for row in rows if row.method == "memit" and row.position == 1 and row.stage == "end")
     assert end.edit == batch.id, "a method for batches solves the group at once"
-    assert {line.stage for line in lines(rows)} == {"before", "after", "end"}
+    assert {line.stage for line in score_lines(rows)} == {"before", "after", "end"}
 
 
 def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None:
@@ -184,16 +185,19 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
     long = replace(FACTS[0], id="long", prompt=Prompt("The city of {} is far away" + ", far away" * 20, "Paris"))
     p = replace(plan((FACTS[0], long, FACTS[1]), ("rome", "r-rome")), measures=replace(QUICK, passages=0))
-    rows = list(run(lm, p, tmp_path / "run"))
+    rows = list(carry_out(lm, p, tmp_path / "run"))
 
     failed = [row for row in rows if row.error]
     assert [(row.method, row.fact) for row in failed] == [("rome", "long"), ("r-rome", "long")]
     assert "can read 40" in failed[0].error and failed[0].values == {}
-    (before, after, *_) = lines(rows)
+    (before, after, *_) = score_lines(rows)
     assert (before.n, before.failed, after.n, after.failed) == (2, 1, 2, 1)
-    assert list(run(lm, p, tmp_path / "run")) == [], "what failed is not tried again and again"
+    assert list(carry_out(lm, p, tmp_path / "run")) == [], "what failed is not tried again and again"
     assert Store(tmp_path / "run").forget_failures() == 2
-    assert [(row.method, row.fact) for row in run(lm, p, tmp_path / "run")] == [("rome", "long"), ("r-rome", "long")]
+    assert [(row.method, row.fact) for row in carry_out(lm, p, tmp_path / "run")] == [
+        ("rome", "long"),
+        ("r-rome", "long"),
+    ]
 
 
 @pytest.mark.parametrize(("failure", "told"), [(RuntimeError, "RuntimeError: x"), (TypeError, "TypeError: x")])
@@ -212,12 +216,12 @@ def test_an_unforeseen_failure_is_logged_and_recorded_and_ends_nothing(
         return real(lm, fact, *args, **options)
 
     monkeypatch.setattr(work, "measure_fact", broken)
-    rows = list(run(tiny(), plan(FACTS[:2], ("rome", "r-rome")), tmp_path / "run"))
+    rows = list(carry_out(tiny(), plan(FACTS[:2], ("rome", "r-rome")), tmp_path / "run"))
 
     assert [(row.method, row.fact, row.error) for row in rows if row.error] == [
         (method, FACTS[0].id, told) for method in ("rome", "r-rome")
     ]
-    assert [(line.stage, line.n, line.failed) for line in lines(rows)] == [("before", 1, 1), ("after", 1, 1)] * 2
+    assert [(line.stage, line.n, line.failed) for line in score_lines(rows)] == [("before", 1, 1), ("after", 1, 1)] * 2
     (record,) = caplog.records
     assert record.exc_info and record.exc_info[0] is failure and "Group 0 by rome, r-rome" in record.getMessage()
 
@@ -229,7 +233,7 @@ def test_matrices_that_cannot_be_factored_are_a_reason_and_no_fault(
         raise torch.linalg.LinAlgError("C is singular")
 
     monkeypatch.setattr(solving, "solve", singular)
-    (row,) = run(tiny(), plan(FACTS[:1], ("rome",)), tmp_path / "run")
+    (row,) = carry_out(tiny(), plan(FACTS[:1], ("rome",)), tmp_path / "run")
 
     assert "C is singular" in row.error and not caplog.records
 
@@ -239,7 +243,7 @@ def test_perplexity_of_the_untouched_model_is_measured_once(tmp_path: Path, monk
     real = work.perplexity
     monkeypatch.setattr(work, "perplexity", lambda *args, edits: calls.append(edits) or real(*args, edits=edits))
 
-    rows = list(run(lm, plan(FACTS[:3], ("rome", "r-rome")), tmp_path / "run"))
+    rows = list(carry_out(lm, plan(FACTS[:3], ("rome", "r-rome")), tmp_path / "run"))
 
     assert calls == [()]
     expected = real(lm, general_texts()[: QUICK.passages], edits=())
@@ -251,11 +255,11 @@ def test_perplexity_of_the_untouched_model_is_measured_once(tmp_path: Path, monk
 
 def test_a_stopped_run_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     lm = tiny()
-    whole = list(run(lm, plan(), tmp_path / "whole"))
-    steps = run(lm, plan(), tmp_path / "run")
+    whole = list(carry_out(lm, plan(), tmp_path / "whole"))
+    steps = carry_out(lm, plan(), tmp_path / "run")
     first = [next(steps) for _ in range(5)]
     steps.close()
-    rest = list(run(lm, plan(), tmp_path / "run"))
+    rest = list(carry_out(lm, plan(), tmp_path / "run"))
 
     assert len(first) == 5 and len(whole) == 2 * 3 * len(FACTS)
     kept = Store(tmp_path / "run").rows()
@@ -268,8 +272,8 @@ def test_a_stopped_run_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None
 def test_more_facts_and_methods_may_join(tmp_path: Path) -> None:
     lm = tiny()
     options = {"set_hash": hash_of(FACTS), "source": "cities"}
-    list(run(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
-    added = list(run(lm, plan(FACTS[:3], ("r-rome", "rome"), **options), tmp_path / "run"))
+    list(carry_out(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
+    added = list(carry_out(lm, plan(FACTS[:3], ("r-rome", "rome"), **options), tmp_path / "run"))
 
     assert {(row.method, row.position) for row in added} == {("rome", 2), ("r-rome", 0), ("r-rome", 1), ("r-rome", 2)}
     about = Store(tmp_path / "run").about
@@ -277,7 +281,7 @@ def test_more_facts_and_methods_may_join(tmp_path: Path) -> None:
     assert (
         about["facts_hash"] == hash_of(FACTS) and about["versions"]["torch"] and about["fingerprint"] == lm.fingerprint
     )
-    list(run(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
+    list(carry_out(lm, plan(FACTS[:2], ("rome",), **options), tmp_path / "run"))
     assert Store(tmp_path / "run").about == about
 
 
@@ -292,10 +296,10 @@ def test_more_facts_and_methods_may_join(tmp_path: Path) -> None:
 )
 def test_a_folder_of_another_run_is_refused(tmp_path: Path, change: dict, what: str) -> None:
     lm, first = tiny(), plan(FACTS[:1], ("rome",))
-    list(run(lm, first, tmp_path / "run"))
+    list(carry_out(lm, first, tmp_path / "run"))
 
     with pytest.raises(DataError, match=what):
-        list(run(lm, replace(first, **change), tmp_path / "run"))
+        list(carry_out(lm, replace(first, **change), tmp_path / "run"))
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
@@ -305,12 +309,12 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another version"):
         Store(tmp_path)
     with pytest.raises(DataError, match="nothing to evaluate"):
-        list(run(tiny(), plan((), ("rome",)), tmp_path / "run"))
+        list(carry_out(tiny(), plan((), ("rome",)), tmp_path / "run"))
 
 
 DRIVER = """
 import sys, time
-from tests.core.evaluation.test_runs import plan, run
+from tests.core.evaluation.test_runs import carry_out, plan
 from rome_core.model.language_model import load_model
 
 def slowly(items, label, total, /):
@@ -318,7 +322,7 @@ def slowly(items, label, total, /):
         yield item
         time.sleep(0.2)
 
-for row in run(load_model(sys.argv[1]), plan(), sys.argv[2], track=slowly):
+for row in carry_out(load_model(sys.argv[1]), plan(), sys.argv[2], track=slowly):
     print(row.method, flush=True)
 """
 
@@ -338,9 +342,9 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path: Path) -> None:
     (folder / "parts" / "rome" / "000001.parquet.99.part").write_bytes(b"half a file")
 
     lm = load_model(model)
-    rest = list(run(lm, plan(), folder))
+    rest = list(carry_out(lm, plan(), folder))
 
-    list(run(lm, plan(), tmp_path / "whole"))
+    list(carry_out(lm, plan(), tmp_path / "whole"))
     assert len(rest) == 2 * (3 * len(FACTS) - done)
     assert same(table(Store(folder)), table(Store(tmp_path / "whole")))
 
@@ -362,9 +366,9 @@ def test_two_workers_give_the_same_numbers_and_one_may_die(tmp_path: Path) -> No
     lm, model = tiny(), saved(tiny(), tmp_path / "model")
     workers = ray_workers(2, partial(Dying(tmp_path / "died"), model))
     asked = plan(FACTS[:2], ("rome", "r-rome", "memit"))
-    rows = list(run(lm, asked, tmp_path / "run", workers=workers))
+    rows = list(carry_out(lm, asked, tmp_path / "run", workers=workers))
 
-    list(run(load_model(model), asked, tmp_path / "whole"))
+    list(carry_out(load_model(model), asked, tmp_path / "whole"))
     assert (tmp_path / "died").exists(), "the first worker was killed in its first task"
     assert not [row.error for row in rows if row.error]
     one, two = table(Store(tmp_path / "whole")), table(Store(tmp_path / "run"))
@@ -408,15 +412,15 @@ def rows_by_hand() -> list[Row]:
 
 
 def test_a_table_by_hand() -> None:
-    before, after = lines(rows_by_hand())
+    before, after = score_lines(rows_by_hand())
 
     assert (before.stage, after.stage) == ("before", "after")
     assert (after.n, after.failed, after.known) == (2, 1, 1)
     assert before.n == 2, "the stages are of the same facts"
     assert after.scores["ES"].value == 0.5 and after.scores["S"].value == pytest.approx(3 / (2 + 2 + 1))
-    (_, known) = lines(rows_by_hand(), known_only=True)
+    (_, known) = score_lines(rows_by_hand(), known_only=True)
     assert known.n == 1 and known.scores["ES"].value == 1.0
-    names = columns([before, after])
+    names = present_columns([before, after])
     assert names == ["S", "ES", "PS", "NS", "NKL", "perplexity"]
     assert "| m_1 | after | 2 | 1 | 1 | 60.0 [" in as_markdown([after], names)
     assert as_latex([after], names).count("\\\\") == 2 and "m\\_1 & after & 2 & 60.0" in as_latex([after], names)
@@ -426,32 +430,32 @@ def test_a_table_by_hand() -> None:
 
 
 def test_the_unedited_model_has_one_line_where_it_is_the_same() -> None:
-    before, after = lines(rows_by_hand())
+    before, after = score_lines(rows_by_hand())
     behind = replace(before, method="c-rome", scores={**before.scores, "ES": before.scores["NS"]})
 
-    found = merged([before, after, replace(before, method="m_2"), behind])
+    found = merge_unedited([before, after, replace(before, method="m_2"), behind])
 
     assert [(line.method, line.stage) for line in found] == [
         *(("no edit", "before"), ("m_1", "after"), ("c-rome", "before"))
     ]
-    assert merged([after]) == [after]
+    assert merge_unedited([after]) == [after]
 
 
 def test_questions_have_zsre_columns() -> None:
     asked = Row("m", 0, "f", "s", "after", answers=[{"kind": "edit", "text": "Who made it?"}])
 
-    assert "efficacy" in wanted_columns([asked]) and "ES" not in wanted_columns([asked])
-    assert "ES" in wanted_columns(rows_by_hand())
+    assert "efficacy" in columns_for([asked]) and "ES" not in columns_for([asked])
+    assert "ES" in columns_for(rows_by_hand())
 
 
 def test_a_run_under_way_compares_methods_on_the_same_facts() -> None:
     rows = [Row(method, i, f"f{i}", "s", "before", values={"ES": 0.0}) for i in range(3) for method in "ab"]
 
     unequal = rows[:-1]  # method b has not come to the third fact yet
-    assert [(line.method, line.n) for line in lines(unequal)] == [("a", 2), ("b", 2)]
-    assert [line.method for line in merged(lines(unequal))] == ["no edit"]
-    assert [(line.method, line.n) for line in lines(rows)] == [("a", 3), ("b", 3)]
-    assert [line.n for line in lines([rows[0], rows[3]])] == [1, 1]  # none in common yet: what there is
+    assert [(line.method, line.n) for line in score_lines(unequal)] == [("a", 2), ("b", 2)]
+    assert [line.method for line in merge_unedited(score_lines(unequal))] == ["no edit"]
+    assert [(line.method, line.n) for line in score_lines(rows)] == [("a", 3), ("b", 3)]
+    assert [line.n for line in score_lines([rows[0], rows[3]])] == [1, 1]  # none in common yet: what there is
 
 
 def test_a_run_is_exported_into_its_folder(tmp_path: Path) -> None:
@@ -500,14 +504,14 @@ def test_a_longer_choice_begins_with_the_shorter_one() -> None:
 
 
 def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, many = tiny(), [replace(FACTS[0], id=str(i)) for i in range(10 * ASKED_AT_ONCE)]
+    lm, many = tiny(), [replace(FACTS[0], id=str(i)) for i in range(10 * FACTS_AT_ONCE)]
     asked: list[Fact] = []
 
     def every_third(_: LanguageModel, some: list[Fact]) -> list[bool]:
         asked.extend(some)
         return [int(fact.id) % 3 == 0 for fact in some]
 
-    monkeypatch.setattr("rome_core.evaluation.runs.runner.known_facts", every_third)
+    monkeypatch.setattr("rome_core.evaluation.runs.execution.known_facts", every_third)
     order = choose_facts(many, None, 5)
 
     assert choose_known(lm, many, 3, 5) == tuple(fact for fact in order if int(fact.id) % 3 == 0)[:3]
@@ -525,10 +529,10 @@ def test_methods_at_several_layers() -> None:
 
 
 def test_fewer_prefixes_for_all(tmp_path: Path) -> None:
-    from rome_core.evaluation.runs.runner import prepared
+    from rome_core.evaluation.runs.execution import prepare
 
     lm = tiny()
-    p = prepared(lm, replace(plan(FACTS[:1]), prefixes=3))
+    p = prepare(lm, replace(plan(FACTS[:1]), prefixes=3))
 
     chosen = {config.prefixes for config in p.methods.values()}  # type: ignore[attr-defined]
     (prefixes,) = chosen
@@ -544,7 +548,7 @@ def test_the_kept_runs_are_read_and_gone_on_with(tmp_path: Path) -> None:
         shutil.copytree(STUDIES / "evaluation" / name, kept)
         about = Store(kept).about
         assert Store(kept, {key: about[key] for key in about.keys() - {"format", "versions", "prompts"}}).about == about
-        assert len(lines(Store(kept).rows())) > 2 and Store(kept).sittings()
+        assert len(score_lines(Store(kept).rows())) > 2 and Store(kept).sittings()
 
 
 def test_a_line_that_was_cut_off_is_passed_over_and_then_removed(tmp_path: Path) -> None:
@@ -601,7 +605,7 @@ def test_every_fact_is_edited_by_itself_on_the_untouched_model() -> None:
         expected["before"].append(values_of(lm, fact))
         expected["after"].append(values_of(lm, fact, [edit]))
     for scores, values in ((found.before, expected["before"]), (found.scores, expected["after"])):
-        for name, score in summarise_values(values).items():
+        for name, score in summarise(values).items():
             assert (scores[name].value, scores[name].low, scores[name].n) == (
                 *(pytest.approx(score.value, abs=1e-5), pytest.approx(score.low, abs=1e-5)),
                 score.n,
@@ -635,3 +639,37 @@ def test_a_fact_that_cannot_be_edited_is_counted_and_not_hidden() -> None:
     assert found.scores["ES"].n == found.before["ES"].n == 2
     nowhere = evaluate(lm, [FACT], in_memory(layer=9), moments=moments)
     assert "Layer 9 does not exist" in nowhere.failed[0].error and nowhere.scores == nowhere.before == {}
+
+
+# ------------------------------------------------------------------------------------------------------- as asked for
+
+
+def asked_for(**changes) -> RunRequest:
+    return replace(RunRequest("cities", "hash", FACTS, 2, methods=("r-rome",), layers=(1,), measures=QUICK), **changes)
+
+
+def test_a_folder_serves_all_sizes_and_methods_of_the_same_settings() -> None:
+    lm = tiny()
+
+    assert asked_for().folder(lm) == asked_for(n=4, methods=("rome",)).folder(lm)
+    others = [
+        asked_for(order_seed=1),
+        asked_for(layers=()),
+        asked_for(group=2),
+        asked_for(test_only=False),
+        asked_for(set_hash="x"),
+        asked_for(known_only=True),
+    ]
+    assert len({a.folder(lm) for a in [asked_for(), *others]}) == 7
+
+
+def test_what_is_asked_for_is_planned_and_read(tmp_path: Path) -> None:
+    lm, wide = tiny(), asked_for(methods=("rome", "r-rome"), prefixes=2, test_only=False)
+    p = wide.plan(lm)
+    assert p.facts == choose_facts(FACTS, 2, 0) and list(p.methods) == ["rome@1", "r-rome@1"]
+    assert (p.source, p.set_hash, p.prefixes) == ("cities", "hash", 2)
+    assert asked_for().plan(lm).source == "cities, test part"
+    list(carry_out(lm, p, tmp_path / "run"))
+
+    rows = replace(wide, n=1, methods=("rome",)).rows(Store(tmp_path / "run"))
+    assert {(row.method, row.position) for row in rows} == {("rome@1", 0)}

@@ -10,7 +10,7 @@ import pytest
 
 from rome_core.evaluation.answers import Pairs
 from rome_core.evaluation.fact_measures import score_pairs
-from rome_core.evaluation.scores import Score, mean_score, summarise_values
+from rome_core.evaluation.scores import Score, mean_score, summarise
 
 # (new, true) probabilities of prompts
 GOOD: Pairs = {
@@ -31,8 +31,8 @@ BAD: Pairs = {
 BARE: Pairs = {"edit": [(0.8, 0.1)], "paraphrase": [], "neighbour": []}
 
 
-def summarise(cases: Sequence[Pairs], *, seed: int = 0) -> dict[str, Score]:
-    return summarise_values([score_pairs(case) for case in cases], seed=seed)
+def summarise_pairs(cases: Sequence[Pairs], *, seed: int = 0) -> dict[str, Score]:
+    return summarise([score_pairs(case) for case in cases], seed=seed)
 
 
 def test_the_scores_of_a_case() -> None:
@@ -49,7 +49,7 @@ def test_the_scores_of_a_case() -> None:
 
 
 def test_s_is_the_harmonic_mean_of_the_averages_and_not_of_the_cases() -> None:
-    scores = summarise([GOOD, HALF, BAD])
+    scores = summarise_pairs([GOOD, HALF, BAD])
 
     es, ps, ns = 2 / 3, 1.5 / 3, 1.5 / 3
     assert [scores[name].value for name in ("ES", "PS", "NS")] == pytest.approx([es, ps, ns])
@@ -61,19 +61,19 @@ def test_s_is_the_harmonic_mean_of_the_averages_and_not_of_the_cases() -> None:
 
 
 def test_s_is_zero_where_one_average_is() -> None:
-    assert summarise([BAD, BAD])["S"].value == 0.0
+    assert summarise_pairs([BAD, BAD])["S"].value == 0.0
 
 
 def test_without_cases_there_are_no_scores() -> None:
-    assert summarise([]) == {}
+    assert summarise_pairs([]) == {}
 
 
 def test_what_no_fact_has_is_absent_and_not_invented() -> None:
-    assert set(summarise([BARE])) == {"ES", "EM"}
+    assert set(summarise_pairs([BARE])) == {"ES", "EM"}
 
 
 def test_facts_without_paraphrases_or_neighbours_count_where_they_can() -> None:
-    scores = summarise([GOOD, HALF, {"edit": [(0.1, 0.8)], "paraphrase": [], "neighbour": []}])
+    scores = summarise_pairs([GOOD, HALF, {"edit": [(0.1, 0.8)], "paraphrase": [], "neighbour": []}])
 
     assert (scores["ES"].n, scores["PS"].n, scores["NS"].n) == (3, 2, 2)
     assert scores["ES"].value == pytest.approx(2 / 3)
@@ -86,19 +86,19 @@ def test_the_interval_is_that_of_the_mean() -> None:
     """For 400 facts of which 300 succeed: 0.75 ± 1.96·√(0.75·0.25/400)."""
     cases = [GOOD] * 300 + [BAD] * 100
 
-    scores = summarise(cases)
+    scores = summarise_pairs(cases)
 
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert scores["ES"].low == pytest.approx(0.75 - half, abs=0.006)
     assert scores["ES"].high == pytest.approx(0.75 + half, abs=0.006)
     assert scores["S"].value == pytest.approx(0.75)
     assert scores["S"].low < 0.75 < scores["S"].high
-    assert summarise(cases) == scores  # seeded
-    assert summarise(cases, seed=1) != scores
+    assert summarise_pairs(cases) == scores  # seeded
+    assert summarise_pairs(cases, seed=1) != scores
 
 
 def test_facts_that_agree_leave_no_doubt() -> None:
-    score = summarise([GOOD] * 5)["ES"]
+    score = summarise_pairs([GOOD] * 5)["ES"]
 
     assert (score.value, score.low, score.high, score.n) == (1.0, 1.0, 1.0, 5)
 
@@ -116,12 +116,12 @@ def test_s_is_made_of_averages() -> None:
     """Trap 3: the harmonic mean of the averages is not the average of harmonic means; the latter would be 0 here."""
     values = [{"ES": 1.0, "PS": 0.0, "NS": 1.0}, {"ES": 1.0, "PS": 1.0, "NS": 0.0}]
 
-    assert summarise_values(values)["S"].value == pytest.approx(3 / (1 / 1 + 1 / 0.5 + 1 / 0.5))
+    assert summarise(values)["S"].value == pytest.approx(3 / (1 / 1 + 1 / 0.5 + 1 / 0.5))
 
 
 def test_perplexity_is_averaged_as_nll() -> None:
-    scores = summarise_values([{"perplexity": 10.0}, {"perplexity": 1000.0}])
+    scores = summarise([{"perplexity": 10.0}, {"perplexity": 1000.0}])
 
     assert scores["perplexity"].value == pytest.approx(100.0)
-    assert summarise_values([{"perplexity": math.inf}, {"perplexity": 10.0}])["perplexity"].value < math.inf
+    assert summarise([{"perplexity": math.inf}, {"perplexity": 10.0}])["perplexity"].value < math.inf
     assert scores["perplexity"].low == pytest.approx(10.0) and scores["perplexity"].high == pytest.approx(1000.0)

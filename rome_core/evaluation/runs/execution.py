@@ -25,7 +25,7 @@ from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
-ASKED_AT_ONCE = 16  # facts, when the model is asked which of them it knows
+FACTS_AT_ONCE = 16  # facts, when the model is asked which of them it knows
 
 
 def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
@@ -42,21 +42,21 @@ def choose_known(
 
     Raises DataError if it knows none.
     """
-    order, found = choose_facts(facts, None, seed), list[Fact]()
-    steps = range(0, len(order), ASKED_AT_ONCE)
+    order, known = choose_facts(facts, None, seed), list[Fact]()
+    steps = range(0, len(order), FACTS_AT_ONCE)
     for at in track(steps, "Asking what the model knows", len(steps)):
-        some = order[at : at + ASKED_AT_ONCE]
-        found += [fact for fact, known in zip(some, known_facts(lm, some), strict=True) if known]
-        if n is not None and len(found) >= n:
+        batch = order[at : at + FACTS_AT_ONCE]
+        known += [fact for fact, is_known in zip(batch, known_facts(lm, batch), strict=True) if is_known]
+        if n is not None and len(known) >= n:
             break
-    if not found:
+    if not known:
         raise DataError(
             f"'{lm.name}' knows none of the {len(order)} facts.", "", "Take facts that it does not know, too."
         )
-    return tuple(found[:n])
+    return tuple(known[:n])
 
 
-def described(name: str, *, test_only: bool, known_only: bool) -> str:
+def describe_facts(name: str, *, test_only: bool, known_only: bool) -> str:
     """The facts of a run in a few words, as its folder tells them."""
     return name + ", test part" * test_only + ", known" * known_only
 
@@ -65,14 +65,14 @@ def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> d
     """Each method at each of the layers, labelled "r-rome@7"; without layers the methods as they are."""
     if not layers:
         return dict(configs)
-    found: dict[str, MethodConfig] = {}
+    labelled: dict[str, MethodConfig] = {}
     for name, config in configs.items():
         placed = {f"{name}@{layer}": other for layer in layers if (other := config.at_layer(layer)) is not None}
-        found |= placed or {name: config}
-    return found
+        labelled |= placed or {name: config}
+    return labelled
 
 
-def tasks(plan: Plan, store: Store) -> list[Task]:
+def list_tasks(plan: Plan, store: Store) -> list[Task]:
     """What is still to do, group after group, so that a run which is cut off has all methods on the same facts."""
     return [
         Task(group, methods)
@@ -83,18 +83,20 @@ def tasks(plan: Plan, store: Store) -> list[Task]:
 
 def _sharing(plan: Plan, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Methods that look for the same δ stand together, behind the first that keeps it; no edit may come before."""
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for name in names:
         config = plan.methods[name]
-        mine = next((some for some in found if plan.group == 1 and plan.methods[some[0]].shares_search(config)), None)
-        if mine is None:
-            found.append([name])
+        shared = next(
+            (group for group in groups if plan.group == 1 and plan.methods[group[0]].shares_search(config)), None
+        )
+        if shared is None:
+            groups.append([name])
         else:
-            mine.append(name)
-    return [tuple(some) for some in found]
+            shared.append(name)
+    return [tuple(group) for group in groups]
 
 
-def about(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
+def describe_run(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
     """What a run's folder says of it. A run may grow by more records of the same set in the same order."""
     return {
         "model": lm.name,
@@ -111,7 +113,7 @@ def about(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
     }
 
 
-def prepared(lm: LanguageModel, plan: Plan) -> Plan:
+def prepare(lm: LanguageModel, plan: Plan) -> Plan:
     """The plan with this model's values in all configs."""
     if not plan.facts or not plan.methods:
         raise DataError("There is nothing to evaluate.", "", "Choose at least one fact and one method.")
@@ -128,7 +130,7 @@ Workers = Callable[
 ]
 
 
-def run(
+def carry_out(
     lm: LanguageModel,
     plan: Plan,
     folder: str | Path,
@@ -141,9 +143,9 @@ def run(
     Leaving the loop, an exception in `track` or a kill stops the run; calling it again goes on. workers: how tasks are
     spread; None does them here, `rome_core.evaluation.runs.ray_workers.ray_workers` on many processes.
     """
-    plan = prepared(lm, plan)
-    store = Store(folder, about(lm, plan))
-    todo = tasks(plan, store)
+    plan = prepare(lm, plan)
+    store = Store(folder, describe_run(lm, plan))
+    todo = list_tasks(plan, store)
     layers = sorted({layer for config in plan.methods.values() for layer in config.layers if 0 <= layer < lm.n_layers})
     moments = moments_for(lm, layers, None, track) if todo else {}
     began, finished = time.monotonic(), 0
