@@ -13,6 +13,7 @@ from typing import Any
 import streamlit as st
 
 from rome_core import EditRequest, LanguageModel
+from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.settings import About, about
 
@@ -48,8 +49,14 @@ def config_form(
 
 
 def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequence[EditRequest]) -> Any:
-    """What the form begins with. layer: the key of that field; other presets go with a layer that somebody chose."""
-    preset = resolve(lm, config_class(), requests)
+    """What the form begins with: of a method this model's presets.
+
+    layer: the key of that field; other presets go with a layer that somebody chose.
+    """
+    make: Any = config_class  # a method's may have a layer, or none
+    if not issubclass(config_class, MethodConfig):
+        return make()
+    preset = resolve(lm, make(), requests)
     usual = getattr(preset, "layer", None)
     if usual is None:
         return preset
@@ -57,7 +64,7 @@ def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequenc
     chosen = st.session_state.get(layer, st.query_params.get(layer, standing))
     if str(chosen) == str(standing) or not str(chosen).isdigit():
         return preset
-    return replace(resolve(lm, config_class(layer=int(chosen)), requests), layer=usual)
+    return replace(resolve(lm, make(layer=int(chosen)), requests), layer=usual)
 
 
 def follow(key: str, default: Any) -> None:

@@ -13,7 +13,6 @@ from pages.shared.style import LIGHT
 from rome_core import METHODS, EditRequest, Prompt
 from rome_core.editing import presets
 from rome_core.editing.presets import Preset, resolve
-from rome_core.editing.shared_search import added_to
 from rome_core.evaluation.comparison import MethodRow
 from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
 from tests.tiny import random_edit, random_moment, tiny_model
@@ -60,7 +59,7 @@ def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> Non
 def test_an_unknown_fact_asks_for_prompts(page: AppTest) -> None:
     page.text_input(key="subject").set_value("green dragon").run()
     page.text_area(key="bench-neighbours").set_value("Lyon is in\n\n Milan is in ").run()
-    task = bench_view.Task  # the form's task is made on every run: read it off a run
+    task = bench_view.Trial  # the form's task is made on every run: read it off a run
     page.button(key="bench-run").click().run()
     wait_for(page, lambda app: not job(app).live)
 
@@ -77,7 +76,7 @@ def test_methods_take_the_settings_that_they_share() -> None:
 
     assert found.keys() == METHODS.keys()
     for name, one in found.items():
-        if added_to(METHODS[name]) == "mlp_out":
+        if METHODS[name].adds_to == "mlp_out":
             assert (one.layer, one.steps) == (3, 7)
         assert getattr(one, "seed", 5) == 5
     assert found["memit"].steps == 7 and found["memit"].clamp == METHODS["memit"]().clamp  # of another norm
