@@ -161,7 +161,7 @@ def show(lm: LanguageModel, report: Report) -> None:
     if reason:
         st.warning(literal(f"No effect: {reason}"))
     st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
-    keyed = report.edit.k_star.numel() > 0
+    keyed = report.edit.keys is not None
     views = {
         "Before / after": edit_views.before_after,
         **({("Search for v*" if keyed else "Training"): part_views.search} if report.edit.history else {}),

@@ -49,10 +49,14 @@ def config_form(
 
 
 def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequence[EditRequest]) -> Any:
-    """What the form begins with. layer: the key of that field; other presets go with a layer that somebody chose."""
+    """What the form begins with: of a method this model's presets.
+
+    layer: the key of that field; other presets go with a layer that somebody chose.
+    """
+    make: Any = config_class  # a method's may have a layer, or none
     if not issubclass(config_class, MethodConfig):
-        return config_class()
-    preset: Any = resolve(lm, config_class(), requests)
+        return make()
+    preset = resolve(lm, make(), requests)
     usual = getattr(preset, "layer", None)
     if usual is None:
         return preset
@@ -60,8 +64,7 @@ def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequenc
     chosen = st.session_state.get(layer, st.query_params.get(layer, standing))
     if str(chosen) == str(standing) or not str(chosen).isdigit():
         return preset
-    placed: Any = resolve(lm, config_class(layer=int(chosen)), requests)  # type: ignore[call-arg]
-    return replace(placed, layer=usual)
+    return replace(resolve(lm, make(layer=int(chosen)), requests), layer=usual)
 
 
 def follow(key: str, default: Any) -> None:

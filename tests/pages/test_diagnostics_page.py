@@ -30,7 +30,7 @@ from rome_core.diagnosis.neighbourhood import Shift
 from rome_core.diagnosis.ordinary_facts import Reference
 from rome_core.diagnosis.verdict import Diagnosis
 from rome_core.editing.edit import Edit
-from rome_core.editing.methods.rome import POLICIES
+from rome_core.editing.shared_search import policies
 from rome_core.evaluation import foresight, perplexity
 from rome_core.evaluation.foresight import Foresight
 from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
@@ -47,6 +47,8 @@ BROKEN = Diagnosis(
     disabling_at=2.0,
     method="rome",
     layer=7,
+    moment_key="kept",
+    other_moment=False,
     denominator=12.0,
     caution_below=360.0,
     disabling_below=90.0,
@@ -124,7 +126,7 @@ def test_the_verdict_comes_before_anything_is_applied(page: AppTest) -> None:
     found = diagnose(page)
 
     assert not page.exception
-    assert set(found.policies) == {policy.name for policy in POLICIES}
+    assert set(found.policies) == set(policies())
     assert edits_of(page) == []
     assert len(page.table) == 2
     assert "k₀ᵀC⁻¹k" in str(page.table[1].value)

@@ -29,6 +29,7 @@ from rome_core.diagnosis.objective import Changed
 from rome_core.editing import presets
 from rome_core.editing.edit import Delta
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
+from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import Preset
 from rome_core.evaluation.before_after import Report
 from rome_core.settings import setting
@@ -162,7 +163,7 @@ def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: s
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(MethodConfig):
     """One field of every kind that a method may have."""
 
     layer: int | None = setting(None, "Where", "Where.", low=0, within="layers")

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.edit import layer_figure, layer_view
 from pages.shared.style import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
-from rome_core.editing.methods.rome import POLICIES
+from rome_core.editing.shared_search import policies
 from rome_core.evaluation import Score
 from rome_core.evaluation.answers import Pairs
 from rome_core.evaluation.layer_sweep import Swept, as_record
@@ -65,7 +65,7 @@ def test_the_shipped_study_is_shown_for_its_own_model_only(
 
 def test_the_search_takes_the_settings_of_the_form() -> None:
     found = layer_view.search_like(METHODS["emmet"](layer=3, steps=7))
-    assert type(found) in POLICIES and found.steps == 7 and found.layer is None
+    assert type(found) in policies().values() and found.steps == 7 and found.at_layer(5).layers == [5]
     assert layer_view.search_like(METHODS["memit"](layer=3, steps=7)).steps is None  # type: ignore[attr-defined]
     assert layer_view.search_like(METHODS["h-rome"](steps=3)).name == "h-rome"
 

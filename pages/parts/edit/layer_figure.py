@@ -43,6 +43,7 @@ def layers_figure(
             fig.add_scatter(
                 x=[*layers, *reversed(layers)],
                 y=band,
+                mode="lines",
                 fill="toself",
                 fillcolor="rgba(128,128,128,0.18)",
                 line={"width": 0},

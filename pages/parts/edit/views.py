@@ -61,7 +61,7 @@ def metrics(report: Report) -> None:
         ),
         (f"Rank of {target}", f"{report.rank[1]:,}", f"before {report.rank[0]:,}", "1 is the model's answer."),
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
-        if edit.k_star.numel()
+        if edit.keys is not None
         else ("‖Δ‖", number(size.norm_F), limit, "How far the weights moved, and how far they were allowed to."),
         ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
         (

@@ -23,7 +23,7 @@ def why_no_effect(report: Report) -> str | None:
 
 def _what_failed(report: Report, first: Step, last: Step) -> str:
     """Which part of the way to the new answer gave way: the update, the clamp, or the search."""
-    if not report.edit.k_star.numel():
+    if report.edit.keys is None:
         walled = last.delta_norm > 0.5 * last.limit
         return f"The training stopped at p {number(last.p_target)}. " + (
             "The weights stand at the walls of their box: widen ε." if walled else "Allow more steps or a higher rate."
