@@ -9,7 +9,7 @@ import streamlit as st
 from pages.parts.diagnosis import calibration_view, forensics_view, interference_view
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import views as diagnosis_views
-from pages.shared import edit_form, frame, session, text, track
+from pages.shared import edit_form, frame, moment_panel, session, text, track
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
 from rome_core.editing.edit import Edit
@@ -68,8 +68,8 @@ def chosen() -> session.ActiveEdit | None:
 
 
 def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
-    below = beneath(item.edit)
-    return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below)
+    below, moments = beneath(item.edit), moment_panel.moments(lm, item.edit.config.layers)
+    return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below, moments)
 
 
 def of_form(lm: LanguageModel) -> Work | None:
@@ -79,9 +79,9 @@ def of_form(lm: LanguageModel) -> Work | None:
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies(), request)
     if request is None:
         return None
-    below = session.active(but=[request])
+    below, moments = session.active(but=[request]), moment_panel.moments(lm, config.layers)
     title = f"Diagnosing {request.prompt.subject} → {request.target_new.strip()}"
-    return title, lambda job: foresee(lm, request, config, below, job.track)
+    return title, lambda job: foresee(lm, request, config, below, moments, job.track)
 
 
 def beneath(edit: Edit) -> tuple[Edit, ...]:
@@ -114,7 +114,7 @@ def actions(lm: LanguageModel, foresight: Foresight) -> None:
         if foresight.diagnosis.verdict == "safe" or safest is None:
             return
         if st.button(f"Apply the safe policy instead ({safest})", key="apply-safe"):
-            apply(lm, foresight, repolicy(lm, foresight.edit, safest), foresight.policies[safest])
+            apply(lm, foresight, repolicy(lm, foresight.edit, safest, foresight.moments), foresight.policies[safest])
 
 
 def apply(lm: LanguageModel, foresight: Foresight, edit: Edit, diagnosis: Diagnosis) -> None:

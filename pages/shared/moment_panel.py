@@ -10,7 +10,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
-import torch
 
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
@@ -26,8 +25,7 @@ from rome_core.editing.second_moment import (
     stored_moment,
 )
 from rome_core.facts.corpora import read_dataset, read_texts
-from rome_core.model.hooks import Point, activations, batch_of
-from rome_core.model.tokens import encode
+from rome_core.model.subjects import subject_keys
 
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
 RIDGE = 1e-6
@@ -147,7 +145,7 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
     """Queue the making of C; every doubling of its tokens is drawn."""
 
     def work(job: track.Job[Made, None]) -> None:
-        keys, steps = fact_keys(lm, layer), list[Moment]()
+        keys, steps = subject_keys(lm, [fact.prompt for fact in load_facts()[:N_KEYS]], layer), list[Moment]()
         for step in moment_steps(lm, [layer], n_tokens, track=job.track, **options):
             if step[layer].n_tokens >= lm.d_mlp:  # fewer keys than entries: C cannot be inverted yet
                 steps.append(step[layer])
@@ -160,15 +158,6 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
             )
 
     session.keep_job(_job_key(lm, layer), track.submit(f"C of layer {layer}", work))
-
-
-def fact_keys(lm: LanguageModel, layer: int) -> torch.Tensor:
-    """Keys of the first facts of the project's set, at the subject's last token: [n d_mlp]."""
-    rows = [encode(lm.tokenizer, fact.prompt) for fact in load_facts()[:N_KEYS]]
-    batch = batch_of(lm, [row.ids[: row.subject[1]] for row in rows])
-    point = Point("mlp_key", layer)
-    keys = activations(lm, batch, [point])[point]
-    return keys[torch.arange(len(rows)), batch.last]
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -9,6 +10,7 @@ from rome_core.diagnosis.neighbourhood import Shift, other_prompts, shifts
 from rome_core.diagnosis.verdict import Diagnosis, diagnose, forecast
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import DEFAULT_METHOD, MethodConfig, solve
+from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.answers import Change, ask_before_and_after
 from rome_core.evaluation.before_after import Continuation, choose_questions, continuations, generation_texts
 from rome_core.evaluation.perplexity import perplexity
@@ -21,12 +23,19 @@ OTHERS = 80  # prompts that are asked before and after
 SEED = 0  # of the choice of other prompts
 
 
+Moments = Mapping[int, Moment] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Foresight:
-    """An edit that is not applied yet, with its diagnosis and that of every other policy with the same δ."""
+    """An edit that is not applied yet, with its diagnosis and that of every other policy with the same δ.
+
+    moments: the C that judged it, by layer; None: the kept ones.
+    """
 
     edit: Edit
     below: tuple[Edit, ...]
+    moments: Moments
     diagnosis: Diagnosis
     policies: dict[str, Diagnosis]
 
@@ -63,15 +72,20 @@ class Aftermath:
 
 
 def foresee(
-    lm: LanguageModel, request: EditRequest, config: MethodConfig, below: tuple[Edit, ...], track: Track = silent
+    lm: LanguageModel,
+    request: EditRequest,
+    config: MethodConfig,
+    below: tuple[Edit, ...],
+    moments: Moments = None,
+    track: Track = silent,
 ) -> Foresight:
-    """Solve an edit without applying it, and diagnose it."""
-    return examine(lm, solve(lm, [request], config, edits=below, track=track), below)
+    """Solve an edit without applying it, and diagnose it by the same C."""
+    return examine(lm, solve(lm, [request], config, moments=moments, edits=below, track=track), below, moments)
 
 
-def examine(lm: LanguageModel, edit: Edit, below: tuple[Edit, ...]) -> Foresight:
+def examine(lm: LanguageModel, edit: Edit, below: tuple[Edit, ...], moments: Moments = None) -> Foresight:
     """Diagnose a solved edit, and its δ under every other policy."""
-    return Foresight(edit, below, diagnose(lm, edit), forecast(lm, edit))
+    return Foresight(edit, below, moments, diagnose(lm, edit, moments), forecast(lm, edit, moments))
 
 
 def try_out(

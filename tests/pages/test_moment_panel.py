@@ -7,13 +7,10 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import moment_panel
-from pages.shared.moment_panel import Made, convergence_figure, fact_keys
+from pages.shared.moment_panel import Made, convergence_figure
 from pages.shared.style import LIGHT
-from rome_core import Moment, load_facts
-from rome_core.model.hooks import Point, activations, batch_of
-from rome_core.model.tokens import encode
+from rome_core import Moment
 from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
-from tests.tiny import tiny_model
 
 
 @pytest.fixture
@@ -52,16 +49,6 @@ def test_too_little_text_is_one_sentence(opened: AppTest, monkeypatch: pytest.Mo
     end_of_jobs(opened.button(key="moment-make").click().run())
 
     assert "fewer tokens than the keys have entries" in texts(opened.error)
-
-
-def test_the_keys_are_those_of_the_subjects_last_tokens() -> None:
-    lm = tiny_model("llama")
-    keys = fact_keys(lm, 1)
-
-    fact = load_facts()[3]
-    row, point = encode(lm.tokenizer, fact.prompt), Point("mlp_key", 1)
-    plain = activations(lm, batch_of(lm, [row.ids]), [point])[point][0, row.last_subject]
-    assert torch.allclose(keys[3], plain, atol=1e-5)
 
 
 def test_the_figure_says_how_far_the_direction_still_turns() -> None:
