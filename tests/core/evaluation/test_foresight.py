@@ -61,12 +61,11 @@ def test_what_came_of_it_is_what_plain_calls_say(lm: LanguageModel, monkeypatch:
     assert all(shift.kind != "unrelated" for shift in after.near)
 
 
-def test_an_edit_is_judged_by_the_c_that_it_was_solved_with_where_that_is_given() -> None:
-    lm = tiny_model()
-    own = {1: random_moment(lm, 1, seed=4)}
+def test_an_edit_is_judged_by_the_c_that_it_was_solved_with_where_that_is_given(lm: LanguageModel) -> None:
+    own = {2: random_moment(lm, 2, seed=4)}
 
     foresight = foresee(lm, REQUEST, CONFIG, (), own)
 
-    assert foresight.diagnosis.moment_key == own[1].key and not foresight.diagnosis.other_moment
-    assert {d.moment_key for d in foresight.policies.values()} == {own[1].key}
-    assert examine(lm, foresight.edit, (), {1: random_moment(lm, 1)}).diagnosis.other_moment
+    assert foresight.diagnosis.moment_key == own[2].key and not foresight.diagnosis.other_moment
+    assert {d.moment_key for d in foresight.policies.values()} == {own[2].key}
+    assert examine(lm, foresight.edit, ()).diagnosis.other_moment
