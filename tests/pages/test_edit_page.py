@@ -332,7 +332,7 @@ def step(p: float, *, loss: float = 0.1, norm: float = 1.0, rank: int = 1) -> St
 def test_no_effect_has_its_reason(before: float, after: float, history: tuple[Step, ...], reason: str | None) -> None:
     report: Any = SimpleNamespace(
         changes=(change_by_hand("edit", "x", (before,), (after,)),),
-        edit=SimpleNamespace(history=history, k_star=torch.ones(3)),
+        edit=SimpleNamespace(history=history, keys=random_edit(tiny_model()).keys),
         request=REQUEST,
         rank=(12, 1 if after > 0.5 else 7),
         diagnosis=SimpleNamespace(cosine=0.1),
