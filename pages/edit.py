@@ -151,7 +151,7 @@ def watch(lm: LanguageModel, job: EditJob) -> None:
         words = edit_views.conditions(lm, at.request, at.config, at.below)
         target = at.request.target_new.strip()
         edit_views.metrics_so_far(at.steps, target)
-        planned = getattr(at.config, "steps", 1)
+        planned = vars(at.config).get("steps", 1)
         draw_chart(figures.steps_figure(at.steps, target, planned, words, page_theme()), "search", "edit")
 
 

@@ -93,6 +93,15 @@ def test_a_page_is_made_of_its_own_parts_and_what_is_shared(path: Path) -> None:
             assert name in GUESTS.get(name_of(path), ()), f"{name_of(path)} imports {name}: share it"
 
 
+@pytest.mark.parametrize("path", [*CORE, *PAGES], ids=name_of)
+def test_nobody_asks_for_a_single_method(path: Path) -> None:
+    """A method answers for itself: whoever is not of the editing room knows the registry only."""
+    own = name_of(path)
+    if not own.startswith("rome_core.editing."):
+        for name in imported(path):
+            assert not name.startswith("rome_core.editing.methods."), f"{own} imports {name}: ask the config instead"
+
+
 @pytest.mark.parametrize("name", sorted(RANK.keys() - {"__init__"}))
 def test_the_table_has_no_row_for_a_room_that_is_gone(name: str) -> None:
     assert name in {room(name_of(path)) for path in CORE}

@@ -108,8 +108,8 @@ def plan_as_then(
 ) -> SequencePlan:
     """What the arguments would plan, with the prefixes that were sampled then."""
     config = resolve(lm, config)
-    if getattr(config, "prefixes", ()) is None and hasattr(old.config, "prefixes"):
-        config = replace(config, prefixes=old.config.prefixes)  # type: ignore[call-arg]
+    if vars(config).get("prefixes", ()) is None:
+        config = replace(config, prefixes=old.config.prefixes_used)  # type: ignore[call-arg]
     return SequencePlan(config, tuple(facts), pace, seed)
 
 

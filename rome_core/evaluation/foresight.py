@@ -11,6 +11,7 @@ from rome_core.diagnosis.verdict import Diagnosis, diagnose, forecast
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import DEFAULT_METHOD, MethodConfig, solve
 from rome_core.editing.second_moment import Moment
+from rome_core.editing.shared_search import policies
 from rome_core.evaluation.answers import Change, ask_before_and_after
 from rome_core.evaluation.before_after import Continuation, choose_questions, continuations, generation_texts
 from rome_core.evaluation.perplexity import perplexity
@@ -18,7 +19,6 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
 from rome_core.progress import Track, silent
 
-SAFER = ("n-rome", "h-rome", "r-rome")  # p-rome moves the key that every text's first token shares
 OTHERS = 80  # prompts that are asked before and after
 SEED = 0  # of the choice of other prompts
 
@@ -42,7 +42,8 @@ class Foresight:
     @property
     def safest(self) -> str | None:
         """The policy to offer instead: the default one if it is safe here, else another one that is."""
-        order = dict.fromkeys([DEFAULT_METHOD, *SAFER])
+        others = [name for name, method in policies().items() if method.offered_instead]
+        order = dict.fromkeys([DEFAULT_METHOD, *reversed(others)])
         safe = [name for name in order if name in self.policies and self.policies[name].verdict == "safe"]
         return next((name for name in safe if name != self.edit.method), None)
 

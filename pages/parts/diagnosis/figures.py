@@ -7,14 +7,10 @@ import plotly.graph_objects as go
 
 from pages.shared.style import Theme, frame_figure
 from pages.shared.verdicts import COLOURS, SHAPES, large
+from rome_core import METHODS
 from rome_core.diagnosis.verdict import Diagnosis
 
-DENOMINATORS = {"rome": "k₀ᵀC⁻¹k*", "p-rome": "k₀ᵀC⁻¹k₀"}  # every other policy divides by k*ᵀC⁻¹k*
 BARS_A_DECADE = 8
-
-
-def denominator_name(method: str) -> str:
-    return DENOMINATORS.get(method, "k*ᵀC⁻¹k*")
 
 
 def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.Figure:
@@ -35,7 +31,7 @@ def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.F
     _danger_zone(fig, diagnosis, 10.0**low, theme)
     _this_edit(fig, diagnosis, low, high)
     frame_figure(fig, gauge_title(diagnosis, reference), caption, 240, theme, left=56)
-    axis = f"denominator {denominator_name(method)} (log)"
+    axis = f"denominator {METHODS[method].divides_by} (log)"
     fig.update_xaxes(type="log", range=[low, high], title_text=axis, dtick=1)
     return fig.update_yaxes(title_text="ordinary facts")
 

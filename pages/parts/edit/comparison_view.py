@@ -166,7 +166,7 @@ def caption(lm: LanguageModel, run: Run) -> str:
 
 
 def seed_of(rows: Sequence[MethodRow]) -> str:
-    return ", ".join(sorted({str(getattr(row.config, "seed", "–")) for row in rows if row.config})) or "–"
+    return ", ".join(sorted({str(vars(row.config).get("seed", "–")) for row in rows if row.config})) or "–"
 
 
 def texts(run: Run) -> None:

@@ -38,8 +38,9 @@ def conditions(lm: LanguageModel, request: EditRequest, config: Any, below: Sequ
     """Everything needed to repeat what a figure shows: model, prompt, method, settings, seed."""
     settings = "".join(f", {name} {value}" for name, value in changed(lm, config).items() if name not in NAMED)
     on_top = f" · on top of {count(len(below), 'edit')}" if below else ""
-    seed = f" · seed {config.seed}" if hasattr(config, "seed") else ""
-    named = "".join(f", {name} {getattr(config, name):g}" for name in NAMED[:2] if hasattr(config, name))
+    values = vars(config)
+    seed = f" · seed {values['seed']}" if "seed" in values else ""
+    named = "".join(f", {name} {values[name]:g}" for name in NAMED[:2] if name in values)
     return (
         f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
         f"{config.name}{named}{settings}{seed}{on_top}"

@@ -24,10 +24,9 @@ PANELS = ("perplexity", "‖ΔW‖ / ‖W‖", f"efficacy of the latest {LATEST}
 def caption(run: SequenceRun) -> str:
     """Everything needed to repeat a run: model, method, settings, facts, seeds."""
     plan, config = run.plan, run.plan.config
-    named = "".join(
-        f", {name} {getattr(config, name)}" for name in ("layer", "clamp", "span", "seed") if hasattr(config, name)
-    )
-    prefixes = getattr(config, "prefixes", None)
+    values = vars(config)
+    named = "".join(f", {name} {values[name]}" for name in ("layer", "clamp", "span", "seed") if name in values)
+    prefixes = values.get("prefixes")
     parts = [
         run.model,
         f"{config.name}{named}" + (f", {count(len(prefixes), 'prefix')[:-1]}es" if prefixes else ""),

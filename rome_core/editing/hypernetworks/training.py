@@ -30,7 +30,7 @@ from rome_core.facts.datasets import facts_of
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
-KINDS: dict[str, type[HyperNetwork]] = {"mend": MendNetwork, "ke": KeNetwork}
+KINDS: dict[str, type[HyperNetwork]] = {network.kind: network for network in (MendNetwork, KeNetwork)}
 STATISTICS = 64  # facts from which the normalisation of the gradients is measured
 HELD_BACK = 30  # of the validation facts are looked at
 

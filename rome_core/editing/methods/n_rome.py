@@ -29,6 +29,7 @@ class NRome(RomePolicy):
     """Hyper-parameters of ROME, and the other subjects and namesakes whose keys an edit shall leave alone."""
 
     name: ClassVar[str] = "n-rome"
+    offered_instead: ClassVar[bool] = True
     title: ClassVar[str] = (
         "N-ROME, this project's: δ is added at both keys, k_0 and k*; similar subjects and namesakes are held."
     )

@@ -114,6 +114,7 @@ class Rome(RomePolicy):
 
 
 class RRome(RomePolicy):
+    offered_instead: ClassVar[bool] = True
     name: ClassVar[str] = "r-rome"
     title: ClassVar[str] = "r-ROME: the mean key k* of the prefixed prompts everywhere."
     formula: ClassVar[str] = r"\Delta = \frac{(v_0 + \delta - \overline{W k})\,(C^{-1}k^*)^\top}{{k^*}^\top C^{-1} k^*}"
@@ -124,6 +125,8 @@ class RRome(RomePolicy):
 
 
 class PRome(RomePolicy):
+    """It is not offered instead of others: it moves the key that every text's first token shares."""
+
     name: ClassVar[str] = "p-rome"
     title: ClassVar[str] = "p-ROME: the bare prompt's key k_0 everywhere."
     formula: ClassVar[str] = r"\Delta = \frac{\delta\,(C^{-1}k_0)^\top}{k_0^\top C^{-1} k_0}"
@@ -142,10 +145,12 @@ class CRome(RRome):
         "C-ROME: r-ROME's update; a prefix is put before the prompt when the edited model is used, too."
     )
     prefixed_use: ClassVar[bool] = True
+    offered_instead: ClassVar[bool] = False
     same_update_as: ClassVar[str] = "r-rome"
 
 
 class HRome(RomePolicy):
+    offered_instead: ClassVar[bool] = True
     name: ClassVar[str] = "h-rome"
     title: ClassVar[str] = "h-ROME: fully homogeneous, δ is added at the mean key, whatever the model says there."
     formula: ClassVar[str] = r"\Delta = \frac{\delta\,(C^{-1}k^*)^\top}{{k^*}^\top C^{-1} k^*}"
