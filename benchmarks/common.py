@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ import torch
 from torch.nn.functional import linear
 
 from rome_core import LanguageModel
+from rome_core.files import versions
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -96,8 +96,7 @@ def machine(lm: LanguageModel, *packages: str) -> Row:
         "dtype": str(lm.dtype),
         "threads": torch.get_num_threads(),
         "processor": _processor(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers", *packages)},
+        **versions(("torch", "transformers", *packages)),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -107,13 +106,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:

@@ -6,10 +6,10 @@ python -m benchmarks.memory
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from benchmarks.common import MEGABYTE, machine, memory_of, parse, parser_of, write
-from rome_core import EditRequest, LanguageModel, Prompt, diagnose, load_facts, load_model, solve
+from rome_core import EditRequest, Prompt, diagnose, load_facts, load_model, solve
 from rome_core.diagnosis.many import diagnose_many
 from rome_core.editing.methods.n_rome import NRome
 
@@ -32,25 +32,16 @@ def resident() -> int:
     return memory_of("VmRSS")
 
 
-def repeated(call: Callable[[], object], n: int) -> Iterator[object]:
-    return (call() for _ in range(n))
-
-
-def of_list(lm: LanguageModel, n: int) -> Iterator[object]:
-    """Short searches: what is kept does not depend on how long they are."""
-    requests = [fact.request for fact in load_facts()[:n]]
-    return diagnose_many(lm, requests, NRome(steps=2, n_prefixes=2))
-
-
 def main() -> None:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--n", type=int, default=100)
     options = parse(parser)
-    lm = load_model()
-    edit = solve(lm, [REQUEST], NRome(steps=2, n_prefixes=2))
+    lm, n = load_model(), FIRST + options.n
+    config = NRome(steps=2, n_prefixes=2)  # short searches: what is kept does not depend on how long they are
+    edit = solve(lm, [REQUEST], config)
     grown = {
-        "one edit": growth(repeated(lambda: diagnose(lm, edit), FIRST + options.n)),
-        "a list of requests": growth(of_list(lm, FIRST + options.n)),
+        "one edit": growth(diagnose(lm, edit) for _ in range(n)),
+        "a list of requests": growth(diagnose_many(lm, [fact.request for fact in load_facts()[:n]], config)),
     }
     for name, megabytes in grown.items():
         print(f"{name}, {options.n} diagnoses after the first {FIRST}: {megabytes:.1f} MB")

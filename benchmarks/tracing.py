@@ -169,13 +169,6 @@ def measure(lm: LanguageModel, prompt: Prompt, config: TraceConfig, n_plain: int
     }
 
 
-def counted_gflop(lm: LanguageModel, prompt: Prompt, config: TraceConfig) -> float:
-    """What torch itself counts in the matrix multiplications of one more run, as a check of `cost_of`."""
-    with FlopCounterMode(display=False) as counter:
-        trace(lm, prompt, config)
-    return counter.get_total_flops() / 1e9
-
-
 def difference(result: Trace, cells: Sequence[Cell], p: Sequence[float]) -> float:
     """Largest difference of p between the heat map and cells that were run plainly."""
     return max(abs(float(result.probabilities[c.token, c.layer]) - q) for c, q in zip(cells, p, strict=True))
@@ -233,7 +226,9 @@ def main() -> None:
             config = TraceConfig(site=site, window=options.window, samples=options.samples)
             row = measure(lm, PROMPTS[length], config, None if options.full else options.cells)
             if options.count:
-                row["counted"] = counted_gflop(lm, PROMPTS[length], config)
+                with FlopCounterMode(display=False) as counter:  # what torch itself counts, as a check of `cost_of`
+                    trace(lm, PROMPTS[length], config)
+                row["counted"] = counter.get_total_flops() / 1e9
             rows.append(row)
             print(f"{length} tokens, {NAMES[site]}: {row['seconds']:.2f} s", file=sys.stderr)
     rows = growth([with_ratios(row) for row in rows])

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from rome_core.errors import DataError
 from rome_core.files import ASSETS
 
 FOLDER = ASSETS / "calibration"
 Verdict = Literal["safe", "caution", "disabling"]
-Array = npt.NDArray[np.float64]
 
 ALPHA = 0.05  # false alarms that "disabling" may raise
 HURT, BROKEN = 1.1, 2.0  # growth of perplexity that "caution" and "disabling" stand for

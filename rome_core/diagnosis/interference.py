@@ -8,15 +8,14 @@ edit of an earlier layer changes the key. `moved` measures it with both in place
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.second_moment import Moment, moments_for
-from rome_core.errors import EditError
-from rome_core.model.edits import Delta
+from rome_core.model.edits import Delta, check_base
 from rome_core.model.hooks import Point
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
@@ -100,7 +99,7 @@ def predict(lm: LanguageModel, new: Edit, earlier: Sequence[Edit]) -> tuple[Move
     """How far `new` would move each earlier edit, from keys and factors alone: one line a fact and layer they share."""
     result = []
     for edit in earlier:
-        _same_model(lm, edit, new)
+        check_base(lm, [edit, new])
         mine, others = layers_of(lm, edit), layers_of(lm, new)
         for layer in sorted(mine.keys() & others.keys()):
             keys = keys_at(lm, edit.requests, layer, earlier)
@@ -127,26 +126,7 @@ def moved(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: Track = 
                 for edits in (earlier, [*earlier, new])
             )
             for i in range(len(edit.requests)):
-                one = next(predictions)
                 distance = float((with_it[i] - without[i]).norm())
-                result.append(
-                    Moved(
-                        one.label,
-                        layer,
-                        one.own,
-                        one.predicted,
-                        one.along,
-                        distance,
-                        before[i].p_joint,
-                        after[i].p_joint,
-                    )
-                )
+                p_before, p_after = before[i].p_joint, after[i].p_joint
+                result.append(replace(next(predictions), measured=distance, p_before=p_before, p_after=p_after))
     return tuple(result)
-
-
-def _same_model(lm: LanguageModel, *edits: Edit) -> None:
-    for edit in edits:
-        if edit.base != lm.fingerprint:
-            raise EditError(
-                f"This edit was solved for another model than '{lm.name}'.", "", "Solve it again on this model."
-            )

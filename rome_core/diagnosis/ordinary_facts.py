@@ -53,23 +53,13 @@ def reference(lm: LanguageModel, moment: Moment, ridge: float, prefixes: tuple[s
 
     def measure() -> Reference:
         ordinary = ordinary_keys(lm, moment.layer, prefixes)
-        return _quantities(ordinary.k_0, ordinary.k_star, moment, ridge)
+        k_0, k_star = ordinary.k_0, ordinary.k_star
+        bare, mean = moment.solve(k_0.T, ridge).T, moment.solve(k_star.T, ridge).T
+        k0_k0, k0_kstar, kstar_kstar = (a.mul(b).sum(1) for a, b in ((k_0, bare), (k_0, mean), (k_star, mean)))
+        cosine, whitened = torch.cosine_similarity(k_0, k_star), k0_kstar / (k0_k0 * kstar_kstar).sqrt()
+        return Reference(*(tuple(values.tolist()) for values in (k0_k0, k0_kstar, kstar_kstar, cosine, whitened)))
 
     return lm.remember(REFERENCES, (moment.key, ridge, prefixes), measure)
-
-
-def _quantities(
-    k_0: Float[Tensor, "n d_mlp"], k_star: Float[Tensor, "n d_mlp"], moment: Moment, ridge: float
-) -> Reference:
-    bare, mean = moment.solve(k_0.T, ridge).T, moment.solve(k_star.T, ridge).T
-    k0_k0, k0_kstar, kstar_kstar = (a.mul(b).sum(1) for a, b in ((k_0, bare), (k_0, mean), (k_star, mean)))
-    return Reference(
-        tuple(k0_k0.tolist()),
-        tuple(k0_kstar.tolist()),
-        tuple(kstar_kstar.tolist()),
-        tuple(torch.cosine_similarity(k_0, k_star).tolist()),
-        tuple((k0_kstar / (k0_k0 * kstar_kstar).sqrt()).tolist()),
-    )
 
 
 def ordinary_keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryKeys:

@@ -8,7 +8,7 @@ Nothing outside the file asks for its name or its type. Another package adds one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, TypeVar
 
 from jaxtyping import Float
@@ -21,9 +21,11 @@ from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
 from rome_core.progress import Track, silent
+from rome_core.settings import setting
 
 AddedTo = Literal["mlp_out", "resid_post"]
 M = TypeVar("M", bound="MethodConfig")
+L = TypeVar("L", bound="LayerConfig")
 
 Report = Callable[[Step], None]
 
@@ -139,6 +141,17 @@ class MethodConfig:
 
     # ------------------------------------------------------------------------------------------------------- solving
 
+    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Raise EditError unless these requests can be edited with these settings."""
+        if not requests:
+            raise EditError("There is no fact to edit.", "", "Give at least one.")
+        if len(requests) > 1 and not self.batches:
+            raise EditError(
+                f"{self.name} edits one fact at a time; {len(requests)} were given.",
+                "",
+                "Solve them one after another, each with the former ones in edits=.",
+            )
+
     def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """The edit of these requests. Configs arrive here resolved for the model."""
         raise TypeError(f"{type(self).__name__} says nothing of how it solves an edit.")
@@ -188,6 +201,31 @@ class MethodConfig:
     def notes(self, edit: Edit, missed: Mapping[int, float | None]) -> list[str]:
         """What should be known of the method's objective. missed: by layer, the share of what was asked for."""
         return []
+
+
+@dataclass(frozen=True)
+class LayerConfig(MethodConfig):
+    """Base of the methods that edit the down projection of a chosen layer, alone or as the last of several."""
+
+    layer: int | None = setting(
+        None,
+        "Layer",
+        "The block whose down projection is edited.",
+        source="preset of the model",
+        low=0,
+        step=1,
+        within="layers",
+    )
+
+    def at_layer(self: L, layer: int) -> L:
+        return replace(self, layer=layer)
+
+    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        super().check(lm, requests)
+        if self.layer is None or not 0 <= self.layer < lm.n_layers:
+            raise EditError(
+                f"Layer {self.layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}."
+            )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rome_core.model.edits import Update
 from rome_core.model.generation import sample_texts
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.language_model import Kept, LanguageModel
-from rome_core.model.scoring import BATCH_TOKENS
+from rome_core.model.scoring import BATCH_TOKENS, chunks
 from rome_core.model.tokens import text_ids
 from rome_core.progress import Track, silent
 
@@ -78,20 +78,17 @@ class Moment:
         """Lower Cholesky factor of C + ridge·tr(C)/d_mlp·I, computed once. Raises MomentError if C is singular."""
         with self._lock:
             if ridge not in self._factors:
-                self._factors[ridge] = self._factored(ridge)
+                C = self.C.double().clone()
+                C.diagonal().add_(ridge * float(C.trace()) / len(C))
+                factor, failed = torch.linalg.cholesky_ex(C)
+                if int(failed) or not bool(factor.isfinite().all()):
+                    raise MomentError(
+                        f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
+                        "",
+                        f"Use more than {len(C):,} tokens or a larger ridge.",
+                    )
+                self._factors[ridge] = factor
             return self._factors[ridge]
-
-    def _factored(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
-        C = self.C.double().clone()
-        C.diagonal().add_(ridge * float(C.trace()) / len(C))
-        factor, failed = torch.linalg.cholesky_ex(C)
-        if int(failed) or not bool(factor.isfinite().all()):
-            raise MomentError(
-                f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
-                "",
-                f"Use more than {len(C):,} tokens or a larger ridge.",
-            )
-        return factor
 
     @cached_property
     def eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
@@ -150,7 +147,8 @@ def moment_steps(
     own = texts is None
     source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
-    corpus = "self-written text" if own else f"{len(rows)} texts, {_hash(source)}"
+    digest = hashlib.blake2b("\0".join(source).encode(), digest_size=6).hexdigest()
+    corpus = "self-written text" if own else f"{len(rows)} texts, {digest}"
     sums = {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
     points = {layer: Point("mlp_key", layer) for layer in layers}
     seen, shown = 0, 0
@@ -161,8 +159,8 @@ def moment_steps(
             for layer, total in sums.items()
         }
 
-    chunks = list(_batches(rows, n_tokens))
-    for chunk in track(chunks, "Collecting keys", len(chunks)):
+    parts = list(chunks(_first_tokens(rows, n_tokens), len))
+    for chunk in track(parts, "Collecting keys", len(parts)):
         batch = batch_of(lm, chunk)
         kept = activations(lm, batch, list(points.values()), edits=edits)
         for layer, point in points.items():
@@ -223,25 +221,13 @@ def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Upd
     return texts
 
 
-def _batches(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Texts in the given order, up to n_tokens, at most BATCH_TOKENS padded tokens at once."""
-    chunk: list[tuple[int, ...]] = []
-    left = n_tokens
+def _first_tokens(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[tuple[int, ...]]:
+    """Texts in the given order, up to n_tokens in all."""
     for row in rows:
-        if left <= 0:
+        if n_tokens <= 0:
             break
-        row = row[:left]
-        left -= len(row)
-        if chunk and (len(chunk) + 1) * max(len(row), *map(len, chunk)) > BATCH_TOKENS:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
+        yield row[:n_tokens]
+        n_tokens -= len(row)
 
 
 def save_moment(moment: Moment, path: Path) -> None:
@@ -269,15 +255,9 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
                 raise MomentError(f"'{path.name}' holds a C of another size than the keys of '{lm.name}'.")
             C[rows, columns] = upper
             C[columns, rows] = upper
-            seed = int(data["seed"])
-            moment = Moment(
-                int(data["layer"]),
-                C,
-                int(data["n_tokens"]),
-                str(data["corpus"]),
-                str(data["fingerprint"]),
-                None if seed < 0 else seed,
-            )
+            layer, n_tokens, seed = (int(data[name]) for name in ("layer", "n_tokens", "seed"))
+            corpus, fingerprint = str(data["corpus"]), str(data["fingerprint"])
+            moment = Moment(layer, C, n_tokens, corpus, fingerprint, None if seed < 0 else seed)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MomentError(f"'{path.name}' is not a readable C.", str(error)[:100], "Compute it again.") from None
     moment.check(lm)

@@ -16,7 +16,7 @@ from rome_core.editing.edit import Edit, Keys, PromptKeys, Step
 from rome_core.editing.method import Foreign, MethodConfig
 from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError, PromptError
-from rome_core.model.edits import Delta, Update, factors
+from rome_core.model.edits import Delta, Update, check_base, factors
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
 
@@ -152,10 +152,9 @@ def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_mod
 def export_merged(lm: LanguageModel, edits: Sequence[Update], folder: str | Path) -> None:
     """Write the edited model to a folder, in parts, as any Hugging Face model. The loaded weights are not written."""
     target = Path(folder)
+    check_base(lm, edits)
     weights = dict(lm.hf.state_dict())
     for module, delta in factors(edits).items():
-        if any(edit.base != lm.fingerprint for edit in edits):
-            raise EditError(f"An edit was solved for another model than '{lm.name}'.")
         key = f"{module}.weight"
         change = delta.matrix().to(weights[key].device)
         change = change if isinstance(lm.module(module), nn.Linear) else change.T  # GPT-2 keeps W transposed

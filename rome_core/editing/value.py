@@ -54,10 +54,6 @@ class Prompts:
     kl_column: int
     encoded: Encoded
 
-    @property
-    def n(self) -> int:
-        return self.rows.stop - self.rows.start
-
 
 def sampled_prefixes(lm: LanguageModel, seed: int, edits: Sequence[Update] = (), n: int = N_SAMPLED) -> tuple[str, ...]:
     """The empty prefix and n of 20 that the model writes, evenly chosen: 10 texts of 5 tokens and 10 of 10 tokens, each
@@ -82,17 +78,9 @@ def prompts_of(lm: LanguageModel, request: EditRequest, prefixes: Sequence[str],
     ends = [batch.column[r] + len(front.ids) - 1 for r, front in enumerate(fronts)][start:]
     positions = torch.tensor([[end + t for t in range(len(targets))] for end in ends], device=batch.ids.device)
     column = batch.column[0] + bare.last_subject
-    last = batch.column[-1] + len(essence.ids) - 1
-    return Prompts(
-        batch,
-        column,
-        slice(start, len(fronts)),
-        targets,
-        positions,
-        len(fronts),
-        column if kl_at == "subject" else last,
-        bare,
-    )
+    kl_column = column if kl_at == "subject" else batch.column[-1] + len(essence.ids) - 1
+    used_rows = slice(start, len(fronts))
+    return Prompts(batch, column, used_rows, targets, positions, len(fronts), kl_column, bare)
 
 
 def keys_of(lm: LanguageModel, prompts: Prompts, layer: int, edits: Sequence[Update]) -> PromptKeys:
@@ -178,8 +166,7 @@ def optimise_delta(
         with torch.enable_grad():
             states = final(delta)
             log_probs = lm.unembed(states[rows, prompts.positions - column]).float().log_softmax(-1)
-            token_nll = -log_probs.gather(-1, wanted.expand(prompts.n, -1)[..., None])[..., 0]
-            nll = token_nll.mean(1)
+            nll = -log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0].mean(1)
             now = lm.unembed(states[essence, prompts.kl_column - column]).float().log_softmax(-1)
             original = now.detach() if original is None else original
             kl = (now.exp() * (now - original)).sum()

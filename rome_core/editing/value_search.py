@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.edit import Edit
-from rome_core.editing.method import AddedTo, EditContext, FoundValue, MethodConfig, Term
+from rome_core.editing.edit import Edit, Keys, make_edit
+from rome_core.editing.method import AddedTo, EditContext, FoundValue, LayerConfig, MethodConfig, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import (
     N_SAMPLED,
@@ -28,7 +28,7 @@ from rome_core.editing.value import (
     sampled_prefixes,
 )
 from rome_core.errors import EditError
-from rome_core.model.edits import Update, outputs_of
+from rome_core.model.edits import Delta, Update, outputs_of
 from rome_core.model.hooks import Point, activations
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import replay_note
@@ -40,7 +40,7 @@ ScaleAt = Literal["prefixed prompts", "bare prompt"]
 
 
 @dataclass(frozen=True)
-class ValueSearch(MethodConfig):
+class ValueSearch(LayerConfig):
     """Hyper-parameters of the search. prefixes: texts put before the prompt, "" for none; None = sampled."""
 
     objective: ClassVar[str] = (
@@ -48,15 +48,6 @@ class ValueSearch(MethodConfig):
     )
     adds_to: ClassVar[AddedTo] = "mlp_out"
 
-    layer: int | None = setting(
-        None,
-        "Layer",
-        "The block whose down projection is edited.",
-        source="preset of the model",
-        low=0,
-        step=1,
-        within="layers",
-    )
     clamp: float | None = setting(
         None,
         "Clamp",
@@ -162,9 +153,6 @@ class ValueSearch(MethodConfig):
         assert self.clamp is not None and self.steps is not None
         return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
 
-    def at_layer(self, layer: int) -> ValueSearch:
-        return replace(self, layer=layer)
-
     def with_prefixes(self, lm: LanguageModel, edits: Sequence[Update] = (), n: int | None = None) -> ValueSearch:
         if self.prefixes is not None:
             return self
@@ -175,21 +163,6 @@ class ValueSearch(MethodConfig):
         return float(bare.norm() if self.scale_at == "bare prompt" else values.norm(dim=1).median())
 
     # ------------------------------------------------------------------------------------------------------- solving
-
-    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        """Raise EditError unless these requests can be edited with these settings."""
-        if not requests:
-            raise EditError("There is no fact to edit.", "", "Give at least one.")
-        if len(requests) > 1 and not self.batches:
-            raise EditError(
-                f"{self.name} edits one fact at a time; {len(requests)} were given.",
-                "",
-                "Solve them one after another, each with the former ones in edits=.",
-            )
-        if self.layer is None or not 0 <= self.layer < lm.n_layers:
-            raise EditError(
-                f"Layer {self.layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}."
-            )
 
     def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """The value of every fact, each by itself; then one update of all."""
@@ -228,6 +201,26 @@ class ValueSearch(MethodConfig):
         )
         return FoundValue(request, self.prefixes_used, h, delta, history, keys)
 
+    def edit_of(
+        self,
+        on: EditContext,
+        values: Sequence[FoundValue],
+        deltas: Sequence[Delta],
+        keys: Keys | None = None,
+        moments: Sequence[Moment] = (),
+    ) -> Edit:
+        """The edit that these updates are, with the searches behind it."""
+        return make_edit(
+            on.lm,
+            [value.request for value in values],
+            replace(self, prefixes=values[0].prefixes),
+            tuple(deltas),
+            on.edits,
+            keys=keys,
+            history=[step for value in values for step in value.history],
+            moments=moments,
+        )
+
     def shares_search(self, other: MethodConfig) -> bool:
         return isinstance(other, ValueSearch) and all(
             getattr(self, name) == getattr(other, name)
@@ -235,6 +228,10 @@ class ValueSearch(MethodConfig):
         )
 
     # ----------------------------------------------------------------------------------------------- being understood
+
+    def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
+        keys = None if edit.keys is None else edit.keys.by_layer.get(layer)
+        return None if keys is None else keys.double().cpu()
 
     def residuals_asked(
         self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], number: int, keys: Float[Tensor, "d_mlp n"]

@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,22 +208,15 @@ def _text(value: Any) -> str:
 def _with_flat_neighbours(facts: Sequence[Fact]) -> list[Fact]:
     """The flat form has one neighbour a record; others with the same right answer stand in other records."""
     pool: dict[str, list[str]] = defaultdict(list)
-    for fact in facts:
-        if len(fact.neighbours) == 1 and fact.relation == "":
-            pool[fact.neighbour_true] += fact.neighbours
-    return [
-        replace(
-            fact,
-            neighbours=tuple(
-                dict.fromkeys(
-                    [*fact.neighbours, *(p for p in pool[fact.neighbour_true] if fact.prompt.subject not in p)]
-                )
-            )[:N_NEIGHBOURS],
-        )
-        if len(fact.neighbours) == 1 and fact.relation == ""
-        else fact
-        for fact in facts
-    ]
+    flat = [len(fact.neighbours) == 1 and fact.relation == "" for fact in facts]
+    for fact in compress(facts, flat):
+        pool[fact.neighbour_true] += fact.neighbours
+
+    def fill(fact: Fact) -> Fact:
+        others = (prompt for prompt in pool[fact.neighbour_true] if fact.prompt.subject not in prompt)
+        return replace(fact, neighbours=tuple(dict.fromkeys([*fact.neighbours, *others]))[:N_NEIGHBOURS])
+
+    return [fill(fact) if is_flat else fact for fact, is_flat in zip(facts, flat, strict=True)]
 
 
 def expand_relations(data: dict[str, Any]) -> list[Fact]:

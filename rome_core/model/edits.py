@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.errors import EditError
+
 if TYPE_CHECKING:
     from rome_core.model.language_model import LanguageModel
 
@@ -120,6 +122,14 @@ def outputs_of(
     for delta in (delta for edit in edits for delta in edit.deltas if delta.module == module):
         outputs = outputs + delta.matrix().cpu() @ keys
     return outputs
+
+
+def check_base(lm: LanguageModel, edits: Sequence[Update]) -> None:
+    """Raise EditError unless the edits are for this model."""
+    if any(edit.base != lm.fingerprint for edit in edits):
+        raise EditError(
+            f"This edit was solved for another model than '{lm.name}'.", "", "Solve it again on this model."
+        )
 
 
 def relative_norms(lm: LanguageModel, edits: Sequence[Update]) -> dict[str, float]:

@@ -56,13 +56,12 @@ def sample_texts(
     length: int,
     *,
     seed: int,
-    temperature: float = 1.0,
     top_k: int | None = None,
     edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> list[str]:
     """n texts of at most `length` tokens that the model writes from an empty page (after its document start token)."""
-    steps = decode(lm, [(lm.document_start,)] * n, length, edits=edits, temperature=temperature, top_k=top_k, seed=seed)
+    steps = decode(lm, [(lm.document_start,)] * n, length, edits=edits, temperature=1.0, top_k=top_k, seed=seed)
     tokens = torch.stack(list(track(steps, "The model writes text", length)), 1).tolist()
     texts = [str(lm.tokenizer.decode(_until_end(lm, row), skip_special_tokens=True)) for row in tokens]
     return [text for text in texts if text.strip()]
@@ -116,7 +115,6 @@ def _pick(
 def _until_end(lm: LanguageModel, tokens: Sequence[int]) -> list[int]:
     ends = lm.hf.generation_config.eos_token_id if lm.hf.generation_config else None
     stop = {lm.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}
-    if lm.tokenizer.get_vocab().get("<|endoftext|>") is not None:
-        stop.add(lm.tokenizer.get_vocab()["<|endoftext|>"])
+    stop.add(lm.tokenizer.get_vocab().get("<|endoftext|>"))
     cut = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
     return list(tokens[:cut])

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rome_core.errors import EditError, PromptError
-from rome_core.model.edits import Update
+from rome_core.errors import PromptError
+from rome_core.model.edits import Update, check_base
 from rome_core.model.language_model import LanguageModel
 
 Site = Literal["embed", "resid_post", "attn_out", "mlp_in", "mlp_out", "mlp_key"]
@@ -89,11 +89,7 @@ def hooked(
     with lm.lock:
         handles = []
         try:
-            for edit in edits:
-                if edit.base != lm.fingerprint:
-                    raise EditError(
-                        f"This edit was solved for another model than '{lm.name}'.", "", "Solve it again on this model."
-                    )
+            check_base(lm, edits)
             all_overlays: list[Overlay] = [(delta.module, delta) for edit in edits for delta in edit.deltas]
             for module, add in [*all_overlays, *overlays]:
                 handles.append(lm.module(module).register_forward_hook(_overlay(add)))
@@ -175,7 +171,7 @@ def activations(
             raise _Enough
 
     with hooked(lm, edits, patches, keep, list(dict.fromkeys(points))), suppress(_Enough):
-        _backbone(lm, batch)
+        forward(lm, batch)
     return kept
 
 
@@ -189,7 +185,7 @@ def hidden_states(
 ) -> Float[Tensor, "batch pos d_model"]:
     """States after the final norm, which `lm.unembed` turns into logits where they are wanted."""
     with hooked(lm, edits, patches, overlays=overlays):
-        return _backbone(lm, batch)
+        return forward(lm, batch)
 
 
 def next_logits(
@@ -214,15 +210,15 @@ def attention_pattern(
     with hooked(lm, edits), torch.no_grad():
         handle = attention.register_forward_hook(keep)
         try:
-            _backbone(lm, batch)
-        except _Enough:
-            pass
+            with suppress(_Enough):
+                forward(lm, batch)
         finally:
             handle.remove()
     return kept[0]
 
 
-def _backbone(lm: LanguageModel, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
+def forward(lm: LanguageModel, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
+    """The pass itself, inside `hooked`: states after the final norm."""
     return lm.hf.base_model(
         input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
     ).last_hidden_state

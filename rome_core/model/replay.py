@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_core.model.edits import Update
-from rome_core.model.hooks import Batch, Overlay, Patch, Point, batch_of, hidden_states, hooked
+from rome_core.model.hooks import Batch, Overlay, Patch, Point, batch_of, forward, hidden_states, hooked
 from rome_core.model.language_model import Kept, LanguageModel
 from rome_core.model.layout import cache_argument
 from rome_core.model.tokens import text_ids
@@ -86,9 +86,7 @@ def record(
 
     points = [Point(site, layer) for layer in range(n) for site in ("attn_out", "mlp_out")]
     with hooked(lm, edits, patches, keep, [*points, Point("resid_post", n - 1)], see_call):
-        lm.hf.base_model(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
-        )
+        forward(lm, batch)
     keys, values = ([kept[layer] for layer in range(n)] for kept in (recorder.keys, recorder.values))
     return Recording(batch, tuple(edits), states, outputs, keys, values, calls, cache_name)
 
@@ -208,7 +206,10 @@ def sweep(
             rest = corrupted.states[layer + 1][:, token + 1 :].repeat(len(runs), 1, 1)
             state = torch.cat([state, torch.cat([own, rest], 1)])  # along the tokens, then along the runs
             active += runs
-        yield [] if layer < last else _unstack(active, state[:, -tail:], samples)
+        if layer < last:
+            yield []
+    states = state[:, -tail:].unflatten(0, (-1, samples))  # [run·samples tail d_model] → [run samples tail d_model]
+    yield [(cell, run_state) for run, run_state in zip(active, states, strict=True) for cell in run]
 
 
 def _split(runs: Sequence[Sequence[Cell]], layer: int) -> tuple[list[list[Cell]], list[int]]:
@@ -239,11 +240,6 @@ def _enter(
         return clean.states[cell.entry + 1][:, here].expand(len(each), -1, -1)
     patches = _patches(cell.entry, cell.token, [run], len(each))
     return run_block(lm, corrupted, cell.entry, cell.token, corrupted.states[cell.entry][:, here], each, patches)
-
-
-def _unstack(runs: Sequence[Sequence[Cell]], state: Tensor, samples: int) -> Finished:
-    states = state.unflatten(0, (len(runs), samples))  # [run·samples tail d_model] → [run samples tail d_model]
-    return [(cell, run_state) for run, run_state in zip(runs, states, strict=True) for cell in run]
 
 
 def _bytes_per_row(lm: LanguageModel, tail: int, width: int) -> int:

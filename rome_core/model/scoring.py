@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from rome_core.model.hooks import batch_of, hidden_states, next_logits
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import labels, target_ids, text_ids
 
+T = TypeVar("T")
 BATCH_TOKENS = 4_096  # tokens of one forward pass
 
 
@@ -49,18 +51,19 @@ def score(lm: LanguageModel, pairs: Sequence[tuple[str, str]], *, edits: Sequenc
     rows = [(text_ids(lm.tokenizer, text), target_ids(lm.tokenizer, text, more)) for text, more in pairs]
     order = sorted(range(len(rows)), key=lambda r: len(rows[r][0]) + len(rows[r][1]))
     scored: dict[int, Scored] = {}
-    for chunk in _chunks(order, [len(front) + len(more) for front, more in rows]):
+    for chunk in chunks(order, lambda r: len(rows[r][0]) + len(rows[r][1])):
         scored.update(zip(chunk, _score_chunk(lm, [rows[r] for r in chunk], edits), strict=True))
     return [scored[r] for r in range(len(rows))]
 
 
-def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of similar length together, at most BATCH_TOKENS padded tokens a chunk."""
-    chunk: list[int] = []
-    for row in order:
-        if chunk and (len(chunk) + 1) * lengths[row] > BATCH_TOKENS:
+def chunks(rows: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Rows in the given order, as many together as make at most BATCH_TOKENS padded tokens."""
+    chunk, longest = list[T](), 0
+    for row in rows:
+        longest = max(longest, length(row))
+        if chunk and (len(chunk) + 1) * longest > BATCH_TOKENS:
             yield chunk
-            chunk = []
+            chunk, longest = [], length(row)
         chunk.append(row)
     if chunk:
         yield chunk

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.model.edits import Update
-from rome_core.model.hooks import Patch, Point, hooked
+from rome_core.model.hooks import Patch, Point, forward, hooked
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import Trace, empty_trace
@@ -49,34 +49,17 @@ def _effects(lm: LanguageModel, runs: Runs) -> dict[TracedSite, Float[Tensor, "p
     kept: dict[Point, Tensor] = {}
     at_embed, corrupt = runs.corruption
 
-    def start_graph(state: Tensor) -> Tensor:
-        return corrupt(state).requires_grad_()
-
-    patch: Patch = start_graph
-    with torch.enable_grad(), hooked(lm, runs.clean.edits, [(at_embed, patch)], kept.__setitem__, points):
-        batch = runs.corrupted.batch
-        final = lm.hf.base_model(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+    start_graph: Patch = lambda state: corrupt(state).requires_grad_()  # noqa: E731
     with torch.enable_grad():
+        with hooked(lm, runs.clean.edits, [(at_embed, start_graph)], kept.__setitem__, points):
+            final = forward(lm, runs.corrupted.batch)
         scores = runs.scores(runs.request.config.metric, lm.unembed(final[:, -len(runs.answer) :]))
         gradients = dict(zip(points, torch.autograd.grad(scores.mean(), [kept[p] for p in points]), strict=True))
-    n = len(runs.labels)
-    return {
-        site: torch.stack(
-            [
-                ((_clean(runs, site, layer) - kept[p]) * gradients[p]).detach().sum((0, -1))[:n]
-                for layer in range(lm.n_layers)
-                for p in (Point(site, layer),)
-            ],
-            1,
-        )
-        for site in SITES
-    }
-
-
-def _clean(runs: Runs, site: TracedSite, layer: int) -> Float[Tensor, "1 pos d_model"]:
-    return runs.clean.states[layer + 1] if site == "resid_post" else runs.clean.outputs[site][layer]
+    outputs = runs.clean.outputs
+    clean = {"resid_post": runs.clean.states[1:], "mlp_out": outputs["mlp_out"], "attn_out": outputs["attn_out"]}
+    effects = {p: (clean[p.site][p.layer] - kept[p]) * gradients[p] for p in points}  # each [samples pos d_model]
+    rows = {p: effect.detach().sum((0, -1))[: len(runs.labels)] for p, effect in effects.items()}
+    return {site: torch.stack([rows[Point(site, layer)] for layer in range(lm.n_layers)], 1) for site in SITES}
 
 
 def _as_trace(lm: LanguageModel, runs: Runs, site: TracedSite, effect: Float[Tensor, "pos layer"]) -> Trace:

@@ -211,7 +211,8 @@ def _read_about(data: dict[str, Any], name: str) -> About:
 
 def _read_row(record: Any, place: str) -> FactEffect:
     try:
-        effects = {site: torch.tensor(_floats(values)) for site, values in record["effects"].items()}
+        groups = record["effects"].items()
+        effects = {site: torch.tensor([list(map(_float, row)) for row in rows]) for site, rows in groups}
         dropped = str(record["dropped"])
         row = FactEffect(str(record["fact"]), _float(record["clean"]), _float(record["corrupted"]), effects, dropped)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -222,10 +223,6 @@ def _read_row(record: Any, place: str) -> FactEffect:
     if any(values.shape[:1] != (len(GROUPS),) or values.dim() != 2 for values in effects.values()):
         raise DataError(f"{place} has effects of a wrong shape.", f"{len(GROUPS)} token groups × layers are needed.")
     return row
-
-
-def _floats(lines: list[list[float | None]]) -> list[list[float]]:
-    return [[_float(v) for v in line] for line in lines]
 
 
 def _float(value: float | None) -> float:
@@ -243,13 +240,10 @@ def shipped_records() -> Source | None:
     return Source(name, rows, About(model=DEFAULT_MODEL, config=TraceConfig(), order_seed=0)) if rows else None
 
 
-COLUMNS = ("kind", "token_group", "layer", "aie", "low", "high", "facts", "metric")
-
-
 def averages_csv(averages: Averages, metric: str) -> str:
     """One row a kind, token group and layer: AIE with its 95 % interval, empty where no fact has the group."""
     return csv_text(
-        COLUMNS,
+        ("kind", "token_group", "layer", "aie", "low", "high", "facts", "metric"),
         (
             [site, group, layer, *("" if math.isnan(v) else float(v) for v in values), averages.n, metric]
             for site, effect in averages.effects.items()

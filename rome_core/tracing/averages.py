@@ -23,7 +23,7 @@ from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
 from rome_core.progress import Track, silent
 from rome_core.tracing.heat_map import Trace, heat_map_steps
-from rome_core.tracing.runs import DEFAULT_BUDGET, SITES, TraceConfig, TracedSite, TraceRequest, prepare
+from rome_core.tracing.runs import SITES, TraceConfig, TracedSite, TraceRequest, prepare
 
 GROUPS = (
     "first subject token",
@@ -96,7 +96,6 @@ def fact_effects(
     sites: Sequence[TracedSite] = SITES,
     done: Collection[str] = (),
     edits: Sequence[Update] = (),
-    budget: int = DEFAULT_BUDGET,
     track: Track = silent,
 ) -> Iterator[FactEffect]:
     """One record a fact, as they finish; facts whose id is in `done` are passed over, so a stopped run can go on.
@@ -109,7 +108,7 @@ def fact_effects(
         if fact.id in done:
             continue
         try:
-            request = TraceRequest(fact.prompt, config, as_target(fact.target_true), edits=tuple(edits), budget=budget)
+            request = TraceRequest(fact.prompt, config, as_target(fact.target_true), edits=tuple(edits))
             yield _trace_fact(lm, fact.id, request, sites, track)
         except RomeError as error:
             yield FactEffect(fact.id, float("nan"), float("nan"), {}, str(error))
@@ -139,10 +138,11 @@ def average(rows: Sequence[FactEffect], *, seed: int = 0) -> Averages:
     draws = np.random.default_rng(seed).integers(0, len(used), (RESAMPLES, len(used)))
     weights = np.stack([np.bincount(draw, minlength=len(used)) for draw in draws]).astype(float)
     total = np.array([row.clean - row.corrupted for row in used])
+    low, high = np.percentile(weights @ total / len(used), [2.5, 97.5])
     return Averages(
         n=len(used),
         dropped=dropped,
-        total_effect=(float(total.mean()), *_interval(weights @ total / len(used))),
+        total_effect=(float(total.mean()), float(low), float(high)),
         clean=float(np.mean([row.clean for row in used])),
         corrupted=float(np.mean([row.corrupted for row in used])),
         effects={site: _average_effect(used, site, weights) for site in used[0].effects},
@@ -161,8 +161,3 @@ def _average_effect(rows: Sequence[FactEffect], site: str, weights: npt.NDArray[
     filled = count > 0
     low[filled], high[filled] = np.nanpercentile(means[:, filled], [2.5, 97.5], axis=0)
     return AverageEffect(mean, low, high)
-
-
-def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

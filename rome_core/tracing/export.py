@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from rome_core.files import csv_text
-from rome_core.tracing.heat_map import Trace, restored_layers
+from rome_core.tracing.heat_map import GRIDS, Trace, restored_layers
 
 COLUMNS = (
     *("kind", "position", "token", "in_subject", "layer", "first_restored", "last_restored"),
     *("p", "spread", "indirect_effect", "p_clean", "p_corrupted", "answer"),
 )
-GRIDS = ("probabilities", "spread", "indirect_effect")
 
 
 def heat_maps_csv(maps: Mapping[str, Trace]) -> str:

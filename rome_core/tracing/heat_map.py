@@ -24,6 +24,8 @@ from rome_core.progress import Track, silent
 from rome_core.tracing.restoration import n_steps, restored_states, window_of
 from rome_core.tracing.runs import DEFAULT_BUDGET, KINDS, Runs, TraceConfig, TracedSite, TraceRequest, prepare
 
+GRIDS = ("probabilities", "spread", "indirect_effect")  # of a heat map, [pos layer]
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
@@ -114,15 +116,12 @@ def heat_map_steps(lm: LanguageModel, runs: Runs, site: TracedSite, *, track: Tr
 @torch.no_grad()
 def empty_trace(lm: LanguageModel, runs: Runs, site: TracedSite) -> Trace:
     """The frame of a heat map: both ends of its scale, the rows before the subject, and NaN elsewhere."""
-    request, tail = runs.request, len(runs.answer)
-    config = replace(request.config, site=site)
-    clean, corrupted = (lm.logits(run.states[-1][:, -tail:]) for run in (runs.clean, runs.corrupted))
-    shape = len(runs.labels), lm.n_layers
-    before = torch.full(shape, torch.nan)
+    request, config = runs.request, replace(runs.request.config, site=site)
+    clean, corrupted = runs.logits(lm, runs.clean), runs.logits(lm, runs.corrupted)
     p = runs.log_p_of_logits(corrupted).exp()
-    grid = {"probabilities": before.clone(), "spread": before.clone(), "indirect_effect": before.clone()}
-    for name, value in (("probabilities", p.mean()), ("spread", p.std(correction=0)), ("indirect_effect", 0.0)):
-        grid[name][: runs.subject[0]] = float(value)
+    grids = {name: torch.full((len(runs.labels), lm.n_layers), torch.nan) for name in GRIDS}
+    for grid, value in zip(grids.values(), (float(p.mean()), float(p.std(correction=0)), 0.0), strict=True):
+        grid[: runs.subject[0]] = value
     return Trace(
         prompt=request.prompt,
         config=config,
@@ -141,17 +140,17 @@ def empty_trace(lm: LanguageModel, runs: Runs, site: TracedSite) -> Trace:
         edits=tuple(edit.id for edit in runs.clean.edits),
         engine="plain" if replay_note(lm) else "replay",
         note=replay_note(lm),
-        **grid,
+        **grids,
     )
 
 
 def _fill(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
-    grids = {n: getattr(trace, n).clone() for n in ("probabilities", "spread", "indirect_effect")}
+    grids = {name: getattr(trace, name).clone() for name in GRIDS}
     for cell, logits in finished:
         p = runs.log_p_of_logits(logits).exp()
-        at = cell.token, cell.layer
-        grids["probabilities"][at], grids["spread"][at] = p.mean(), p.std(correction=0)
-        grids["indirect_effect"][at] = runs.scores(trace.config.metric, logits).mean() - trace.corrupted_score
+        effect = runs.scores(trace.config.metric, logits).mean() - trace.corrupted_score
+        for grid, value in zip(grids.values(), (p.mean(), p.std(correction=0), effect), strict=True):
+            grid[cell.token, cell.layer] = value
     return replace(trace, **grids)
 
 
@@ -206,11 +205,8 @@ def restored_top_tokens(
     lm: LanguageModel, runs: Runs, site: TracedSite, token: int, layer: int, *, k: int = 5
 ) -> dict[str, list[tuple[str, float]]]:
     """The k most probable next tokens of the clean, the corrupted and one cell's restored run."""
-    logits = {  # each [samples vocab]
-        "clean": lm.logits(runs.clean.states[-1][:, -len(runs.answer)]),
-        "corrupted": lm.logits(runs.corrupted.states[-1][:, -len(runs.answer)]),
-    }
-    logits["restored"] = logits["corrupted"]  # before the subject nothing can differ
+    clean, corrupted = runs.logits(lm, runs.clean)[:, 0], runs.logits(lm, runs.corrupted)[:, 0]
+    logits = {"clean": clean, "corrupted": corrupted, "restored": corrupted}  # before the subject nothing can differ
     cells = [cell for cell in cells_of(lm, runs, site) if (cell.token, cell.layer) == (token, layer)]
     for finished in restored_states(lm, runs, cells):
         for _, of_cell in finished:

@@ -31,6 +31,5 @@ def noise_study(
 ) -> Iterator[NoiseLevel]:
     """One level after the other. All use the same seeded draw, so that the levels differ by their size alone."""
     for scale in track(scales, "Noise levels", len(scales)):
-        corrupted = corrupt_again(lm, runs, scale).corrupted
-        p = runs.log_p(lm, corrupted.states[-1][:, -len(runs.answer) :]).exp()
+        p = runs.log_p_of_logits(runs.logits(lm, corrupt_again(lm, runs, scale).corrupted)).exp()
         yield NoiseLevel(scale, float(p.mean()), float(p.std(correction=0)), float(p.min()), float(p.max()))

@@ -60,7 +60,7 @@ def path_severing_steps(lm: LanguageModel, runs: Runs, *, track: Track = silent)
     cells = list(curve_of)
     empty = torch.full((n,), torch.nan)
     result = Severed(runs.request.prompt, config, token, empty, empty, empty)
-    corrupted = float(runs.scores(config.metric, lm.logits(runs.corrupted.states[-1][:, -len(runs.answer) :])).mean())
+    corrupted = float(runs.scores(config.metric, runs.logits(lm, runs.corrupted)).mean())
     for finished in track(restored_states(lm, runs, cells), "Severed paths", n_steps(lm, runs, cells)):
         for cell, logits in finished:
             effect = float(runs.scores(config.metric, logits).mean()) - corrupted
@@ -69,9 +69,3 @@ def path_severing_steps(lm: LanguageModel, runs: Runs, *, track: Track = silent)
                 values[cell.layer] = effect
                 result = replace(result, **{curve: values})
         yield result
-
-
-def sever_paths(lm: LanguageModel, runs: Runs) -> Severed:
-    """All three curves."""
-    *_, result = path_severing_steps(lm, runs)
-    return result

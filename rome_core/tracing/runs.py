@@ -34,9 +34,7 @@ DEFAULT_BUDGET = 2 * 2**30  # bytes of activations
 class TraceConfig:
     """What is restored, how wide, against how much noise."""
 
-    site: TracedSite = setting(
-        "mlp_out", "Kind", "What is restored to its clean value.", choices=("resid_post", "mlp_out", "attn_out")
-    )
+    site: TracedSite = setting("mlp_out", "Kind", "What is restored to its clean value.", choices=SITES)
     window: int = setting(
         10,
         "Window",
@@ -117,11 +115,12 @@ class Runs:
     corrupted: Recording
     corruption: tuple[Point, Patch]
 
-    def log_p(self, lm: LanguageModel, resid: Float[Tensor, "*rows tail d_model"]) -> Float[Tensor, "*rows"]:
-        """log p(answer), joint over its tokens, from states after the last block."""
-        return self.log_p_of_logits(lm.logits(resid))
+    def logits(self, lm: LanguageModel, run: Recording) -> Float[Tensor, "samples tail vocab"]:
+        """Logits of a recorded run at the answer's positions."""
+        return lm.logits(run.states[-1][:, -len(self.answer) :])
 
     def log_p_of_logits(self, logits: Float[Tensor, "*rows tail vocab"]) -> Float[Tensor, "*rows"]:
+        """log p(answer), joint over its tokens."""
         index = torch.tensor(self.answer, device=logits.device)
         chosen = logits.gather(-1, index.expand(*logits.shape[:-2], -1).unsqueeze(-1)).squeeze(-1)
         return (chosen - logits.logsumexp(-1)).sum(-1)

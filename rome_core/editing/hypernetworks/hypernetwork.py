@@ -213,15 +213,8 @@ class HyperConfig(MethodConfig):
 
     def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """One pass for the gradient, one through the network."""
-        if not requests:
-            raise EditError("There is no fact to edit.", "", "Give at least one.")
-        if len(requests) > 1 and not self.batches:
-            raise EditError(
-                f"{self.name} edits one fact at a time; {len(requests)} were given.",
-                "",
-                "Solve them one after another, each with the former ones in edits=.",
-            )
         lm, edits = on.lm, on.edits
+        self.check(lm, requests)
         path = Path(self.checkpoint) if self.checkpoint else find_checkpoint(lm, self.name)
         key = (self.name, path, path.stat().st_mtime_ns if path.exists() else 0)
         trained = lm.remember(NETWORKS, key, lambda: load_checkpoint(path, lm, self.network))
@@ -230,7 +223,9 @@ class HyperConfig(MethodConfig):
             solved(lm, trained.network, forced_rows(lm, pairs, edited_blocks(lm).start, edits), requests[0])
             for _ in on.track([0], "Editing", 1)
         ]
-        edit = make_edit(lm, requests, self, deltas, edits, corpus=summary(trained.training))
+        training = trained.training
+        made_of = f"{training['facts']} facts, {training['steps']:,} steps, seed {training['seed']}"
+        edit = make_edit(lm, requests, self, deltas, edits, corpus=f"network trained on {made_of}")
         return edit.scaled(self.scale)
 
 
@@ -238,8 +233,3 @@ def solved(lm: LanguageModel, network: HyperNetwork, forced: Forced, request: Ed
     """The network's updates for these rows; differentiable with respect to the network."""
     found = gradients(lm, forced, list(edited_matrices(lm)))
     return network.updates(found, describe(lm, request))
-
-
-def summary(training: Mapping[str, Any]) -> str:
-    """How a network came about, in a line."""
-    return f"network trained on {training['facts']} facts, {training['steps']:,} steps, seed {training['seed']}"

@@ -27,6 +27,7 @@ from rome_core.editing.hypernetworks.mend import MendNetwork
 from rome_core.editing.hypernetworks.training_facts import Lessons, gradient_of, outcome, pieces_of_text
 from rome_core.errors import EditError
 from rome_core.facts.datasets import facts_of
+from rome_core.files import write_whole
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
@@ -181,11 +182,8 @@ def save_state(path: Path, state: State, schedule: Schedule) -> None:
     for index, own in state.adam.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in own.items()}
     about = {"schedule": asdict(schedule), "step": state.step, "curve": [asdict(look) for look in state.curve]}
-    part = state_path(path).with_suffix(".part")
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"about": json.dumps(about)}
-    )
-    part.replace(state_path(path))
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_whole(state_path(path), lambda part: save_file(tensors, part, {"about": json.dumps(about)}))
 
 
 def resumed(lm: LanguageModel, kind: str, path: Path, schedule: Schedule) -> State | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.method import Term
-from rome_core.editing.methods.least_squares import KeyColumns, Residuals, SpreadUpdate, delta_of
+from rome_core.editing.methods.least_squares import EarlierKeys, KeyColumns, Residuals, SpreadUpdate, delta_of
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import EditError
 from rome_core.model.edits import Delta
@@ -42,16 +42,6 @@ class AlphaEdit(SpreadUpdate):
         r"\min_{\Delta_l}\ \lVert\Delta_l P K_l - R_l\rVert^2 + \lVert\Delta_l P K_p\rVert^2 "
         r"+ \lambda' \lVert\Delta_l P\rVert^2"
     )
-    clamp: float | None = setting(
-        0.75,
-        "Clamp",
-        "‖δ‖ may grow to this many times the norm of the block's output.",
-        source="Meng et al. 2023, the authors' code",
-        low=0.05,
-        high=20.0,
-        step=0.05,
-        unit="‖h‖",
-    )
     energy: float = setting(
         0.1,
         "Energy",
@@ -72,12 +62,7 @@ class AlphaEdit(SpreadUpdate):
     )
 
     def layer_update(
-        self,
-        module: str,
-        residuals: Residuals,
-        keys: KeyColumns,
-        moment: Moment,
-        earlier: Float[Tensor, "d_mlp m"],
+        self, module: str, residuals: Residuals, keys: KeyColumns, moment: Moment, earlier: EarlierKeys
     ) -> Delta:
         """Solved in the coordinates of the null space, where P is the identity: k' = Qᵀk."""
         Q = null_space(moment, self.energy)

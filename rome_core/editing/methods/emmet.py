@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from rome_core.editing.edit import Edit, Keys, make_edit
+from rome_core.editing.edit import Edit, Keys
 from rome_core.editing.method import EditContext, FoundValue, MethodConfig
 from rome_core.editing.methods.least_squares import least_squares
 from rome_core.editing.value import keys_of, prompts_of
@@ -54,26 +52,9 @@ class Emmet(ValueSearch):
             K = keys.double().cpu()
             weight = self.slack * float((K * moment.solve(K, self.ridge)).sum(0).mean())
         delta = least_squares(lm.down_projection(layer), residuals, keys, moment, self.ridge, weight)
-        return make_edit(
-            lm,
-            [value.request for value in values],
-            replace(self, prefixes=values[0].prefixes),
-            (delta,),
-            on.edits,
-            keys=Keys(
-                keys.T,
-                torch.stack([own.values.mean(0) for own in rows]) + residuals.T,
-                torch.stack([own.k_0 for own in rows]),
-                torch.stack([own.v_0 for own in rows]),
-                by_layer={layer: keys},
-            ),
-            history=[step for value in values for step in value.history],
-            moments=[moment],
-        )
+        v_star = torch.stack([own.values.mean(0) for own in rows]) + residuals.T
+        k_0, v_0 = torch.stack([own.k_0 for own in rows]), torch.stack([own.v_0 for own in rows])
+        return self.edit_of(on, values, [delta], Keys(keys.T, v_star, k_0, v_0, by_layer={layer: keys}), [moment])
 
     def shares_search(self, other: MethodConfig) -> bool:
         return False  # its edits keep the mean key only
-
-    def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
-        keys = None if edit.keys is None else edit.keys.by_layer.get(layer)
-        return None if keys is None else keys.double().cpu()

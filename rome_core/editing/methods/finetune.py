@@ -7,7 +7,7 @@ bias beside W, it stays as it is: an edit is a change of matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.editing.edit import Edit, Step, make_edit
-from rome_core.editing.method import EditContext, MethodConfig, Term
+from rome_core.editing.method import EditContext, LayerConfig, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.teacher_forcing import Forced, forced_rows, precise
-from rome_core.errors import EditError
 from rome_core.model.edits import dense_delta
 from rome_core.model.hooks import Overlay
 from rome_core.model.language_model import LanguageModel
@@ -26,11 +25,10 @@ from rome_core.model.tokens import EditRequest
 from rome_core.settings import setting
 
 AUTHORS = "Meng et al. 2022, the authors' code"
-Box = float | None
 
 
 @dataclass(frozen=True)
-class FineTune(MethodConfig):
+class FineTune(LayerConfig):
     """Hyper-parameters of fine-tuning one down projection with Adam."""
 
     name: ClassVar[str] = "ft"
@@ -39,15 +37,6 @@ class FineTune(MethodConfig):
     batches: ClassVar[bool] = True
     teacher_forced: ClassVar[bool] = False  # whether each token of the target sees those before it
 
-    layer: int | None = setting(
-        None,
-        "Layer",
-        "The block whose down projection is edited.",
-        source="preset of the model",
-        low=0,
-        step=1,
-        within="layers",
-    )
     lr: float = setting(5e-4, "Learning rate", "Of Adam on Δ.", source=AUTHORS, low=1e-6, high=0.1, step=1e-4)
     steps: int = setting(
         25,
@@ -79,17 +68,15 @@ class FineTune(MethodConfig):
     )
 
     @property
-    def bound(self) -> Box:
+    def bound(self) -> float | None:
         """How far every single weight may move; None: as far as it will."""
         return None
 
     def solve(self, on: EditContext, requests: Sequence[EditRequest]) -> Edit:
         """Adam on Δ, zero at first; the loss is the mean over the requests of their targets' mean NLL."""
         layer, lm = self.layer, on.lm
-        if layer is None or not 0 <= layer < lm.n_layers:
-            raise EditError(f"Layer {layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
-        if not requests:
-            raise EditError("There is no fact to edit.", "", "Give at least one.")
+        self.check(lm, requests)
+        assert layer is not None
         forced = forced_rows(lm, [(r.prompt.text, r.target_new) for r in requests], layer, on.edits)
         module = lm.down_projection(layer)
         W = precise(lm.matrix(module).detach())
@@ -125,9 +112,6 @@ class FineTune(MethodConfig):
                     change.clamp_(-self.bound, self.bound)
         return make_edit(lm, requests, self, (dense_delta(module, change.detach()),), on.edits, history=history)
 
-    def at_layer(self, layer: int) -> FineTune:
-        return replace(self, layer=layer)
-
 
 @dataclass(frozen=True)
 class FineTuneM(FineTune):
@@ -158,7 +142,7 @@ class FineTuneL(FineTune):
     )
 
     @property
-    def bound(self) -> Box:
+    def bound(self) -> float | None:
         return self.epsilon
 
     def terms(

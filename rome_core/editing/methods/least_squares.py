@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.edit import Edit, Keys, make_edit
+from rome_core.editing.edit import Edit, Keys
 from rome_core.editing.method import AddedTo, EditContext, FoundValue, Term
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import Prompts, prompts_of
@@ -27,6 +27,7 @@ from rome_core.model.tokens import EditRequest
 from rome_core.settings import setting
 
 KeyColumns = Float[Tensor, "d_mlp n"]
+EarlierKeys = Float[Tensor, "d_mlp m"]
 Residuals = Float[Tensor, "d_model n"]
 
 
@@ -70,6 +71,17 @@ class SpreadUpdate(ValueSearch):
     )
     batches: ClassVar[bool] = True
     adds_to: ClassVar[AddedTo] = "resid_post"
+
+    clamp: float | None = setting(
+        0.75,
+        "Clamp",
+        "‖δ‖ may grow to this many times the norm of the block's output.",
+        source="Meng et al. 2023, the authors' code",
+        low=0.05,
+        high=20.0,
+        step=0.05,
+        unit="‖h‖",
+    )
     span: int = setting(
         3,
         "Layers in all",
@@ -90,12 +102,7 @@ class SpreadUpdate(ValueSearch):
             raise EditError(f"Below layer {self.layer} there are not {self.span} layers.", "", "Spread over fewer.")
 
     def layer_update(
-        self,
-        module: str,
-        residuals: Residuals,
-        keys: KeyColumns,
-        moment: Moment,
-        earlier: Float[Tensor, "d_mlp m"],
+        self, module: str, residuals: Residuals, keys: KeyColumns, moment: Moment, earlier: EarlierKeys
     ) -> Delta:
         """One layer's Δ. earlier: keys of this method's edits that are active already."""
         raise TypeError(f"{type(self).__name__} says nothing of how it updates a layer.")
@@ -104,30 +111,20 @@ class SpreadUpdate(ValueSearch):
         """The layers in ascending order, each on top of the former ones with an equal share of what is still missing at
         the last one's output (Meng et al. 2023, algorithm 1). v_0 and v_star are states there: MEMIT's h and z."""
         lm, edits, moments = on.lm, on.edits, on.moments_for(self.layers)
-        config = replace(self, prefixes=values[0].prefixes)
         rows = [prompts_of(lm, value.request, value.prefixes, self.kl_at) for value in values]
         h, last = torch.stack([value.h for value in values]), self.layers[-1]
         z = h + torch.stack([value.delta for value in values])
         deltas, by_layer = list[Delta](), dict[int, KeyColumns]()
-        requests = [value.request for value in values]
         for layer in on.track(self.layers, "Updating layers", len(self.layers)):
-            active = [*edits, make_edit(lm, requests, config, tuple(deltas), edits)]
+            active = [*edits, self.edit_of(on, values, deltas)]
             keys, now = _keys_and_outputs(lm, rows, layer, last, active)
             residuals = (z.T - now) / (last - layer + 1)
             earlier = earlier_keys(edits, self.name, layer, keys)
             deltas.append(self.layer_update(lm.down_projection(layer), residuals, keys, moments[layer], earlier))
             by_layer[layer] = keys
         bare = [states_at(lm, prompts, [Point("mlp_key", last)], edits)[0][0] for prompts in rows]
-        return make_edit(
-            lm,
-            requests,
-            config,
-            tuple(deltas),
-            edits,
-            keys=Keys(by_layer[last].T, z, torch.stack(bare), h, by_layer=by_layer),
-            history=[step for value in values for step in value.history],
-            moments=[moments[layer] for layer in self.layers],
-        )
+        made = Keys(by_layer[last].T, z, torch.stack(bare), h, by_layer=by_layer)
+        return self.edit_of(on, values, deltas, made, [moments[layer] for layer in self.layers])
 
     def value_of(self, edit: Edit) -> FoundValue:
         if len(edit.requests) != 1:
@@ -136,10 +133,6 @@ class SpreadUpdate(ValueSearch):
         return FoundValue(edit.requests[0], self.prefixes_used, h, delta, edit.history)
 
     # ----------------------------------------------------------------------------------------------- being understood
-
-    def keys_asked(self, edit: Edit, layer: int) -> KeyColumns | None:
-        keys = None if edit.keys is None else edit.keys.by_layer.get(layer)
-        return None if keys is None else keys.double().cpu()
 
     def residuals_asked(
         self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], number: int, keys: KeyColumns
@@ -178,7 +171,7 @@ def _keys_and_outputs(
     return torch.stack(keys, 1), torch.stack(outputs, 1)
 
 
-def earlier_keys(edits: Sequence[Edit], method: str, layer: int, like: Tensor) -> Float[Tensor, "d_mlp m"]:
+def earlier_keys(edits: Sequence[Edit], method: str, layer: int, like: Tensor) -> EarlierKeys:
     """Keys of the same method's active edits at a layer, side by side."""
     kept = [edit.keys.by_layer for edit in edits if edit.method == method and edit.keys is not None]
     return torch.cat([like[:, :0], *(keys[layer].to(like) for keys in kept if layer in keys)], 1)

@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from rome_core.editing.edit import Edit
 from rome_core.editing.method import Term
-from rome_core.editing.methods.least_squares import KeyColumns, Residuals, SpreadUpdate, least_squares
+from rome_core.editing.methods.least_squares import EarlierKeys, KeyColumns, Residuals, SpreadUpdate, least_squares
 from rome_core.editing.second_moment import Moment
 from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
@@ -28,16 +25,6 @@ class Memit(SpreadUpdate):
         "form as λ → 0."
     )
     formula: ClassVar[str] = r"\Delta_l = R_l K_l^\top (\lambda C_l + K_l K_l^\top)^{-1}"
-    clamp: float | None = setting(
-        0.75,
-        "Clamp",
-        "‖δ‖ may grow to this many times the norm of the block's output.",
-        source="Meng et al. 2023, the authors' code",
-        low=0.05,
-        high=20.0,
-        step=0.05,
-        unit="‖h‖",
-    )
     weight: float = setting(
         20.0,
         "λ",
@@ -49,12 +36,7 @@ class Memit(SpreadUpdate):
     )
 
     def layer_update(
-        self,
-        module: str,
-        residuals: Residuals,
-        keys: KeyColumns,
-        moment: Moment,
-        earlier: Float[Tensor, "d_mlp m"],
+        self, module: str, residuals: Residuals, keys: KeyColumns, moment: Moment, earlier: EarlierKeys
     ) -> Delta:
         return least_squares(module, residuals, keys, moment, self.ridge, self.weight)
 

@@ -7,14 +7,14 @@ carries.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.editing.edit import Edit, Keys, PromptKeys, make_edit
+from rome_core.editing.edit import Edit, Keys, PromptKeys
 from rome_core.editing.method import EditContext, FoundValue, KeyProducts
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.value import keys_of, prompts_of
@@ -61,18 +61,9 @@ class RomePolicy(ValueSearch):
         moment = on.moments_for([layer])[layer]
         terms = self.key_terms(keys, value.delta)
         metric = self.metric(lm, value.request, keys.keys.mean(0), moment)
-        return make_edit(
-            lm,
-            [value.request],
-            replace(self, prefixes=value.prefixes),
-            (rank_one(lm.down_projection(layer), terms, metric, self.ridge),),
-            on.edits,
-            keys=Keys(
-                terms.direction[:, -1], terms.output + terms.residual, keys.k_0, keys.v_0, value.delta, prompts=keys
-            ),
-            history=value.history,
-            moments=[moment],
-        )
+        delta = rank_one(lm.down_projection(layer), terms, metric, self.ridge)
+        k_star, v_star = terms.direction[:, -1], terms.output + terms.residual
+        return self.edit_of(on, values, [delta], Keys(k_star, v_star, keys.k_0, keys.v_0, value.delta, keys), [moment])
 
     def value_of(self, edit: Edit) -> FoundValue:
         if edit.keys is None or edit.keys.delta is None or edit.keys.prompts is None:

@@ -29,6 +29,7 @@ from rome_core.editing.second_moment import (
 )
 from rome_core.errors import MomentError
 from rome_core.files import cache_dir
+from rome_core.model import scoring
 from rome_core.model.language_model import LanguageModel
 from tests.tiny import TEXTS, plain_states, random_edit, random_moment, tiny_model, tokenizer_with_start
 
@@ -92,7 +93,7 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model()
     whole = estimate_moment(lm, [1], texts=TEXTS)[1]
 
-    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 1)
 
     single = estimate_moment(lm, [1], texts=TEXTS)[1]
     torch.testing.assert_close(single.C, whole.C, rtol=1e-4, atol=1e-5)
@@ -111,10 +112,10 @@ def test_the_budget_of_tokens_is_kept_exactly(n_tokens: int) -> None:
 
 
 def test_batches_stay_below_their_bound_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
     rows = [tuple(range(n)) for n in (3, 9, 1, 30, 4, 4, 8)]
 
-    chunks = list(module._batches(rows, 50))
+    chunks = list(scoring.chunks(module._first_tokens(rows, 50), len))
 
     flat = [row for chunk in chunks for row in chunk]
     assert flat == [*rows[:4], rows[4], rows[5][:3]]  # 3 + 9 + 1 + 30 + 4 + 3 = 50
@@ -133,7 +134,7 @@ def test_an_edited_model_has_another_c() -> None:
 
 
 def test_c_grows_at_every_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 1)
     lm = tiny_model()
     texts = list(TEXTS) * 4
 

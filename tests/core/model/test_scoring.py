@@ -108,7 +108,7 @@ def test_chunks_hold_every_row_once_and_stay_below_the_bound() -> None:
     lengths = [3, 9, 4, 4, 30, 7, 5000, 8]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
 
-    chunks = list(scoring._chunks(order, lengths))
+    chunks = list(scoring.chunks(order, lengths.__getitem__))
 
     assert sorted(row for chunk in chunks for row in chunk) == list(range(len(lengths)))
     for chunk in chunks:

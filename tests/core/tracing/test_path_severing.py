@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import trace
-from rome_core.tracing.path_severing import sever_paths
+from rome_core.tracing.path_severing import path_severing_steps
 from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
 from tests.tiny import plain_run, plain_states, tiny_model, tiny_tokenizer
 
@@ -37,7 +37,7 @@ def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
     noise, _ = draw_noise(lm, CONFIG, 2)
     embed = {lm.layout.embed: corrupt(noise)}
     answer = int(plain_run(lm, [IDS])[0, -1].argmax())
-    result = sever_paths(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)))
+    *_, result = path_severing_steps(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)))
 
     def p(hooks: dict) -> float:
         return float(plain_run(lm, [IDS] * 3, hooks)[:, -1].double().softmax(-1)[:, answer].mean())
@@ -67,6 +67,5 @@ def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
 def test_the_plain_curve_is_the_heat_maps_row() -> None:
     lm = tiny_model("llama")
     row = trace(lm, PROMPT, CONFIG).indirect_effect[TOKEN]
-    torch.testing.assert_close(
-        sever_paths(lm, prepare(lm, TraceRequest(PROMPT, CONFIG))).plain, row, atol=1e-7, rtol=1e-4
-    )
+    *_, result = path_severing_steps(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)))
+    torch.testing.assert_close(result.plain, row, atol=1e-7, rtol=1e-4)
