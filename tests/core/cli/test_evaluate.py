@@ -99,5 +99,5 @@ def test_known_facts_can_be_asked_for(asked: list[str], monkeypatch: pytest.Monk
     assert set(evaluate.request_from(args).choose(tiny())) <= set(facts[3:])
     assert evaluate.request_from(args).described == "facts.json, known"
     args = evaluate.parser().parse_args(asked)
-    assert evaluate.request_from(args).choose(tiny()) == choose_facts(facts, 2, 0)
+    assert evaluate.request_from(args).choose(tiny()) == choose_facts(evaluate.facts_from(args), 2, 0)
     assert evaluate.request_from(args).described == "facts.json, test part"
