@@ -6,27 +6,21 @@ studies.figures` draws it for docs/tracing.md.
 
 from __future__ import annotations
 
-import argparse
-import random
-from pathlib import Path
-
 from tqdm import tqdm
 
 from rome_core import TraceConfig, load_facts, load_model
+from rome_core.evaluation import choose_facts
 from rome_core.tracing.average_records import as_record, read_records
 from rome_core.tracing.averages import fact_effects
-from studies.common import RESULTS, append
+from studies.common import append, arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, "average_effects.jsonl", "--seed")
     parser.add_argument("--facts", type=int, default=50, help="how many facts that the model knows")
-    parser.add_argument("--seed", type=int, default=0, help="of the order in which facts are tried")
-    parser.add_argument("--out", type=Path, default=RESULTS / "average_effects.jsonl")
     args = parser.parse_args()
     lm = load_model()
-    facts = list(load_facts())
-    random.Random(args.seed).shuffle(facts)
+    facts = choose_facts(load_facts(), None, args.seed)
     rows = read_records(args.out.read_text(encoding="utf-8"), args.out.name).rows if args.out.exists() else ()
     known = sum(not row.dropped for row in rows)
     bar = tqdm(total=args.facts, initial=known)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rome_core.diagnosis.calibration import BROKEN, HURT, QUANTITIES, Calibration, Measured, Rate, calibrate
-from studies.common import RESULTS, read
+from studies.common import RESULTS, Record, markdown, read
 
 
-def measured(records: list[dict[str, Any]]) -> list[Measured]:
+def measured(records: list[Record]) -> list[Measured]:
     """A line for each edit, that is each policy of each δ."""
     return [
         Measured(
@@ -29,7 +28,7 @@ def measured(records: list[dict[str, Any]]) -> list[Measured]:
     ]
 
 
-def value_of(edit: dict[str, Any], name: str) -> float:
+def value_of(edit: Record, name: str) -> float:
     if name == "inverse_denominator":
         return 1 / edit["denominator"] if edit["denominator"] > 0 else float("inf")
     return float(edit[name])
@@ -49,17 +48,16 @@ def tables(found: Calibration, edits: list[Measured]) -> list[str]:
         f"{len(edits)} edits, {broken} with more than {BROKEN:g} times the perplexity, {hurt} with more than {HURT:g} "
         f"times; fitted on {found.n_fit}, held back {found.n_held}. Chosen: {found.quantity}.",
         "",
-        "| quantity | caution from | disabling from | AUC, fitted | AUC, held back |",
-        "| --- | ---: | ---: | ---: | ---: |",
     ]
-    lines += [
-        f"| {name} | {t.caution:.3g} | {t.disabling:.3g} | {t.auc_fit:.4f} | {t.auc_held:.4f} |"
+    fits = [
+        [name, f"{t.caution:.3g}", f"{t.disabling:.3g}", f"{t.auc_fit:.4f}", f"{t.auc_held:.4f}"]
         for name, t in found.thresholds.items()
     ]
-    lines += ["", "| edits held back | broken, called disabling | broken, at least caution | false alarms |"]
-    lines += ["| --- | --- | --- | --- |"]
+    lines += markdown(["quantity", "caution from:", "disabling from:", "AUC, fitted:", "AUC, held back:"], fits)
     rates = (found.caught, found.warned, found.false_alarms)
-    return lines + [f"| {pool} | " + " | ".join(share(rate[pool]) for rate in rates) + " |" for pool in found.caught]
+    held = [[pool, *(share(rate[pool]) for rate in rates)] for pool in found.caught]
+    columns = ["edits held back", "broken, called disabling", "broken, at least caution", "false alarms"]
+    return [*lines, "", *markdown(columns, held)]
 
 
 def main() -> None:

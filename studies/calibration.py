@@ -9,12 +9,10 @@ six passages. One JSON line a δ to docs/studies/calibration.jsonl; a stopped st
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -23,12 +21,13 @@ from rome_core import METHODS, EditRequest, LanguageModel, Prompt, load_facts, l
 from rome_core.diagnosis.verdict import Diagnosis, diagnose
 from rome_core.editing.presets import preset
 from rome_core.editing.second_moment import moments_for
-from rome_core.editing.shared_search import policies, repolicy
+from rome_core.editing.shared_search import repolicy
 from rome_core.editing.value import sampled_prefixes
 from rome_core.errors import RomeError
 from rome_core.evaluation import general_texts, perplexity
+from rome_core.evaluation.layer_sweep import UPDATES
 from rome_core.model.tokens import encode
-from studies.common import RESULTS, append, read
+from studies.common import append, arguments, read
 
 LAYERS = (5, 14, 3, 20, 8, 17, 11, 24)
 CLAMPS = (None, 4.0)  # the preset's, and the authors' in their GPT-2 settings
@@ -50,12 +49,9 @@ FIRST: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("{} is a university in the city of", ("Moscow", "Tokyo"), "Harvard Oxford Cambridge"),
 )
 # Not known of the edit, but said about it by the thresholds that are to be fitted.
-UNRECORDED = {"verdict", "explanation", "calibrated", "quantity", "score", "caution_at", "disabling_at"} | {
-    "caution_below",
-    "disabling_below",
-    "reference",
-    "method",
-    "layer",
+UNRECORDED = {
+    *("verdict", "explanation", "calibrated", "quantity", "score", "caution_at", "disabling_at"),
+    *("caution_below", "disabling_below", "reference", "method", "layer"),
 }
 
 
@@ -96,11 +92,9 @@ def finite(value: float) -> float | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, "calibration.jsonl", "--seed")
     parser.add_argument("--values", type=int, default=96, help="how many δ; every policy is an edit of each")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the prefixes")
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, help="in turn")
-    parser.add_argument("--out", type=Path, default=RESULTS / "calibration.jsonl")
     args = parser.parse_args()
     lm = load_model()
     todo = list(requests_of(lm, args.values, args.seed, args.layers))
@@ -133,7 +127,7 @@ def main() -> None:
         }
         try:
             edit = solve(lm, [request], config, moments=moments)
-            variants = [repolicy(lm, edit, name, moments) for name, p in policies().items() if not p.same_update_as]
+            variants = [repolicy(lm, edit, name, moments) for name in UPDATES]
             record["loss"] = edit.history[-1].loss
             record["edits"] = [
                 {

@@ -2,18 +2,17 @@
 
 Half of the facts begin with their subject, half do not. For each fact δ is optimised once, which no policy and no C
 changes, and every variant is made from it, measured (ES, PS, NS, perplexity on two passages) and written as one JSON
-line to docs/studies/edits.jsonl, with the new object's probability on namesakes. A stopped study goes on where it was.
+line to docs/studies/edits.jsonl, with the new object's probability on namesakes. A stopped study goes on where it was;
+`--table` prints the tables of docs/editing.md, with intervals.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from tqdm import tqdm
@@ -33,12 +32,14 @@ from rome_core import (
 from rome_core.editing.methods.n_rome import NRome
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import moments_for
-from rome_core.editing.shared_search import policies, repolicy, reuse
-from rome_core.evaluation import ask, general_texts, pairs_of, perplexity, questions_about, score_pairs
+from rome_core.editing.shared_search import repolicy, reuse
+from rome_core.evaluation import ask, choose_facts, general_texts, pairs_of, perplexity, questions_about, score_pairs
+from rome_core.evaluation.layer_sweep import UPDATES
+from rome_core.evaluation.scores import mean_score
 from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
-from studies.common import RESULTS, append, read
+from studies.common import Record, append, arguments, cell, markdown, read
 
 NAMESAKES, NEIGHBOURS = 4, 5  # of a fact's ten: scoring takes longer than solving
 
@@ -53,15 +54,14 @@ def second_moments(lm: LanguageModel, layers: list[int], texts: Path | None) -> 
         passages = [record["Text"] for record in json.loads(texts.read_text(encoding="utf-8"))]
         moments["texts"] = estimate_moment(lm, layers, 10**9, texts=passages)
     identity = torch.eye(lm.d_mlp, dtype=torch.float64)
-    moments["identity"] = {layer: replace(one, C=identity) for layer, one in moments["self"].items()}
+    moments["identity"] = {layer: replace(moment, C=identity) for layer, moment in moments["self"].items()}
     return moments
 
 
 def variants(lm: LanguageModel, edit: Edit, moments: dict[str, Moments]) -> Iterator[tuple[str, str, Edit]]:
     """Every policy with the model's own C, and the default one without namesakes and with other Cs."""
-    for policy in policies().values():
-        if not policy.same_update_as:
-            yield policy.name, "self", repolicy(lm, edit, policy.name, moments["self"])
+    for policy in UPDATES:
+        yield policy, "self", repolicy(lm, edit, policy, moments["self"])
     plain = replace(edit.config.like(NRome), namesakes=0)
     yield f"{DEFAULT_METHOD} without namesakes", "self", reuse(lm, edit, plain, moments["self"])
     for name in [name for name in moments if name != "self"]:
@@ -75,27 +75,67 @@ def magnitudes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> dic
 
 def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
     """Mean p(new) on made-up subjects that end in the same words; None for a subject of one word."""
-    asked = [(one.text, as_target(fact.target_new)) for one in make_namesakes(fact.prompt, NAMESAKES, "measure")]
-    return fmean(one.p_mean for one in score(lm, asked, edits=edits)) if asked else None
+    asked = [(prompt.text, as_target(fact.target_new)) for prompt in make_namesakes(fact.prompt, NAMESAKES, "measure")]
+    return fmean(scored.p_mean for scored in score(lm, asked, edits=edits)) if asked else None
 
 
 def chosen(n: int, seed: int) -> list[Fact]:
     """n facts, half of them beginning with their subject, in random order."""
-    facts = list(load_facts())
-    random.Random(seed).shuffle(facts)
+    facts = choose_facts(load_facts(), None, seed)
     first = [fact for fact in facts if fact.prompt.span[0] == 0]
     later = [fact for fact in facts if fact.prompt.span[0] > 0]
     return [fact for pair in zip(first, later, strict=False) for fact in pair][:n]
 
 
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def row(name: str, cases: Sequence[Record]) -> list[object]:
+    """One variant on one pool: mean scores with intervals, median ‖Δ‖/‖W‖, and the worst growth of perplexity.
+
+    namesakes: p(new) there, None for a fact without.
+    """
+    scores = [[record["case"][score] for record in cases if score in record["case"]] for score in ("ES", "PS", "NS")]
+    scores.append([record["namesakes"] for record in cases if record["namesakes"] is not None])
+    grown = [record["ratio"] for record in cases]
+    size, broken = median(record["relative_norm"] for record in cases), sum(ratio > 2 for ratio in grown)
+    cells = [cell(mean_score(values)) if values else "" for values in scores]
+    return [name, len(cases), *cells, f"{size:.3f}", f"{max(grown):.2f}", broken]
+
+
+def table(records: Sequence[Record]) -> list[str]:
+    """Facts before any edit, then with every policy and C."""
+    cases: dict[str, list[Record]] = {"before": []}
+    for record in records:
+        before = {"case": record["before"], "namesakes": record["namesakes_before"], "relative_norm": 0.0, "ratio": 1.0}
+        cases["before"].append(before)
+        for variant in record["variants"]:
+            ratio = variant["perplexity"] / record["perplexity_before"]
+            cases.setdefault(f"{variant['policy']}, {variant['C']}", []).append({**variant, "ratio": ratio})
+    last = ("‖Δ‖/‖W‖, median:", "perplexity ×, worst:", "more than 2×:")
+    columns = ["policy, C", "facts:", "ES", "PS", "NS", "p(new), namesakes", *last]
+    return markdown(columns, [row(name, of_variant) for name, of_variant in cases.items()])
+
+
+def print_tables(records: Sequence[Record]) -> None:
+    """All facts, and those that begin with their subject and the others by themselves."""
+    pools = {
+        "all": records,
+        "subject first": [record for record in records if record["first"]],
+        "others": [record for record in records if not record["first"]],
+    }
+    for name, pool in pools.items():
+        print(f"**{name}**, layers {', '.join(map(str, sorted({record['layer'] for record in pool})))}\n")
+        print("\n".join(table(pool)) + "\n")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
-    parser.add_argument("--layer", type=int, default=None, help="default: the preset's")
+    parser = arguments(__doc__, "edits.jsonl", "--seed", "--table", facts=100, layer=None)
     parser.add_argument("--texts", type=Path, default=None, help='JSON list of {"Text": ...} for a second C')
-    parser.add_argument("--out", type=Path, default=RESULTS / "edits.jsonl")
     args = parser.parse_args()
+    if args.table:
+        print_tables(read(args.out))
+        return
     lm = load_model()
     base = METHODS[DEFAULT_METHOD](layer=args.layer)  # type: ignore[call-arg]
     facts = chosen(args.facts, args.seed)

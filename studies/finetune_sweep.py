@@ -6,21 +6,12 @@ docs/studies/finetune_sweep.jsonl, one fact and variant a line, fact by fact; `-
 
 from __future__ import annotations
 
-import argparse
-import random
-import time
-from dataclasses import replace
-from pathlib import Path
-
-from tqdm import tqdm
-
-from rome_core import load_model, solve
-from rome_core.diagnosis.verdict import size_of
+from rome_core import load_model
+from rome_core.editing.methods import MethodConfig
 from rome_core.editing.methods.finetune import FineTune, FineTuneL, FineTuneM
-from rome_core.evaluation import ask, general_texts, perplexity, questions_about
-from rome_core.facts.datasets import facts_of
-from studies.common import RESULTS, append, read
-from studies.methods_table import record_of, table
+from rome_core.evaluation import general_texts
+from studies.common import append, arguments, draw_facts, read, solve_missing
+from studies.methods_table import Measure, table
 
 VARIANTS = (
     *(FineTune(lr=lr) for lr in (1e-4, 2e-4, 5e-4, 1e-3)),
@@ -31,8 +22,9 @@ VARIANTS = (
 )
 
 
-def name_of(config: FineTune) -> str:
+def name_of(config: MethodConfig) -> str:
     """The method and what differs from its defaults, or what this study varies."""
+    assert isinstance(config, FineTune)
     layer = "" if config.layer is None else f", layer {config.layer}"
     decay = f", weight decay {config.weight_decay:g}" if config.weight_decay else ""
     box = f", ε {config.bound:g}" if config.bound else f", lr {config.lr:g}"
@@ -40,44 +32,19 @@ def name_of(config: FineTune) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many")
-    parser.add_argument("--out", type=Path, default=RESULTS / "finetune_sweep.jsonl")
-    parser.add_argument("--table", action="store_true", help="print the results and end")
-    args = parser.parse_args()
+    args = arguments(__doc__, "finetune_sweep.jsonl", "--seed", "--minutes", "--table", facts=6).parse_args()
     records = read(args.out)
     if args.table:
         print("\n".join(table(records)))
         return
-    began, lm = time.monotonic(), load_model()
-    facts, passages = facts_of("validation"), general_texts()[:2]
-    random.Random(args.seed).shuffle(facts)
-    done = {(record["fact"], record["method"]) for record in records}
-    without = perplexity(lm, passages)
-    todo = [(fact, config) for fact in facts[: args.facts] for config in VARIANTS]
-    for fact, config in tqdm([(fact, config) for fact, config in todo if (fact.id, name_of(config)) not in done]):
-        if time.monotonic() - began > 60 * args.minutes:
-            break
-        fact = replace(fact, neighbours=fact.neighbours[:5])
-        start = time.monotonic()
-        edit = solve(lm, [fact.request], config)
-        seconds = time.monotonic() - start
-        append(
-            args.out,
-            {
-                "fact": fact.id,
-                "method": name_of(config),
-                **record_of(
-                    ask(lm, questions_about(fact), edits=[edit]), perplexity(lm, passages, edits=[edit]) / without
-                ),
-                "relative_norm": size_of(lm, edit).relative_F,
-                "seconds": seconds,
-                "steps": len(edit.history),
-                "nll": edit.history[-1].nll,
-            },
-        )
+    lm, done = load_model(), {(record["fact"], record["method"]) for record in records}
+    measure = Measure(lm, general_texts()[:2])
+    facts, groups = draw_facts("validation", args.facts, args.seed), [[config] for config in VARIANTS]
+    for fact, name, solved in solve_missing(lm, facts, groups, name_of, done, args.minutes):
+        record = {"fact": fact.id, "method": name, **measure(fact, solved)}
+        if solved.edit is not None:
+            record |= {"seconds": solved.seconds, "steps": len(solved.edit.history), "nll": solved.edit.history[-1].nll}
+        append(args.out, record)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ what the usual layer would do; without it the model's preset for such subjects i
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from tqdm import tqdm
 
@@ -27,33 +24,31 @@ from rome_core import (
     load_model,
     solve,
 )
-from rome_core.editing.shared_search import policies, repolicy
+from rome_core.editing.shared_search import repolicy
 from rome_core.evaluation import general_texts, perplexity
+from rome_core.evaluation.layer_sweep import UPDATES
 from rome_core.evaluation.scores import mean_score
 from rome_core.model.tokens import as_target
 from studies.calibration import FIRST, requests_of
-from studies.common import RESULTS, append, read
+from studies.common import Record, append, arguments, cell, markdown, read
 
 BEHIND = "Here is something that many people do not know. "
 
 
-def table(records: list[dict[str, Any]]) -> list[str]:
+def table(records: list[Record]) -> list[str]:
     names = {"bare": "p(new), bare prompt", "behind": "p(new) behind a sentence", "others": "p(new), other subjects"}
     names = {
         name: words for name, words in names.items() if all(name in row for row in records[0]["policies"].values())
     }
-    lines = [
-        f"| policy | subjects | {' | '.join(names.values())} | ‖Δ‖/‖W‖, median | perplexity ×, worst | more than 2× |",
-        f"| --- | ---: |{' --- |' * len(names)} ---: | ---: | ---: |",
-    ]
+    lines = []
     for policy in records[0]["policies"]:
         rows = [record["policies"][policy] for record in records]
-        scores = [mean_score([row[name] for row in rows]) for name in names]
         grown = [row["perplexity"] for row in rows]
-        cells = [f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})" for score in scores]
+        cells = [cell(mean_score([row[name] for row in rows]), 2) for name in names]
         size, broken = median(row["relative_norm"] for row in rows), sum(not ratio < 2 for ratio in grown)
-        lines.append(f"| {policy} | {len(rows)} | {' | '.join(cells)} | {size:.3f} | {max(grown):.2f} | {broken} |")
-    return lines
+        lines.append([policy, len(rows), *cells, f"{size:.3f}", f"{max(grown):.2f}", broken])
+    last = ("‖Δ‖/‖W‖, median:", "perplexity ×, worst:", "more than 2×:")
+    return markdown(["policy", "subjects:", *names.values(), *last], lines)
 
 
 def beside(request: EditRequest) -> list[str]:
@@ -71,13 +66,8 @@ def said(lm: LanguageModel, request: EditRequest, *edits: Edit) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument("--layer", type=int, default=None, help="default: the preset's")
+    parser = arguments(__doc__, "first_tokens.jsonl", "--table", requests=24, layer=None, steps=None)
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
-    parser.add_argument("--steps", type=int, default=None, help="default: the preset's")
-    parser.add_argument("--out", type=Path, default=RESULTS / "first_tokens.jsonl")
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.table:
         print("\n".join(table(read(args.out))))
@@ -91,7 +81,7 @@ def main() -> None:
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
         edit = solve(lm, [request], config)
         found = {"before": {**said(lm, request), "relative_norm": 0.0, "perplexity": 1.0}}
-        for policy in [name for name, policy in policies().items() if not policy.same_update_as]:
+        for policy in UPDATES:
             variant = repolicy(lm, edit, policy)
             found[policy] = {
                 **said(lm, request, variant),

@@ -7,47 +7,33 @@ The study ends after its minutes and goes on where it was when it is started aga
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, load_model
 from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, from_record, sweep
-from studies.common import RESULTS, append, read
+from studies.common import SCORES, append, arguments, cell, markdown, read
 from studies.edits import chosen
-
-SCORES = ("ES", "PS", "NS", "S")
 
 
 def table(records: Sequence[Swept], policy: str) -> list[str]:
     """Markdown: a row a layer, scores with 95 % intervals."""
-    lines = [
-        f"**{policy}**",
-        "",
-        f"| layer | facts | {' | '.join(SCORES)} |",
-        "| ---: | ---: |" + " --- |" * len(SCORES),
+    rows = [
+        [layer, scores["ES"].n, *(cell(scores[name], 2) for name in SCORES)]
+        for layer, scores in by_layer(records, policy).items()
     ]
-    for layer, scores in by_layer(records, policy).items():
-        cells = [f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (scores[name] for name in SCORES)]
-        lines.append(f"| {layer} | {scores['ES'].n} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [f"**{policy}**", "", *markdown(["layer:", "facts:", *SCORES], rows), ""]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, "layers.jsonl", "--seed", "--minutes", "--table", facts=8)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder")
-    parser.add_argument("--facts", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of facts")
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
     parser.add_argument("--step", type=int, default=2, help="the finest distance between layers")
     parser.add_argument("--layers", type=int, nargs="+", help="only these, in this order")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many")
-    parser.add_argument("--out", type=Path, default=RESULTS / "layers.jsonl")
-    parser.add_argument("--table", action="store_true", help="print the results and end")
     args = parser.parse_args()
     records = [from_record(record) for record in read(args.out)]
     if args.table:

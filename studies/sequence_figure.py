@@ -14,9 +14,8 @@ from pages.parts.sequence.figures import curves_figure
 from pages.shared.style import LIGHT
 from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, own_checks, score_held
 from rome_core.evaluation.sequence.folder import SequenceRun, runs_in
-from studies.common import RESULTS
+from studies.common import RESULTS, cell, markdown
 from studies.figures import IMAGES
-from studies.tables import cell
 
 
 def words(runs: list[SequenceRun]) -> str:
@@ -30,25 +29,17 @@ def words(runs: list[SequenceRun]) -> str:
 
 def table(runs: list[SequenceRun]) -> list[str]:
     """A row a run, once all facts have had their turn: what holds at the end, of all facts, and what it took."""
-    lines = [
-        "| run | facts | edits hold right after theirs | hold at the end | perplexity before | at the end "
-        "| collapsed after | ‖ΔW‖/‖W‖ | seconds a fact, median |",
-        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for run in runs:
         first, last, broken = run.records[0], run.records[-1], collapse(run.records)
-        own, end = (
-            score_held([check for record in run.records for check in own_checks(record)]),
-            score_held(last.checks),
-        )
+        own = score_held([check for record in run.records for check in own_checks(record)])
         seconds = median(r.solve_seconds / len(r.facts) for r in run.records if r.facts)  # a run may have been paused
         large = f"{last.perplexity:.3g}" if math.isfinite(last.perplexity) else "beyond numbers"
-        lines.append(
-            f"| {run.folder.name} | {last.edited} | {cell(own) if own else ''} | {cell(end) if end else ''} "
-            f"| {first.perplexity:.1f} | {large} | {f'{broken.edited} edits' if broken else 'no'} | {last.norm:.3g} "
-            f"| {seconds:.1f} |"
-        )
-    return lines
+        held = [cell(own), cell(score_held(last.checks))]
+        grown = [f"{first.perplexity:.1f}", large, f"{broken.edited} edits" if broken else "no"]
+        rows.append([run.folder.name, last.edited, *held, *grown, f"{last.norm:.3g}", f"{seconds:.1f}"])
+    columns = ("run", "facts:", "edits hold right after theirs", "hold at the end", "perplexity before:", "at the end:")
+    return markdown([*columns, "collapsed after:", "‖ΔW‖/‖W‖:", "seconds a fact, median:"], rows)
 
 
 def main() -> None:

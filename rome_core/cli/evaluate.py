@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from rome_core.cli.terminal import (
-    choose_from,
     fact_arguments,
     facts_from,
+    loader,
     method_names,
     model_arguments,
     progress,
     run_guarded,
-    source_of,
+    settings_arguments,
+    settings_from,
 )
-from rome_core.editing.methods import METHODS
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.generation_measures import load_references
-from rome_core.evaluation.runs.execution import carry_out, with_layers
+from rome_core.evaluation.runs.execution import carry_out
 from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.runs.ray_workers import ray_workers
-from rome_core.evaluation.runs.store import Store
+from rome_core.evaluation.runs.request import RunRequest
+from rome_core.evaluation.runs.store import OWN_SET, Store
 from rome_core.evaluation.runs.tables import as_text, columns_for, export, merge_unedited, present_columns, score_lines
-from rome_core.evaluation.runs.work import Plan
-from rome_core.model.language_model import load_model
-from rome_core.settings import about
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,9 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layers", default="", help="with commas; each method at each of them (default: the preset's)")
     p.add_argument("--prefixes", type=int, default=None, help="prompts a fact: 6 save time (default: each method's)")
     p.add_argument("--group", type=int, default=1, help="facts edited together (default: each on the untouched model)")
-    for name, field in about(MeasureSettings).items():
-        default = getattr(MeasureSettings(), name)
-        p.add_argument(f"--{name}", type=int, default=default, help=f"{field.help} (default: {default})")
+    settings_arguments(p, MeasureSettings)
     p.add_argument("--references", type=Path, default=None, help="JSON from objects to texts, for RS")
     p.add_argument("--workers", type=int, default=1, help="processes, by Ray (default: this one)")
     p.add_argument("--threads", type=int, default=1, help="of each worker (default: %(default)s)")
@@ -69,25 +64,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def request_from(args: argparse.Namespace) -> RunRequest:
+    """The run that the arguments ask for."""
+    facts = facts_from(args)
+    return RunRequest(
+        source=OWN_SET if args.facts is None else args.facts.name,
+        set_hash=hash_of(facts),
+        facts=tuple(facts),
+        n=args.records,
+        order_seed=args.order_seed,
+        test_only=args.part == "test",
+        known_only=args.choose == "known",
+        methods=tuple(method_names(args.methods)),
+        layers=tuple(int(layer) for layer in args.layers.split(",") if layer),
+        prefixes=args.prefixes,
+        group=max(1, args.group),
+        measures=settings_from(args, MeasureSettings),
+    )
+
+
 def work(args: argparse.Namespace) -> None:
     """Do what is missing in the folder."""
     if args.retry_failed and args.out.exists():
         Store(args.out).forget_failures()
-    facts = facts_from(args)
-    configs = {name: METHODS[name]() for name in method_names(args.methods)}
-    load = partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
+    load = loader(args)
     lm = load()
-    plan = Plan(
-        facts=choose_from(facts, args, lm),
-        methods=with_layers(configs, [int(layer) for layer in args.layers.split(",") if layer]),
-        measures=MeasureSettings(**{name: getattr(args, name) for name in about(MeasureSettings)}),
-        group=max(1, args.group),
-        prefixes=args.prefixes,
-        source=source_of(args),
-        set_hash=hash_of(facts),
-        order_seed=args.order_seed,
-        references=None if args.references is None else load_references(args.references),
-    )
+    plan = request_from(args).plan(lm, progress)
+    if args.references is not None:
+        plan = replace(plan, references=load_references(args.references))
     spread = args.workers > 1 or args.address
     workers = (
         ray_workers(args.workers, load, threads=args.threads, gpus=args.gpus, address=args.address) if spread else None
@@ -98,7 +102,6 @@ def work(args: argparse.Namespace) -> None:
 
 
 def command() -> int:
-
     return run_guarded(main, "What is finished is kept: the same command goes on with the rest.")
 
 

@@ -14,10 +14,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from rome_core.cli.terminal import choose_from, fact_arguments, facts_from, model_arguments, progress, run_guarded
+from rome_core.cli.terminal import (
+    choose_from,
+    fact_arguments,
+    facts_from,
+    loader,
+    model_arguments,
+    progress,
+    run_guarded,
+    settings_arguments,
+    settings_from,
+)
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.errors import DataError
@@ -33,8 +42,7 @@ from rome_core.evaluation.sequence.folder import (
 )
 from rome_core.evaluation.sequence.steps import edit_in_sequence, plan_sequence
 from rome_core.facts.datasets import Fact
-from rome_core.model.language_model import LanguageModel, load_model
-from rome_core.settings import about
+from rome_core.model.language_model import LanguageModel
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,12 +58,7 @@ def parser() -> argparse.ArgumentParser:
     model_arguments(p)
     p.add_argument("--method", default=DEFAULT_METHOD, choices=list(METHODS), help="(default: %(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    for name, field in about(Pace).items():
-        default = getattr(Pace(), name)
-        choices = field.choices or None
-        p.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, choices=choices, help=f"{field.help} ({default})"
-        )
+    settings_arguments(p, Pace)
     return p
 
 
@@ -64,13 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = open_run(args.out) if args.show else work(args)
     records = run.records
     report(records)
-    print(write_table(run.folder / "table.csv", records))
+    path = run.folder / "table.csv"
+    path.write_bytes(records_csv(records).encode())
+    print(path)
     return 0
 
 
 def work(args: argparse.Namespace) -> SequenceRun:
     """Begin the run, or go on with it, to its end."""
-    lm = load_model(args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
+    lm = loader(args)()
     run = open_run(args.out) if args.resume else open_or_begin(args, lm)
     for record in edit_in_sequence(lm, run, track=progress):
         if record.texts or record.error:
@@ -82,7 +87,7 @@ def open_or_begin(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
     """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
     config = read_config(args.method, args.set)
     facts = choose_from(facts_from(args), args, lm)
-    pace = Pace(**{name: getattr(args, name) for name in about(Pace)})
+    pace = settings_from(args, Pace)
     if (args.out / "run.json").exists():
         run = open_run(args.out)
         if args.branch_of is not None and set(facts) <= set(run.plan.facts):
@@ -153,12 +158,6 @@ def report(records: Sequence[Record]) -> None:
         print(f"unedited: perplexity {records[0].perplexity:.4g}" + (f" · {failed} steps failed" if failed else ""))
         rule = f"perplexity stays at {COLLAPSED:g} times the unedited model's or more"
         print(f"collapsed at {broken.edited} facts ({rule})" if broken else f"no collapse ({rule})")
-
-
-def write_table(path: Path, records: Sequence[Record]) -> Path:
-    """The run as CSV, one row a step."""
-    path.write_bytes(records_csv(records).encode())
-    return path
 
 
 def command() -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from rome_core.editing.methods import METHODS
 from rome_core.errors import DataError, RomeError
-from rome_core.evaluation.runs.execution import choose_facts, choose_known, describe_facts
-from rome_core.evaluation.runs.store import OWN_SET
+from rome_core.evaluation.runs.execution import choose_facts, choose_known
 from rome_core.facts.datasets import Fact, facts_of, load_facts
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.progress import Track
+from rome_core.settings import about
 
+S = TypeVar("S")
 progress: Track = tqdm  # it counts, and estimates the rest from what was measured so far
 
 
@@ -28,6 +32,11 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=None, help='"cpu", "cuda", or "auto" to spread a large model over all devices (accelerate)'
     )
+
+
+def loader(args: argparse.Namespace) -> Callable[[], LanguageModel]:
+    """Loads the model that the arguments name."""
+    return partial(load_model, args.model, revision=args.revision, dtype=getattr(torch, args.dtype), device=args.device)
 
 
 def fact_arguments(parser: argparse.ArgumentParser, records: int) -> None:
@@ -65,10 +74,17 @@ def choose_from(facts: Sequence[Fact], args: argparse.Namespace, lm: LanguageMod
     return choose_facts(facts, args.records, args.order_seed)
 
 
-def source_of(args: argparse.Namespace) -> str:
-    """The facts in a few words."""
-    name = OWN_SET if args.facts is None else args.facts.name
-    return describe_facts(name, test_only=args.part == "test", known_only=args.choose == "known")
+def settings_arguments(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
+    """An option for each field of a class of settings that a form has, too."""
+    for name, field in about(settings).items():
+        option, default = f"--{name.replace('_', '-')}", getattr(settings(), name)
+        help = f"{field.help} (default: {default})"
+        parser.add_argument(option, type=int, default=default, choices=field.choices or None, help=help)
+
+
+def settings_from(args: argparse.Namespace, settings: type[S]) -> S:
+    """The settings that the arguments name."""
+    return settings(**{name: getattr(args, name) for name in about(settings)})
 
 
 def method_names(text: str) -> list[str]:

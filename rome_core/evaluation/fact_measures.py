@@ -84,9 +84,9 @@ def score_answers(answers: Sequence[Answer]) -> dict[str, float]:
     for answer in answers:
         by_kind.setdefault(answer.question.kind, []).append(answer)
     values = _score_leads({kind: [answer.lead for answer in answers] for kind, answers in by_kind.items()})
-    for name, read in _ACCURACIES.items():
-        if read_on := by_kind.get(_READ_ON[name]):
-            values[name] = float(np.mean([read(answer) for answer in read_on]))
+    for name, (kind, read) in _ACCURACIES.items():
+        if kind in by_kind:
+            values[name] = float(np.mean([read(answer) for answer in by_kind[kind]]))
     return values
 
 
@@ -115,19 +115,12 @@ def _share(hits: Sequence[bool]) -> float:
 
 # Token accuracy is teacher-forced: every token is judged behind the right ones before it. Exact match is of the answer
 # that greedy decoding writes: it equals the target if and only if every teacher-forced token is the first choice.
-_ACCURACIES: Mapping[str, Callable[[Answer], float]] = {
-    "efficacy": lambda a: _share(a.new.hits),
-    "paraphrase": lambda a: _share(a.new.hits),
-    "specificity": lambda a: _share(a.true.hits if a.true else ()),
-    "exact match": lambda a: float(a.said),
-    "exact match, paraphrase": lambda a: float(a.said),
-}
-_READ_ON: Mapping[str, Kind] = {
-    "efficacy": "edit",
-    "paraphrase": "paraphrase",
-    "specificity": "neighbour",
-    "exact match": "edit",
-    "exact match, paraphrase": "paraphrase",
+_ACCURACIES: Mapping[str, tuple[Kind, Callable[[Answer], float]]] = {
+    "efficacy": ("edit", lambda a: _share(a.new.hits)),
+    "paraphrase": ("paraphrase", lambda a: _share(a.new.hits)),
+    "specificity": ("neighbour", lambda a: _share(a.true.hits if a.true else ())),
+    "exact match": ("edit", lambda a: float(a.said)),
+    "exact match, paraphrase": ("paraphrase", lambda a: float(a.said)),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rome_core.editing.edit import Edit
@@ -85,17 +85,11 @@ def sweep(
 
 def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:
     """Scores with intervals of one policy, layers in ascending order; facts that could not be edited are left out."""
-    layers = sorted({record.layer for record in records if policy in record.cases})
-    return {
-        layer: summarise(
-            [
-                score_pairs(record.cases[policy])
-                for record in records
-                if record.layer == layer and policy in record.cases
-            ]
-        )
-        for layer in layers
-    }
+    values: dict[int, list[dict[str, float]]] = {}
+    for record in sorted(records, key=lambda record: record.layer):
+        if policy in record.cases:
+            values.setdefault(record.layer, []).append(score_pairs(record.cases[policy]))
+    return {layer: summarise(of_layer) for layer, of_layer in values.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -103,15 +97,7 @@ def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score
 
 def as_record(swept: Swept) -> dict[str, Any]:
     """Plain data for one line of JSON."""
-    return {
-        "layer": swept.layer,
-        "fact": swept.fact,
-        "clamp": None if swept.error else swept.clamp,
-        "loss": None if swept.error else swept.loss,
-        "cases": dict(swept.cases),
-        "norms": dict(swept.norms),
-        "error": swept.error,
-    }
+    return asdict(swept) | ({"clamp": None, "loss": None} if swept.error else {})  # JSON has no NaN
 
 
 def from_record(record: Mapping[str, Any]) -> Swept:

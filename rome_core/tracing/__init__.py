@@ -2,16 +2,3 @@
 
 from rome_core.tracing.heat_map import Trace, attention, restored_top_tokens, snippet, trace, trace_steps
 from rome_core.tracing.runs import Runs, TraceConfig, TraceRequest, prepare
-
-__all__ = [
-    "Runs",
-    "Trace",
-    "TraceConfig",
-    "TraceRequest",
-    "attention",
-    "prepare",
-    "restored_top_tokens",
-    "snippet",
-    "trace",
-    "trace_steps",
-]

@@ -20,7 +20,7 @@ from rome_core.errors import DataError
 from rome_core.evaluation.answers import known_facts
 from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.runs.store import Row, Store
-from rome_core.evaluation.runs.work import Plan, Task, Unedited, work
+from rome_core.evaluation.runs.work import Done, Engine, Plan, Task
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
@@ -56,11 +56,6 @@ def choose_known(
     return tuple(known[:n])
 
 
-def describe_facts(name: str, *, test_only: bool, known_only: bool) -> str:
-    """The facts of a run in a few words, as its folder tells them."""
-    return name + ", test part" * test_only + ", known" * known_only
-
-
 def with_layers(configs: Mapping[str, MethodConfig], layers: Sequence[int]) -> dict[str, MethodConfig]:
     """Each method at each of the layers, labelled "r-rome@7"; without layers the methods as they are."""
     if not layers:
@@ -83,17 +78,12 @@ def list_tasks(plan: Plan, store: Store) -> list[Task]:
 
 def _sharing(plan: Plan, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Methods that look for the same δ stand together, behind the first that keeps it; no edit may come before."""
-    groups: list[list[str]] = []
+    groups: dict[str, list[str]] = {}  # by the first of each
     for name in names:
-        config = plan.methods[name]
-        shared = next(
-            (group for group in groups if plan.group == 1 and plan.methods[group[0]].shares_search(config)), None
-        )
-        if shared is None:
-            groups.append([name])
-        else:
-            shared.append(name)
-    return [tuple(group) for group in groups]
+        donors = (first for first in groups if plan.methods[first].shares_search(plan.methods[name]))
+        first = next(donors, name) if plan.group == 1 else name
+        groups.setdefault(first, []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
 def describe_run(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
@@ -125,18 +115,11 @@ def prepare(lm: LanguageModel, plan: Plan) -> Plan:
     return replace(plan, methods=methods)
 
 
-Workers = Callable[
-    [LanguageModel, Plan, Mapping[int, Moment], Sequence[Task]], Iterator[tuple[Task, dict[str, list[Row]]]]
-]
+Workers = Callable[[LanguageModel, Plan, Mapping[int, Moment], Sequence[Task]], Done]
 
 
 def carry_out(
-    lm: LanguageModel,
-    plan: Plan,
-    folder: str | Path,
-    *,
-    workers: Workers | None = None,
-    track: Track = silent,
+    lm: LanguageModel, plan: Plan, folder: str | Path, *, workers: Workers | None = None, track: Track = silent
 ) -> Iterator[Row]:
     """Do what is missing in the folder and give rows as they finish; each is on the disk before it is given.
 
@@ -158,19 +141,13 @@ def carry_out(
                     finished += 1
                     yield from rows
     finally:
-        store.note_sitting(
-            {**sitting, "seconds": round(time.monotonic() - began, 2), "parts": finished, "workers": _name(workers)}
-        )
+        name = "this process" if workers is None else getattr(workers, "__name__", str(workers))
+        seconds = round(time.monotonic() - began, 2)
+        store.note_sitting({**sitting, "seconds": seconds, "parts": finished, "workers": name})
 
 
-def _name(workers: Workers | None) -> str:
-    return "this process" if workers is None else getattr(workers, "__name__", str(workers))
-
-
-def in_this_process(
-    lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]
-) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
+def in_this_process(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]) -> Done:
     """The tasks one after another. What the facts are like before any edit is measured once for all methods."""
-    unedited = Unedited(plan)
+    engine = Engine(lm, plan, moments)
     for task in todo:
-        yield task, work(lm, plan, moments, task, unedited)
+        yield task, engine.work(task)

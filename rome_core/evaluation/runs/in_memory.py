@@ -10,7 +10,7 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.store import Row
-from rome_core.evaluation.runs.work import Plan, Task, Unedited, work
+from rome_core.evaluation.runs.work import Engine, Plan, Task
 from rome_core.evaluation.scores import Score, summarise
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
@@ -64,7 +64,7 @@ def evaluate_each(
 ) -> Iterator[tuple[Row, ...]]:
     """A fact's rows before and after its edit, as they finish; of one that cannot be edited, one with the reason."""
     plan = Plan(tuple(facts), {config.name: config}, measures, below=tuple(edits))
-    unedited = Unedited(plan)
+    engine = Engine(lm, plan, moments or {})
     for group in range(len(plan.groups)):
-        (rows,) = work(lm, plan, moments or {}, Task(group, (config.name,)), unedited).values()
+        (rows,) = engine.work(Task(group, (config.name,))).values()
         yield tuple(rows)

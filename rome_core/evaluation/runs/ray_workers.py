@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.runs.execution import Workers
-from rome_core.evaluation.runs.store import Row
-from rome_core.evaluation.runs.work import Plan, Task, Unedited, give_up, work
+from rome_core.evaluation.runs.work import Done, Engine, Plan, Task, give_up
 from rome_core.model.language_model import LanguageModel
 
 TRIES = 3  # workers that one task may take down with it before it is recorded as failed
@@ -17,20 +16,16 @@ TRIES = 3  # workers that one task may take down with it before it is recorded a
 Load = Callable[[], LanguageModel]
 
 
-class Evaluator:
-    """What one worker process is: the model, loaded once, and the tasks that it is given."""
+class Evaluator(Engine):
+    """What one worker process is: the model, loaded once, for the tasks that it is given."""
 
     def __init__(self, load: Load, fingerprint: str, plan: Plan, moments: Mapping[int, Moment], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.lm, self.plan, self.moments = load(), plan, moments
-        self.unedited = Unedited(plan)
+        super().__init__(load(), plan, moments)
         if self.lm.fingerprint != fingerprint:
             raise RomeError(f"A worker loaded another model than '{self.lm.name}' of the driver.")
-
-    def work(self, task: Task) -> dict[str, list[Row]]:
-        return work(self.lm, self.plan, self.moments, task, self.unedited)
 
 
 def ray_workers(n: int, load: Load, *, threads: int = 1, gpus: float = 0.0, address: str | None = None) -> Workers:
@@ -46,9 +41,7 @@ def ray_workers(n: int, load: Load, *, threads: int = 1, gpus: float = 0.0, addr
             "Several workers need Ray, which is not installed.", "", "pip install 'rome-explorer[scale]'"
         ) from None
 
-    def spread(
-        lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]
-    ) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
+    def spread(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], todo: Sequence[Task]) -> Done:
         mine = not ray.is_initialized()
         if mine:
             own: dict[str, Any] = {"num_cpus": n, "include_dashboard": False, "configure_logging": False}
@@ -65,9 +58,7 @@ def ray_workers(n: int, load: Load, *, threads: int = 1, gpus: float = 0.0, addr
     return spread
 
 
-def _spread(
-    ray: Any, new: Callable[[], Any], n: int, plan: Plan, todo: Sequence[Task]
-) -> Iterator[tuple[Task, dict[str, list[Row]]]]:
+def _spread(ray: Any, new: Callable[[], Any], n: int, plan: Plan, todo: Sequence[Task]) -> Done:
     """Every worker has one task at a time; which one ends first decides only the order of the results."""
     waiting, tries = list(reversed(todo)), dict[int, int]()
     running: dict[Any, tuple[Any, Task]] = {}

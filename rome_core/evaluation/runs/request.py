@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rome_core.editing.methods import METHODS, MethodConfig
 from rome_core.evaluation.fact_measures import MeasureSettings
-from rome_core.evaluation.runs.execution import choose_facts, choose_known, describe_facts, with_layers
+from rome_core.evaluation.runs.execution import choose_facts, choose_known, with_layers
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Plan
 from rome_core.facts.datasets import Fact, facts_of
@@ -53,10 +53,15 @@ class RunRequest:
             self.measures,
             self.group,
             self.prefixes,
-            describe_facts(self.source, test_only=self.test_only, known_only=self.known_only),
+            self.described,
             self.set_hash,
             self.order_seed,
         )
+
+    @property
+    def described(self) -> str:
+        """The facts of the run in a few words, as its folder tells them."""
+        return self.source + ", test part" * self.test_only + ", known" * self.known_only
 
     def folder(self, lm: LanguageModel) -> Path:
         """Where the rows are kept: the same for more facts or methods, so that a run can grow and be gone on with."""

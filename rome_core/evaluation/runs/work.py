@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig, solve
@@ -64,27 +63,7 @@ class Task:
     methods: tuple[str, ...]
 
 
-@dataclass(eq=False)
-class Unedited:
-    """What is measured of a plan before any edit: each fact of one group once for all methods, and perplexity, which
-    no fact changes, once for all."""
-
-    plan: Plan
-    group: int = -1
-    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)  # by fact and prefix
-    perplexity: float | None = None
-
-    def measure(self, lm: LanguageModel, group: int, fact: Fact, prefix: str) -> Measured:
-        """Measure a fact behind a prefix, or look it up. Forgets other groups."""
-        settings, below = self.plan.measures, self.plan.below
-        if group != self.group:
-            self.group, self.measured = group, {}
-        if self.perplexity is None and (passages := general_texts()[: settings.passages]):
-            self.perplexity = perplexity(lm, passages, edits=below)
-        if (fact.id, prefix) not in self.measured:
-            measured = measure_fact(lm, fact, replace(settings, passages=0), edits=below, prefix=prefix)
-            self.measured[fact.id, prefix] = replace(measured, perplexity=self.perplexity)
-        return self.measured[fact.id, prefix]
+Done = Iterator[tuple[Task, dict[str, list[Row]]]]  # tasks with their rows by method, as they finish
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +77,6 @@ class Turn:
     error: str = ""
 
 
-def work(
-    lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task, unedited: Unedited
-) -> dict[str, list[Row]]:
-    """The rows of one task by method. moments: C by layer; what is missing is loaded or estimated."""
-    try:
-        return {
-            name: list(_rows(lm, plan, task.group, name, turns, unedited))
-            for name, turns in _solve(lm, plan, moments, task).items()
-        }
-    except Exception as error:
-        log.exception("Group %d by %s failed", task.group, ", ".join(task.methods))
-        return give_up(plan, task, explain(error))
-
-
 def give_up(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
     """The rows of a task that could not be done at all."""
     return {
@@ -123,111 +88,105 @@ def give_up(plan: Plan, task: Task, why: str) -> dict[str, list[Row]]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- solving
+@dataclass(eq=False)
+class Engine:
+    """A model with a plan, which does its tasks. moments: C by layer; what is missing is loaded or estimated.
 
+    What is measured before any edit is kept: each fact of one group for all methods, and perplexity, which no fact
+    changes, for all.
+    """
 
-def _solve(lm: LanguageModel, plan: Plan, moments: Mapping[int, Moment], task: Task) -> dict[str, list[Turn]]:
-    facts, configs = plan.groups[task.group], [plan.methods[name] for name in task.methods]
-    if plan.group == 1:
-        turns = _each(lm, plan, facts[0], configs, moments)
-        return {name: [turn] for name, turn in zip(task.methods, turns, strict=True)}
-    return {
-        name: (_at_once if config.batches else _in_turn)(lm, plan, facts, config, moments)
-        for name, config in zip(task.methods, configs, strict=True)
-    }
+    lm: LanguageModel
+    plan: Plan
+    moments: Mapping[int, Moment]
+    _group: int = -1
+    _measured: dict[tuple[str, str], Measured] = field(default_factory=dict)  # by fact and prefix
+    _perplexity: float | None = None
 
-
-def _each(
-    lm: LanguageModel, plan: Plan, fact: Fact, configs: Sequence[MethodConfig], moments: Mapping[int, Moment]
-) -> Iterator[Turn]:
-    searches: dict[str, float] = {}
-    for solved in solve_by_each(lm, fact.request, configs, moments=moments, edits=plan.below):
-        active = plan.below if solved.edit is None else (*plan.below, solved.edit)
-        searches.setdefault(solved.config.name, solved.seconds)
-        yield Turn(fact, solved.edit, active, solved.seconds + searches.get(solved.shared, 0.0), solved.error)
-
-
-def _at_once(
-    lm: LanguageModel, plan: Plan, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
-) -> list[Turn]:
-    began = time.monotonic()
-    try:
-        edit = solve(lm, [fact.request for fact in facts], config, moments=moments, edits=plan.below)
-    except FAILURES as error:
-        return [Turn(fact, None, error=explain(error)) for fact in facts]
-    seconds = (time.monotonic() - began) / len(facts)
-    return [Turn(fact, edit, (*plan.below, edit), seconds) for fact in facts]
-
-
-def _in_turn(
-    lm: LanguageModel, plan: Plan, facts: Sequence[Fact], config: MethodConfig, moments: Mapping[int, Moment]
-) -> list[Turn]:
-    turns, active = list[Turn](), plan.below
-    for fact in facts:
-        began = time.monotonic()
+    def work(self, task: Task) -> dict[str, list[Row]]:
+        """The rows of one task by method."""
         try:
-            edit = solve(lm, [fact.request], config, moments=moments, edits=active)
-        except FAILURES as error:
-            turns.append(Turn(fact, None, active, error=explain(error)))
-            continue
-        active = (*active, edit)
-        turns.append(Turn(fact, edit, active, time.monotonic() - began))
-    return turns
+            return {name: list(self._rows(task.group, name, turns)) for name, turns in self._solve(task).items()}
+        except Exception as error:
+            log.exception("Group %d by %s failed", task.group, ", ".join(task.methods))
+            return give_up(self.plan, task, explain(error))
 
+    def _unedited(self, group: int, fact: Fact, prefix: str) -> Measured:
+        """Measure a fact behind a prefix, or look it up. Forgets other groups."""
+        settings, below = self.plan.measures, self.plan.below
+        if group != self._group:
+            self._group, self._measured = group, {}
+        if self._perplexity is None and (passages := general_texts()[: settings.passages]):
+            self._perplexity = perplexity(self.lm, passages, edits=below)
+        if (fact.id, prefix) not in self._measured:
+            measured = measure_fact(self.lm, fact, replace(settings, passages=0), edits=below, prefix=prefix)
+            self._measured[fact.id, prefix] = replace(measured, perplexity=self._perplexity)
+        return self._measured[fact.id, prefix]
 
-# --------------------------------------------------------------------------------------------------------- measuring
+    # ------------------------------------------------------------------------------------------------------- solving
 
+    def _solve(self, task: Task) -> dict[str, list[Turn]]:
+        facts, configs = self.plan.groups[task.group], [self.plan.methods[name] for name in task.methods]
+        if self.plan.group == 1:
+            return {name: [turn] for name, turn in zip(task.methods, self._each(facts[0], configs), strict=True)}
+        return {name: self._together(facts, config) for name, config in zip(task.methods, configs, strict=True)}
 
-def _rows(
-    lm: LanguageModel, plan: Plan, group: int, method: str, turns: Sequence[Turn], unedited: Unedited
-) -> Iterator[Row]:
-    end = next((turn.active for turn in reversed(turns) if turn.edit is not None), plan.below)
-    for place, turn in enumerate(turns):
-        fact = turn.fact
-        row = Row(method, group * plan.group + place, fact.id, fact.prompt.subject, "after", error=turn.error)
-        if turn.edit is None:
-            yield row
-            continue
-        try:
-            yield from list(_stages(lm, plan, group, turn, turn.edit, end, unedited, row))
-        except FAILURES as error:
-            yield replace(row, error=explain(error))
+    def _each(self, fact: Fact, configs: Sequence[MethodConfig]) -> Iterator[Turn]:
+        searches, below = dict[str, float](), self.plan.below
+        for solved in solve_by_each(self.lm, fact.request, configs, moments=self.moments, edits=below):
+            active = below if solved.edit is None else (*below, solved.edit)
+            searches.setdefault(solved.config.name, solved.seconds)
+            yield Turn(fact, solved.edit, active, solved.seconds + searches.get(solved.shared, 0.0), solved.error)
 
+    def _together(self, facts: Sequence[Fact], config: MethodConfig) -> list[Turn]:
+        """One edit of all facts by a method that can, else one on top of another."""
+        turns, active = list[Turn](), self.plan.below
+        for batch in [facts] if config.batches else [[fact] for fact in facts]:
+            began, requests = time.monotonic(), [fact.request for fact in batch]
+            try:
+                edit = solve(self.lm, requests, config, moments=self.moments, edits=active)
+            except FAILURES as error:
+                turns += [Turn(fact, None, active, error=explain(error)) for fact in batch]
+                continue
+            active, seconds = (*active, edit), (time.monotonic() - began) / len(batch)
+            turns += [Turn(fact, edit, active, seconds) for fact in batch]
+        return turns
 
-def _stages(
-    lm: LanguageModel,
-    plan: Plan,
-    group: int,
-    turn: Turn,
-    edit: Edit,
-    end: tuple[Edit, ...],
-    unedited: Unedited,
-    row: Row,
-) -> Iterator[Row]:
-    fact, prefix = turn.fact, edit.config.use_prefix
-    row = replace(
-        row,
-        known=unedited.measure(lm, group, fact, "").known,
-        edit=edit.id,
-        delta_norm=edit.delta_norm,
-        relative_norm=max(relative_norms(lm, [edit]).values(), default=0.0),
-        solve_seconds=turn.seconds,
-    )
-    began = time.monotonic()
-    before = unedited.measure(lm, group, fact, prefix)
-    yield _stage(row, "before", before, before.values(None, plan.references, fact.target_new), began)
-    for stage, active in {"after": turn.active, **({"end": end} if plan.group > 1 else {})}.items():
-        began = time.monotonic()
-        measured = measure_fact(lm, fact, plan.measures, edits=active, prefix=prefix)
-        yield _stage(row, stage, measured, measured.values(before, plan.references, fact.target_new), began)
+    # ----------------------------------------------------------------------------------------------------- measuring
 
+    def _rows(self, group: int, method: str, turns: Sequence[Turn]) -> Iterator[Row]:
+        end = next((turn.active for turn in reversed(turns) if turn.edit is not None), self.plan.below)
+        for place, turn in enumerate(turns):
+            position, fact = group * self.plan.group + place, turn.fact
+            row = Row(method, position, fact.id, fact.prompt.subject, "after", error=turn.error)
+            try:
+                yield from [row] if turn.edit is None else list(self._stages(row, group, turn, turn.edit, end))
+            except FAILURES as error:
+                yield replace(row, error=explain(error))
 
-def _stage(row: Row, stage: str, measured: Measured, values: dict[str, float], began: float) -> Row:
-    changes: dict[str, Any] = {
-        "stage": stage,
-        "measure_seconds": time.monotonic() - began,
-        "values": values,
-        "answers": [answer_record(answer) for answer in measured.answers],
-        "texts": list(measured.texts),
-    }
-    return replace(row, **changes)
+    def _stages(self, row: Row, group: int, turn: Turn, edit: Edit, end: tuple[Edit, ...]) -> Iterator[Row]:
+        fact, prefix = turn.fact, edit.config.use_prefix
+        known = self._unedited(group, fact, "").known
+        size = max(relative_norms(self.lm, [edit]).values(), default=0.0)
+        edited = {"after": turn.active, **({"end": end} if self.plan.group > 1 else {})}
+        before: Measured | None = None
+        for stage, active in {"before": None, **edited}.items():
+            began = time.monotonic()
+            if active is None:
+                measured = self._unedited(group, fact, prefix)
+            else:
+                measured = measure_fact(self.lm, fact, self.plan.measures, edits=active, prefix=prefix)
+            yield replace(
+                row,
+                stage=stage,
+                known=known,
+                edit=edit.id,
+                delta_norm=edit.delta_norm,
+                relative_norm=size,
+                solve_seconds=turn.seconds,
+                measure_seconds=time.monotonic() - began,
+                values=measured.values(before, self.plan.references, fact.target_new),
+                answers=[answer_record(answer) for answer in measured.answers],
+                texts=list(measured.texts),
+            )
+            before = before or measured

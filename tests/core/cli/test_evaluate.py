@@ -96,8 +96,8 @@ def test_known_facts_can_be_asked_for(asked: list[str], monkeypatch: pytest.Monk
         "rome_core.evaluation.runs.execution.known_facts", lambda lm, some: [f in facts[3:] for f in some]
     )
 
-    assert set(evaluate.choose_from(facts, args, tiny())) <= set(facts[3:])
-    assert evaluate.source_of(args) == "facts.json, known"
+    assert set(evaluate.request_from(args).choose(tiny())) <= set(facts[3:])
+    assert evaluate.request_from(args).described == "facts.json, known"
     args = evaluate.parser().parse_args(asked)
-    assert evaluate.choose_from(facts, args, tiny()) == choose_facts(facts, 2, 0)
-    assert evaluate.source_of(args) == "facts.json, test part"
+    assert evaluate.request_from(args).choose(tiny()) == choose_facts(evaluate.facts_from(args), 2, 0)
+    assert evaluate.request_from(args).described == "facts.json, test part"

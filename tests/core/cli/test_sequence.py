@@ -40,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]
     (tmp_path / "facts.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "load_model", lambda name, **options: lm)
+    monkeypatch.setattr("rome_core.cli.terminal.load_model", lambda name, **options: lm)
     monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
 
 
