@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 
@@ -15,17 +13,12 @@ from rome_core.editing.methods.rome import RRome
 from rome_core.editing.second_moment import Moment
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, random_edit, random_moment, tiny_model, watch
 
-T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("few_facts")
 OTHER = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
 TOO_LONG = EditRequest(Prompt("{} " + "a b " * 150, "Paris"), "Italy")
 CONFIG = RRome(layer=1, clamp=2.0, steps=2, prefixes=("", "x. "))
-
-
-@pytest.fixture(autouse=True)
-def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
 
 
 def moments(lm: LanguageModel) -> dict[int, Moment]:
@@ -35,11 +28,7 @@ def moments(lm: LanguageModel) -> dict[int, Moment]:
 def test_each_of_many_is_diagnosed_as_by_itself_and_one_that_fails_says_why() -> None:
     lm, labels = tiny_model(), []
 
-    def track(items: Iterable[T], label: str, total: int, /) -> Iterator[T]:
-        labels.append((label, total))
-        return iter(items)
-
-    one, failed, two = diagnose_many(lm, [REQUEST, TOO_LONG, OTHER], CONFIG, moments=moments(lm), track=track)
+    one, failed, two = diagnose_many(lm, [REQUEST, TOO_LONG, OTHER], CONFIG, moments=moments(lm), track=watch(labels))
 
     assert ("Diagnosing", 3) in labels
     assert failed.verdict is failed.edit is None and "can read 256" in failed.error
