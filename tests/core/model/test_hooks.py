@@ -29,16 +29,15 @@ SITES = ("embed", "resid_post", "attn_out", "mlp_out", "mlp_key")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+def path_of(lm: LanguageModel, site: str, layer: int) -> str:
+    whole = {"embed": lm.layout.embed, "resid_post": lm.layout.block(layer)}
+    return whole.get(site) or lm.layout.module(site, layer)
+
+
 def expected_state(lm: LanguageModel, row: list[int], point: Point) -> Tensor:
     """The state at a point as the Hugging Face modules themselves give it."""
-    paths = {
-        "embed": lm.layout.embed,
-        "resid_post": f"{lm.layout.blocks}.{point.layer}",
-        "attn_out": f"{lm.layout.blocks}.{point.layer}.{lm.layout.attn_out}",
-        "mlp_out": f"{lm.layout.blocks}.{point.layer}.{lm.layout.mlp_out}",
-        "mlp_key": f"{lm.layout.blocks}.{point.layer}.{lm.layout.mlp_out}",
-    }
-    entering, leaving = plain_states(lm, row, paths[point.site])
+    place = "mlp_out" if point.site == "mlp_key" else point.site
+    entering, leaving = plain_states(lm, row, path_of(lm, place, point.layer))
     return entering if point.site == "mlp_key" else leaving
 
 
@@ -118,7 +117,7 @@ def test_a_batch_is_a_rectangle_with_one_common_column() -> None:
 def test_a_patch_takes_the_states_place(family: str, site: str) -> None:
     lm = tiny_model(family)
     point = Point(site, 0 if site == "embed" else 1)
-    path = {"embed": lm.layout.embed, "resid_post": lm.layout.block(1)}.get(site) or lm.layout.module(site, 1)
+    path = path_of(lm, site, 1)
 
     def patch(state: Tensor) -> Tensor:
         return torch.cat([state[:, :2], 3 * state[:, 2:3] + 1, state[:, 3:]], 1)
