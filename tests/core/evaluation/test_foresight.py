@@ -13,7 +13,7 @@ from rome_core.evaluation.answers import ask_before_and_after
 from rome_core.evaluation.before_after import choose_questions
 from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
 from rome_core.evaluation.perplexity import perplexity
-from tests.tiny import REQUEST
+from tests.tiny import REQUEST, random_moment
 
 pytestmark = pytest.mark.usefixtures("random_moments", "few_facts")
 CONFIG = METHODS["rome"](layer=2, prefixes=("", "x. "), steps=2, clamp=1.0)
