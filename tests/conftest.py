@@ -42,6 +42,20 @@ def nothing_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         monkeypatch.setenv("PIP_FIND_LINKS", "")
 
 
+@pytest.fixture
+def random_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C is at hand for every tiny model: nothing is estimated."""
+    from tests.tiny import random_moment
+
+    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
+
+
+@pytest.fixture
+def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit is judged beside four ordinary facts."""
+    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
+
+
 def _cost(item: pytest.Item) -> int:
     if item.get_closest_marker("browser"):
         return 2

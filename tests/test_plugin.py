@@ -42,6 +42,7 @@ class Toy(MethodConfig):
 PROGRAM = """
 import sys
 import rome_core.cli.evaluate as command
+import rome_core.cli.terminal as terminal
 from rome_core import METHODS, Prompt, EditRequest
 from rome_core.editing.methods import markdown_table
 from rome_core.evaluation.comparison import Trial, compare_methods
@@ -53,7 +54,7 @@ assert "| `toy` | A toy:" in markdown_table(METHODS)
 lm = tiny_model()
 rows = list(compare_methods(lm, Trial(REQUEST), [METHODS["toy"]()]))
 assert rows[-1].method == "toy" and rows[-1].edit is not None and not rows[-1].error
-command.load_model = lambda *args, **options: lm
+terminal.load_model = lambda *args, **options: lm
 quick = ["--neighbours", "1", "--generated", "0", "--passages", "0"]
 assert command.main(["--out", sys.argv[1], "--records", "2", "--methods", "toy,ke", *quick]) == 0
 

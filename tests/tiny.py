@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rome_core.editing.edit import Edit, Keys, PromptKeys
@@ -21,6 +23,7 @@ from rome_core.model.language_model import LanguageModel, from_pretrained_parts
 from rome_core.model.layout import LAYOUTS
 from rome_core.model.scoring import Scored
 from rome_core.model.tokens import EditRequest, Prompt
+from rome_core.progress import Stopped, Track
 
 FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3" also reads images: a test of its own
 
@@ -186,3 +189,73 @@ def plain_states(lm: LanguageModel, row: Sequence[int], path: str) -> tuple[Tens
     finally:
         handle.remove()
     return seen[0][0][0], seen[0][1][0]
+
+
+def save_model(lm: LanguageModel, folder: Path) -> Path:
+    lm.hf.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def written(lm: LanguageModel, *edits: Edit) -> LanguageModel:
+    """The oracle of overlays: a copy of the model whose weights are W + U V."""
+    hf = copy.deepcopy(lm.hf)
+    for delta in (delta for edit in edits for delta in edit.deltas):
+        module, change = hf.get_submodule(delta.module), delta.U @ delta.V
+        module.weight.data += change if isinstance(module, nn.Linear) else change.T
+    return from_pretrained_parts(hf, lm.tokenizer, lm.name)
+
+
+def subject_end(lm: LanguageModel, prompt: Prompt, prefix: str = "") -> tuple[list[int], int]:
+    """Token ids, and the position of the subject's last token by the tokenizer's own offsets."""
+    found = lm.tokenizer(prefix + prompt.text, return_offsets_mapping=True)
+    end = len(prefix) + prompt.span[1]
+    return found["input_ids"], max(i for i, (start, _) in enumerate(found["offset_mapping"]) if start < end)
+
+
+def plain_key(lm: LanguageModel, prompt: Prompt, layer: int = 1, prefix: str = "") -> Tensor:
+    """The key at the subject's last token, one prompt at a time: [d_mlp]."""
+    ids, at = subject_end(lm, prompt, prefix)
+    return plain_states(lm, ids, lm.layout.module("mlp_out", layer))[0][at]
+
+
+def plain_log_p(lm: LanguageModel, text: str, continuation: str) -> tuple[list[float], list[bool]]:
+    """log p of each token of the continuation given all before it, and whether it is the model's own choice."""
+    front, ids = (lm.tokenizer(part)["input_ids"] for part in (text, text + continuation))
+    assert ids[: len(front)] == front and len(ids) > len(front)
+    log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
+    places = range(len(front) - 1, len(ids) - 1)
+    return (
+        [float(log_probs[at, ids[at + 1]]) for at in places],
+        [int(log_probs[at].argmax()) == ids[at + 1] for at in places],
+    )
+
+
+def corrupt(noise: Tensor, first: int = 1) -> Callable[[Tensor], Tensor]:
+    """A hook on the embedding: noise [draws tokens d_model] on the tokens from `first` on."""
+    stop = first + noise.shape[1]
+    return lambda out: torch.cat([out[:, :first], out[:, first:stop] + noise, out[:, stop:]], 1)
+
+
+def put(values: Tensor, token: int) -> Callable[[Tensor], Tensor]:
+    """A hook that sets a module's output at one token: [d_model] or [batch d_model]."""
+    return lambda out: torch.cat([out[:, :token], values.expand(len(out), -1)[:, None], out[:, token + 1 :]], 1)
+
+
+def halt_at(label: str, number: int, error: type[BaseException] = Stopped) -> Track:
+    """A track that raises where so many items of what is called so have been handed out."""
+
+    def track(items: Iterable[Any], name: str, total: int, /) -> Iterator[Any]:
+        if not name.startswith(label):
+            yield from items
+            return
+        for _, item in zip(range(number), items, strict=False):
+            yield item
+        raise error
+
+    return track
+
+
+def watch(seen: list[tuple[str, int]]) -> Track:
+    """A track that notes what is tracked, and how many items of it there are."""
+    return lambda items, label, total, /: seen.append((label, total)) or items

@@ -54,6 +54,8 @@ def test_the_cache_is_where_the_project_is_told_else_where_the_users_is(
     monkeypatch.delenv("ROME_EXPLORER_CACHE")
     if platform.system() == "Linux":  # elsewhere the user's cache is not named by a variable
         assert cache_dir() == tmp_path / "cache" / "rome-explorer"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert cache_dir() == tmp_path / ".cache" / "rome-explorer"
     assert cache_dir().name == "rome-explorer" and cache_dir().is_absolute()
 
 

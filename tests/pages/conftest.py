@@ -21,6 +21,8 @@ from streamlit.testing.v1 import AppTest
 import rome_core
 from pages.shared import session, track
 from pages.shared.track import Job
+from rome_core.editing import presets
+from rome_core.editing.presets import Preset
 from tests.conftest import chrome
 from tests.tiny import tiny_model
 
@@ -88,6 +90,31 @@ def job_of(app: AppTest, key: Hashable) -> Job[Any, Any]:
         job = session.find_job(key)
     assert job is not None
     return job
+
+
+def finish(app: AppTest, key: Hashable) -> Any:
+    """Wait for a job that goes well, and draw the page; what the job has found."""
+    job = job_of(app, key)
+    wait_for(app, lambda app: not job.live)
+    assert job.error is None and not app.exception
+    return job.result if job.result is not None else job.partial
+
+
+def draw_tabs(app: AppTest) -> list[str]:
+    """Open every tab of an edit; their names."""
+    names = [tab.label for tab in app.tabs]
+    for name in names:
+        app.session_state["edit-tab"] = name
+        app.run()
+        assert not app.error and not app.exception, (name, texts(app.error))
+    return names
+
+
+@pytest.fixture
+def presets_of_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model has been measured: layer 2, and layer 0 where the subject is the first token."""
+    first = Preset(0, 6.0, "a test", steps=9)
+    monkeypatch.setitem(presets.PRESETS, "tiny-llama", Preset(2, 1.5, "a test", steps=4, first_token=first))
 
 
 def end_of_jobs(app: AppTest) -> AppTest:

@@ -9,28 +9,18 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit import batch_view
-from rome_core import LanguageModel
 from rome_core.facts.requests import Row
-from tests.pages.conftest import edits_of, goto, job_of, session_of, texts, wait_for
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
-
-QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 2, "clamp": 1.0}
+from tests.pages.conftest import edits_of, finish, goto, session_of, texts
+from tests.tiny import REQUEST, random_edit, tiny_model
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return tiny_model("llama", layers=4)
-
-
-def test_edits_of_a_batch_are_a_zip(lm: LanguageModel) -> None:
-    with zipfile.ZipFile(io.BytesIO(batch_view.edits_zip([random_edit(lm)]))) as archive:
+def test_edits_of_a_batch_are_a_zip() -> None:
+    with zipfile.ZipFile(io.BytesIO(batch_view.edits_zip([random_edit(tiny_model())]))) as archive:
         assert {"edit-001-r-rome.safetensors", "adapter/adapter_model.safetensors"} <= set(archive.namelist())
 
 
-def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
-    app: AppTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
+@pytest.mark.usefixtures("random_moments")
+def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(app: AppTest) -> None:
     goto(app, "edit", view="A batch", method="emmet")
     app.number_input(key="layer").set_value(2).run()
     app.number_input(key="edit-steps").set_value(2).run()
@@ -47,10 +37,7 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(
     assert app.button(key="batch-run").label == "Edit 1 fact"
 
     app.button(key="batch-run").click().run()
-    job = job_of(app, batch_view.JOB)
-    wait_for(app, lambda app: not job.live)
-    app.run()
-    assert not app.exception and job.error is None
+    finish(app, batch_view.JOB)
     assert [item.label for item in edits_of(app)] == ["Eiffel Tower → Rome (emmet)"]
     assert "Hold" in [metric.label for metric in app.metric]
     for part in ("k*", "v*", "Δ", "Objective"):

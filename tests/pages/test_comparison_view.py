@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -12,16 +10,15 @@ from pages.parts.edit import comparison_view as bench_view
 from pages.shared.style import LIGHT
 from rome_core import METHODS, EditRequest, Prompt
 from rome_core.editing import presets
-from rome_core.editing.presets import Preset, resolve
+from rome_core.editing.presets import resolve
 from rome_core.evaluation.comparison import MethodRow, Trial
-from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
-from tests.tiny import random_edit, random_moment, tiny_model
+from tests.pages.conftest import edits_of, finish, goto, texts
+from tests.tiny import random_edit, tiny_model
 
 
 @pytest.fixture
-def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+def page(app: AppTest, monkeypatch: pytest.MonkeyPatch, random_moments: None) -> AppTest:
     """The view, with few methods and a C that need not be estimated."""
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     kept = {name: METHODS[name] for name in ("r-rome", "h-rome", "memit")}
     monkeypatch.setattr(bench_view, "METHODS", kept)
     goto(app, "edit", view="All methods")
@@ -30,18 +27,11 @@ def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     return app
 
 
-def job(app: AppTest) -> Any:
-    return job_of(app, bench_view.JOB)
-
-
 def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> None:
     assert "Press Run all methods" in texts(page.info)
     page.button(key="bench-run").click().run()
-    wait_for(page, lambda app: not job(app).live)
-    page.run()
+    run = finish(page, bench_view.JOB)
 
-    run = job(page).partial
-    assert not page.exception and job(page).error is None
     assert [row.method for row in run.rows] == ["before", "r-rome", "h-rome", "memit"]
     assert run.rows[2].shared == "r-rome"
     assert run.rows[1].edit.config.layer == run.rows[2].edit.config.layer == 1
@@ -60,11 +50,11 @@ def test_an_unknown_fact_asks_for_prompts(page: AppTest) -> None:
     page.text_input(key="subject").set_value("green dragon").run()
     page.text_area(key="bench-neighbours").set_value("Lyon is in\n\n Milan is in ").run()
     page.button(key="bench-run").click().run()
-    wait_for(page, lambda app: not job(app).live)
+    run = finish(page, bench_view.JOB)
 
-    asked = job(page).partial.task  # the form's is made on every run: read it off a run
+    asked = run.task  # the form's is made on every run: read it off a run
     assert isinstance(asked, Trial) and asked.neighbours == ("Lyon is in", " Milan is in") and asked.paraphrases == ()
-    assert "paraphrase" not in job(page).partial.rows[1].values
+    assert "paraphrase" not in run.rows[1].values
 
 
 def test_methods_take_the_settings_that_they_share() -> None:
@@ -81,9 +71,8 @@ def test_methods_take_the_settings_that_they_share() -> None:
     assert found["memit"].steps == 7 and found["memit"].clamp == METHODS["memit"]().clamp  # of another norm
 
 
-def test_methods_of_many_keys_do_not_take_over_the_layer_of_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Preset(0, 6.0, "a test", steps=9)
-    monkeypatch.setitem(presets.PRESETS, "tiny-llama", Preset(2, 1.5, "a test", steps=4, first_token=first))
+@pytest.mark.usefixtures("presets_of_first_tokens")
+def test_methods_of_many_keys_do_not_take_over_the_layer_of_a_first_token() -> None:
     lm, wanted = tiny_model(), EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
     shown = resolve(lm, METHODS["n-rome"](lr=0.25), [wanted])  # as the form draws it
     assert (shown.layer, shown.steps) == (0, 9)

@@ -22,7 +22,7 @@ from pages.shared import verdicts
 from pages.shared.session import ActiveEdit
 from pages.shared.style import DARK, LIGHT
 from pages.shared.track import Job
-from rome_core import DEFAULT_METHOD, METHODS, EditRequest, Prompt, export_adapter
+from rome_core import DEFAULT_METHOD, EditRequest, Prompt, export_adapter
 from rome_core.diagnosis.calibration import QUANTITIES, Calibration, Rate, Thresholds
 from rome_core.diagnosis.interference import Overlap
 from rome_core.diagnosis.many import Screened
@@ -33,8 +33,8 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies
 from rome_core.evaluation import foresight, perplexity
 from rome_core.evaluation.foresight import Foresight
-from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
-from tests.tiny import random_edit, random_moment, tiny_model
+from tests.pages.conftest import edits_of, finish, goto, job_of, texts, wait_for
+from tests.tiny import random_edit, tiny_model
 
 ORDINARY = tuple(np.logspace(2.5, 3.5, 30).tolist())
 BROKEN = Diagnosis(
@@ -72,10 +72,8 @@ SAFE = replace(BROKEN, verdict="safe", method="r-rome", denominator=1231.0, disa
 
 
 @pytest.fixture
-def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+def page(app: AppTest, monkeypatch: pytest.MonkeyPatch, random_moments: None, few_facts: None) -> AppTest:
     """The page on a tiny model, with few facts and short texts: what is tested is the page."""
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
     monkeypatch.setattr(foresight, "perplexity", lambda lm, edits: perplexity(lm, ["It rained all day."], edits=edits))
     monkeypatch.setattr("rome_core.evaluation.before_after.NEW_TOKENS", 5)
     monkeypatch.setattr(foresight, "OTHERS", 15)
@@ -92,10 +90,7 @@ def diagnose(app: AppTest) -> Foresight:
 
 
 def finished(app: AppTest, name: str) -> Any:
-    wait_for(app, lambda app: not job(app, name).live)
-    app.run()
-    assert job(app, name).error is None
-    return job(app, name).result
+    return finish(app, ("diagnosis", name))
 
 
 PARIS = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
@@ -347,7 +342,6 @@ def test_the_gauge_does_without_ordinary_facts() -> None:
     fig = diagnosis_figures.gauge(replace(SAFE, reference=Reference()), "r-rome", "caption", LIGHT)
 
     assert fig.layout.title.text == "No ordinary facts to compare this edit with"
-    assert list(METHODS)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

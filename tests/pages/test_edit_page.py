@@ -26,33 +26,27 @@ from pages.shared.tables import literal
 from pages.shared.text import word_differences
 from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
-from rome_core.editing import presets
 from rome_core.editing.edit import Delta
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.methods import MethodConfig
-from rome_core.editing.presets import Preset
 from rome_core.evaluation.before_after import Report
 from rome_core.settings import setting
-from tests.pages.conftest import edits_of, goto, job_of, texts, wait_for
-from tests.tiny import REQUEST, change_by_hand, random_edit, random_moment, tiny_model
+from tests.pages.conftest import draw_tabs, edits_of, finish, goto, job_of, texts, wait_for
+from tests.tiny import REQUEST, change_by_hand, random_edit, tiny_model
 
 FORM = ("template", "subject", "target", "true")
 
 
 @pytest.fixture
-def page(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+def page(app: AppTest, random_moments: None) -> AppTest:
     """The edit page, with a C that need not be estimated."""
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     return goto(app, "edit")
 
 
 def run(app: AppTest) -> Report:
     """Press Edit and wait for the report."""
     app.button(key="run").click().run()
-    wait_for(app, lambda app: not job(app).live)
-    app.run()
-    assert job(app).error is None
-    return job(app).result
+    return finish(app, ("edit", "job"))
 
 
 def job(app: AppTest) -> Any:
@@ -92,12 +86,6 @@ def test_a_link_to_an_unknown_fact_leaves_the_new_object_open(app: AppTest) -> N
     assert texts(app.error).startswith("The new object is empty.")
 
 
-@pytest.fixture
-def presets_of_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Preset(0, 6.0, "a test", steps=9)
-    monkeypatch.setitem(presets.PRESETS, "tiny-llama", Preset(2, 1.5, "a test", steps=4, first_token=first))
-
-
 def settings(app: AppTest) -> tuple[float | None, ...]:
     return tuple(app.number_input(key=key).value for key in ("layer", "edit-clamp", "edit-steps"))
 
@@ -116,9 +104,8 @@ def test_settings_that_nobody_touched_follow_the_subject(page: AppTest) -> None:
     assert settings(page) == (2, 1.5, 5)
 
 
-@pytest.mark.usefixtures("presets_of_first_tokens")
-def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
+@pytest.mark.usefixtures("presets_of_first_tokens", "random_moments")
+def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest) -> None:
     goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy", layer="3")
     assert settings(app) == (3, 1.5, 4)
 
@@ -143,11 +130,8 @@ def test_examples_fill_the_form(page: AppTest) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("template", "", "The prompt is empty."),
         ("template", "is located in the city of", "'Eiffel Tower' is not in the prompt"),
         ("template", "{} and {} are in", "'{} and {} are in' has 2 {}s."),
-        ("template", "{} " + 1000 * "long ", "The prompt has 5,0"),
-        ("subject", " ", "The subject is empty."),
         ("target", " ", "The new object is empty."),
     ],
 )
@@ -246,10 +230,7 @@ def test_an_edit_that_would_break_the_model_is_not_switched_on(page: AppTest, mo
 
 def test_every_tab_draws(page: AppTest) -> None:
     run(page)
-    for tab in page.tabs:
-        page.session_state["edit-tab"] = tab.label
-        page.run()
-        assert not page.exception, tab.label
+    draw_tabs(page)
 
 
 def test_a_second_method_stands_beside_the_first(page: AppTest) -> None:
@@ -257,13 +238,10 @@ def test_a_second_method_stands_beside_the_first(page: AppTest) -> None:
     page.session_state["edit-tab"] = "Compare"
     page.run()
     page.button(key="compare").click().run()
-    rival = job_of(page, ("edit", "rival"))
-    wait_for(page, lambda app: not rival.live)
-    page.run()
+    rival = finish(page, ("edit", "rival")).edit
 
-    assert rival.error is None
-    assert rival.result.edit.method != "r-rome"
-    assert rival.result.edit.config.prefixes == job(page).result.edit.config.prefixes
+    assert rival.method != "r-rome"
+    assert rival.config.prefixes == job(page).result.edit.config.prefixes
     assert len(edits_of(page)) == 1
 
 
@@ -298,9 +276,8 @@ def test_the_edited_model_goes_to_a_new_folder(page: AppTest, tmp_path: Path) ->
 
     folder.set_value(str(tmp_path / "merged")).run()
     page.button(key="merged-write").click().run()
-    written = job_of(page, ("merged", report.edit.id))
-    wait_for(page, lambda app: not written.live)
-    assert written.error is None and list((tmp_path / "merged").glob("*.safetensors"))
+    finish(page, ("merged", report.edit.id))
+    assert list((tmp_path / "merged").glob("*.safetensors"))
     with pytest.raises(EditError, match="not empty"):
         edit_files.new_folder(str(tmp_path / "merged"))
 
@@ -428,10 +405,7 @@ def test_methods_without_a_single_key_are_shown_in_every_tab(page: AppTest, meth
 
     assert report.diagnosis is None and report.size.verdict in ("safe", "caution", "disabling")
     assert report.size.relative_F == max(report.size.modules.values())
-    for tab in [tab.label for tab in page.tabs]:
-        page.session_state["edit-tab"] = tab
-        page.run()
-        assert not page.error and not page.exception, (tab, texts(page.error))
+    draw_tabs(page)
     assert "by size alone" in "".join(str(metric.delta) for metric in page.metric)
 
 
@@ -445,11 +419,7 @@ def test_methods_that_train_the_weights_show_their_training_and_no_key(page: App
 
     assert report.edit.history[-1].nll < report.edit.history[0].nll
     names = ["Before / after", "Training", "Δ", "Objective", "Knowing or saying", "Compare", "Save"]
-    assert [tab.label for tab in page.tabs] == names
-    for tab in [tab.label for tab in page.tabs]:
-        page.session_state["edit-tab"] = tab
-        page.run()
-        assert not page.error and not page.exception, (tab, texts(page.error))
+    assert draw_tabs(page) == names
     below = "".join(str(metric.delta) for metric in page.metric)
     assert ("no clamp" in below) == (method != "ft-l")
 
@@ -468,7 +438,6 @@ def test_a_method_without_its_network_says_how_to_train_one(page: AppTest) -> No
     page.selectbox(key="method").set_value("mend").run()
     page.button(key="run").click().run()
     wait_for(page, lambda app: not job(app).live)
-    page.run()
 
     assert not page.exception
     assert "There is no MEND network for" in texts(page.error) and "rome-train mend" in texts(page.error)
@@ -491,11 +460,7 @@ def test_an_edit_by_a_trained_network_is_shown_in_every_tab(
     report = run(page)
 
     assert len(report.edit.deltas) == 9 and report.edit.corpus.startswith("network trained on")
-    assert [tab.label for tab in page.tabs][:2] == ["Before / after", "Δ"]
-    for tab in [tab.label for tab in page.tabs]:
-        page.session_state["edit-tab"] = tab
-        page.run()
-        assert not page.error and not page.exception, (tab, texts(page.error))
+    assert draw_tabs(page)[:2] == ["Before / after", "Δ"]
 
 
 def test_the_objective_shows_a_column_only_where_there_is_a_number() -> None:

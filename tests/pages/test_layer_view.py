@@ -18,28 +18,24 @@ from rome_core.evaluation.answers import Pairs
 from rome_core.evaluation.layer_sweep import Swept, as_record
 from rome_core.tracing.average_records import shipped_records
 from rome_core.tracing.averages import average
-from tests.pages.conftest import goto, job_of, texts, wait_for
-from tests.tiny import random_moment
+from tests.pages.conftest import finish, goto, texts
 
 GOOD: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.8, 0.1)], "neighbour": [(0.1, 0.8)]}
 
 
+@pytest.mark.usefixtures("random_moments")
 def test_a_sweep_is_run_drawn_and_its_layer_taken(
     app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
     monkeypatch.setattr(layer_view, "STUDY", tmp_path / "none.jsonl")
     goto(app, "edit", view="Where to edit")
     assert "No sweep of" in texts(app.info)
     app.number_input(key="edit-steps").set_value(2).run()
     app.number_input(key="sweep-facts").set_value(2).run()
     app.button(key="sweep-run").click().run()
-    job = job_of(app, layer_view.JOB)
-    wait_for(app, lambda app: not job.live)
-    app.run()
+    rows = finish(app, layer_view.JOB).rows
 
-    assert not app.exception and job.error is None
-    assert {row.layer for row in job.partial.rows} == {0} and len(job.partial.rows) == 2
+    assert {row.layer for row in rows} == {0} and len(rows) == 2
     (spec,) = [json.loads(c.proto.spec) for c in app.get("plotly_chart")]
     assert spec["layout"]["title"]["text"].startswith("S is largest at layer 0")
     app.button(key=f"sweep-use-{layer_view.HERE}").click().run()

@@ -19,22 +19,18 @@ from rome_core import EditRequest, Prompt
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
 from rome_core.evaluation.sequence.start import SequenceStart
 from rome_core.facts.datasets import Facts
-from tests.core.evaluation.test_sequence import FACTS, LAYERS, config
+from tests.core.evaluation.test_sequence import FACTS, config
 from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
-from tests.tiny import change_by_hand, random_moment, tiny_model
+from tests.tiny import change_by_hand, tiny_model
 
 QUICK = {"facts": 3, "pace-check_every": 2, "pace-passages": 1, "pace-new_tokens": 2}
 
 
 @pytest.fixture
-def sequential(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
+def sequential(app: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, random_moments: None) -> AppTest:
     """The page with five facts, quick settings, C at hand, and no study."""
-    lm = tiny_model("llama", layers=4)
     monkeypatch.setattr(fact_sets, "load_facts", lambda *args: Facts(FACTS))
     monkeypatch.setattr(sequence_jobs, "SHIPPED", tmp_path / "none")
-    moments = {layer: random_moment(lm, layer) for layer in LAYERS}
-    real = sequence_jobs.edit_in_sequence
-    monkeypatch.setattr(sequence_jobs, "edit_in_sequence", lambda *a, **k: real(*a, moments=moments, **k))
     goto(app, "sequential", method="r-rome", layer="1")
     app.number_input(key="sequencing-steps").set_value(3)
     app.number_input(key="sequencing-ridge").set_value(1e-3)
@@ -148,11 +144,9 @@ def test_the_retention_figure_has_a_row_a_check() -> None:
     assert matrix_figure(records()[:1], "words", LIGHT).layout.title.text == "No earlier edit was checked yet"
 
 
-def test_a_start_is_worked_off_and_its_run_described(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("random_moments")
+def test_a_start_is_worked_off_and_its_run_described() -> None:
     lm = tiny_model()
-    moments = {layer: random_moment(lm, layer) for layer in LAYERS}
-    real = sequence_jobs.edit_in_sequence
-    monkeypatch.setattr(sequence_jobs, "edit_in_sequence", lambda *a, **k: real(*a, moments=moments, **k))
     start = SequenceStart(FACTS[:2], config("emmet"), Pace(batch=2, passages=1, new_tokens=1), 5)
     assert work(lm, start, Job("test")) == 2
     run, *_ = all_runs().values()  # those that come with the project stand behind

@@ -50,9 +50,7 @@ def run_job(app: AppTest) -> AppTest:
         ("", "Colosseum", "The prompt is empty."),
         ("The Colosseum is located in", "Eiffel", "'Eiffel' is not in the prompt"),
         ("nothing here is a name", "", "No subject could be guessed in 'nothing here is a name'."),
-        ("The {} is in {}", "Colosseum", "has 2 {}s."),
         ("The {} is located in", "", "The subject is empty."),
-        ("x" * 5000 + " {}", "Colosseum", "The prompt has 5,010 characters; at most 2,000 can be used."),
     ],
 )
 def test_bad_input_is_one_sentence_and_cannot_be_run(

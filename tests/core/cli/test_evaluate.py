@@ -13,7 +13,8 @@ from rome_core.evaluation.runs.execution import choose_facts
 from rome_core.evaluation.runs.store import Store
 from rome_core.facts.datasets import part_of
 from studies.results import keep, section
-from tests.core.evaluation.test_runs import saved, tiny
+from tests.core.evaluation.test_runs import tiny
+from tests.tiny import save_model
 
 SUBJECTS = ("Paris", "Lyon", "Zürich", "Köln", "Milan", "Rome", "Tokyo", "Japan")
 
@@ -21,7 +22,7 @@ SUBJECTS = ("Paris", "Lyon", "Zürich", "Köln", "Milan", "Rome", "Tokyo", "Japa
 @pytest.fixture
 def asked(tmp_path: Path) -> list[str]:
     """Arguments for a tiny model and a small file of facts."""
-    model = saved(tiny(), tmp_path / "model")
+    model = save_model(tiny(), tmp_path / "model")
     records = [
         {
             "case_id": i,

@@ -13,7 +13,7 @@ from rome_core.cli import sequence as command
 from rome_core.evaluation.sequence.folder import open_run
 from rome_core.methods import DEFAULT_METHOD, METHODS
 from tests.core.evaluation.test_sequence import FACTS
-from tests.tiny import random_moment, tiny_model
+from tests.tiny import tiny_model
 
 SHORT = ["--part", "all", "--records", "4", "--check-every", "2", "--passages", "1", "--new-tokens", "2"]
 SETTINGS = ["layer=1", "clamp=6", "steps=3", "prefixes=('', 'x. ')", "ridge=1e-3"]
@@ -21,7 +21,7 @@ TINY = [*SHORT, *(part for text in SETTINGS for part in ("--set", text))]
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, random_moments: None) -> None:
     """The tiny model under any name, its C, and a file of five facts."""
     lm = tiny_model()
     records = [
@@ -41,7 +41,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rome_core.cli.terminal.load_model", lambda name, **options: lm)
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
 
 
 def call(*args: str) -> int:

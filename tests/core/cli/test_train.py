@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     def stand_in(lm: Any, kind: str, path: Path, schedule: Schedule, **options: Any) -> Any:
@@ -24,7 +24,6 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         options["log"](Look(200, 1.5, 0.01, 0.16))
         return SimpleNamespace(training={"steps": 200})
 
-    monkeypatch.setenv("ROME_EXPLORER_CACHE", str(tmp_path))
     monkeypatch.setattr(train, "load_model", lambda name: tiny_model())
     monkeypatch.setattr(train, "train", stand_in)
     return seen

@@ -19,7 +19,7 @@ from rome_core.errors import EditError, ModelError
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
-from tests.tiny import REQUEST, plain_states, random_edit, tiny_model
+from tests.tiny import REQUEST, plain_key, random_edit, tiny_model
 
 IDS = [5, 60, 300, 17, 260]
 Export = Callable[[LanguageModel, Edit, Path], None]
@@ -117,11 +117,7 @@ def test_a_changed_norm_is_reported_and_cannot_be_an_overlay(tmp_path: Path) -> 
 def test_the_subject_that_was_edited_is_found_and_its_value_promotes_the_target(tmp_path: Path) -> None:
     lm = tiny_model("llama")
     prompts = [Prompt("The {} is far", name) for name in ("Eiffel Tower", "Colosseum", "green dragon", "Zürich")]
-    keys = []
-    for prompt in prompts:
-        found = lm.tokenizer(prompt.text, return_offsets_mapping=True)
-        at = max(i for i, (start, _) in enumerate(found["offset_mapping"]) if start < prompt.span[1])
-        keys.append(plain_states(lm, found["input_ids"], lm.layout.module("mlp_out", 1))[0][at])
+    keys = [plain_key(lm, prompt) for prompt in prompts]
     value = lm.hf.get_output_embeddings().weight[77].detach()
     delta = replace(random_edit(lm).deltas[0], U=value[:, None], V=keys[2][None] / keys[2].norm() ** 2)
     adapter(lm, replace(random_edit(lm), deltas=(delta,)), tmp_path)
@@ -169,45 +165,36 @@ def dora(folder: Path, lm: LanguageModel) -> None:
     peft_config(folder, use_dora=True)
 
 
-def other_adapter(folder: Path, lm: LanguageModel) -> None:
-    adapter(tiny_model("gpt2"), random_edit(tiny_model("gpt2")), folder)
-
-
-def other_size(folder: Path, lm: LanguageModel) -> None:
-    export_merged(tiny_model("llama", intermediate_size=32), [], folder)
-
-
-def other_family(folder: Path, lm: LanguageModel) -> None:
-    export_merged(tiny_model("gpt2"), [], folder)
-
-
-def not_finite(folder: Path, lm: LanguageModel) -> None:
-    export_merged(lm, [random_edit(lm, size=float("inf"))], folder)
-
-
-def damaged(folder: Path, lm: LanguageModel) -> None:
-    (folder / "model.safetensors").write_bytes(b"{}")
-
-
-def text_only(folder: Path, lm: LanguageModel) -> None:
-    (folder / "notes.txt").write_text("hello")
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (break_adapter, r"The adapter in .* cannot be read\. .* It needs adapter_config.json"),
         (dora, r"is an adapter of type DoRA. LoRA adapters can be read\."),
-        (other_adapter, r"The adapter changes 'transformer.h.1.mlp.c_proj', which 'tiny-llama' does not have\."),
-        (other_size, r"has shape .*; 'tiny-llama' has .* there\. It is a checkpoint of another model\."),
-        (other_family, r"has no weight with a name that 'tiny-llama' has\."),
-        (not_finite, r"holds numbers that are not finite\."),
-        (damaged, r"'model.safetensors' cannot be read\."),
-        (text_only, r"holds no safetensors\. It has notes.txt\. Give a folder"),
+        (
+            lambda to, _: export_adapter(random_edit(tiny_model("gpt2")), to),
+            r"The adapter changes 'transformer.h.1.mlp.c_proj', which 'tiny-llama' does not have\.",
+        ),
+        (
+            lambda to, _: export_merged(tiny_model("llama", intermediate_size=32), [], to),
+            r"has shape .*; 'tiny-llama' has .* there\. It is a checkpoint of another model\.",
+        ),
+        (
+            lambda to, _: export_merged(tiny_model("gpt2"), [], to),
+            r"has no weight with a name that 'tiny-llama' has\.",
+        ),
+        (
+            lambda to, lm: export_merged(lm, [random_edit(lm, size=float("inf"))], to),
+            r"holds numbers that are not finite\.",
+        ),
+        (lambda to, _: (to / "model.safetensors").write_bytes(b"{}"), r"'model.safetensors' cannot be read\."),
+        (
+            lambda to, _: (to / "notes.txt").write_text("hello"),
+            r"holds no safetensors\. It has notes.txt\. Give a folder",
+        ),
     ],
 )
 def test_each_wrong_folder_has_its_sentence(
-    tmp_path: Path, make: Callable[[Path, LanguageModel], None], sentence: str
+    tmp_path: Path, make: Callable[[Path, LanguageModel], object], sentence: str
 ) -> None:
     lm = tiny_model("llama")
     make(tmp_path, lm)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 
@@ -15,63 +13,53 @@ from rome_core.editing.methods.rome import RRome
 from rome_core.editing.second_moment import Moment
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, random_edit, watch
 
-T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("few_facts")
 OTHER = EditRequest(Prompt("{} is the capital of", "Paris"), "Italy")
 TOO_LONG = EditRequest(Prompt("{} " + "a b " * 150, "Paris"), "Italy")
 CONFIG = RRome(layer=1, clamp=2.0, steps=2, prefixes=("", "x. "))
 
 
-@pytest.fixture(autouse=True)
-def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
+def test_each_of_many_is_diagnosed_as_by_itself_and_one_that_fails_says_why(
+    lm: LanguageModel, moments: dict[int, Moment]
+) -> None:
+    labels: list[tuple[str, int]] = []
 
-
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {1: random_moment(lm)}
-
-
-def test_each_of_many_is_diagnosed_as_by_itself_and_one_that_fails_says_why() -> None:
-    lm, labels = tiny_model(), []
-
-    def track(items: Iterable[T], label: str, total: int, /) -> Iterator[T]:
-        labels.append((label, total))
-        return iter(items)
-
-    one, failed, two = diagnose_many(lm, [REQUEST, TOO_LONG, OTHER], CONFIG, moments=moments(lm), track=track)
+    one, failed, two = diagnose_many(lm, [REQUEST, TOO_LONG, OTHER], CONFIG, moments=moments, track=watch(labels))
 
     assert ("Diagnosing", 3) in labels
     assert failed.verdict is failed.edit is None and "can read 256" in failed.error
     for found, request in ((one, REQUEST), (two, OTHER)):
-        edit = solve(lm, [request], CONFIG, moments=moments(lm))
-        expected = diagnose(lm, edit, moments(lm))
+        edit = solve(lm, [request], CONFIG, moments=moments)
+        expected = diagnose(lm, edit, moments)
         assert found.request == request and found.edit is not None and found.edit.id == edit.id
         assert found.diagnosis is not None and found.diagnosis.k0_kstar == pytest.approx(expected.k0_kstar)
         assert (found.verdict, found.relative_F) == (expected.verdict, pytest.approx(expected.relative_F))
 
 
-def test_prefixes_are_sampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, calls = tiny_model(), []
+def test_prefixes_are_sampled_once(
+    lm: LanguageModel, moments: dict[int, Moment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
 
     def sampled(*args: object) -> tuple[str, ...]:
         calls.append(args)
         return ("", "So. ")
 
     monkeypatch.setattr("rome_core.editing.value_search.sampled_prefixes", sampled)
-    found = list(diagnose_many(lm, [REQUEST, OTHER], replace(CONFIG, prefixes=None), moments=moments(lm)))
+    found = list(diagnose_many(lm, [REQUEST, OTHER], replace(CONFIG, prefixes=None), moments=moments))
 
     assert len(calls) == 1
     assert [one.edit.config.prefixes for one in found if one.edit] == [("", "So. ")] * 2
 
 
-def test_a_sequence_of_solved_edits_of_any_method() -> None:
-    lm = tiny_model()
-    rome = solve(lm, [REQUEST], METHODS["rome"](layer=1, clamp=2.0, steps=2, prefixes=("", "x. ")), moments=moments(lm))
+def test_a_sequence_of_solved_edits_of_any_method(lm: LanguageModel, moments: dict[int, Moment]) -> None:
+    rome = solve(lm, [REQUEST], METHODS["rome"](layer=1, clamp=2.0, steps=2, prefixes=("", "x. ")), moments=moments)
     many = replace(random_edit(lm, 2), config=METHODS["memit"](layer=2), keys=None)
 
     by_key, by_size, broken = diagnose_sequence(
-        lm, [rome, many, replace(rome, keys=replace(rome.known_keys, k_0=rome.k_0 * 0))], moments=moments(lm)
+        lm, [rome, many, replace(rome, keys=replace(rome.known_keys, k_0=rome.k_0 * 0))], moments=moments
     )
 
     assert by_key.diagnosis is not None and by_key.diagnosis.method == "rome"

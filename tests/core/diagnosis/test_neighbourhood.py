@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from rome_core.diagnosis.neighbourhood import other_prompts, shifts
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, Prompt
-from tests.tiny import REQUEST, plain_run, plain_states, random_edit, tiny_model
+from tests.tiny import REQUEST, plain_key, plain_run, random_edit, tiny_model, written
 
 PROMPTS = [
     ("same words", Prompt("The {} is located in the city of", "Colosseum")),
@@ -22,22 +20,13 @@ PROMPTS = [
 ]
 
 
-def edited_weights(lm: LanguageModel) -> LanguageModel:
-    """A copy of the model with Δ added to its weight."""
-    hf = copy.deepcopy(lm.hf)
-    delta = random_edit(lm).deltas[0]
-    with torch.no_grad():
-        hf.get_submodule(delta.module).weight += delta.matrix().float()
-    return replace(lm, hf=hf)
-
-
 def last_logits(lm: LanguageModel, text: str) -> Tensor:
     return plain_run(lm, [lm.tokenizer(text)["input_ids"]])[0, -1].detach().double()
 
 
 def test_divergence_answer_and_response_by_hand() -> None:
     lm = tiny_model("llama")
-    edit, other = random_edit(lm), edited_weights(lm)
+    edit, other = random_edit(lm), written(lm, random_edit(lm))
 
     found = {shift.prompt: shift for shift in shifts(lm, edit, PROMPTS)}
 
@@ -48,9 +37,7 @@ def test_divergence_answer_and_response_by_hand() -> None:
         expected = kl_divergence(Categorical(logits=before), Categorical(logits=after))
         assert (shift.kind, shift.kl) == (kind, pytest.approx(float(expected), rel=1e-3))
         assert shift.top == tuple(lm.tokenizer.decode([int(x.argmax())]) for x in (before, after))
-        ids = lm.tokenizer(prompt.text, return_offsets_mapping=True)
-        at = max(i for i, (start, _) in enumerate(ids["offset_mapping"]) if start < prompt.span[1])
-        key = plain_states(lm, ids["input_ids"], lm.down_projection(1))[0][at].double()
+        key = plain_key(lm, prompt).double()
         moved = (edit.deltas[0].matrix() @ key).norm() / (lm.weight(1).double() @ key).norm()
         assert shift.response == pytest.approx(float(moved), rel=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,10 @@ import pytest
 from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, solve
 from rome_core.diagnosis.objective import Account, account
 from rome_core.editing.edit import Edit
-from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, plain_states, random_edit, subject_end, written
 
 QUICK = {"prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0, "ridge": 1e-12}
 REQUESTS = (REQUEST, EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris"))
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return tiny_model("llama", layers=4)
-
-
-@pytest.fixture(scope="module")
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {layer: random_moment(lm, layer, seed=layer) for layer in range(4)}
 
 
 def root(C: np.ndarray) -> np.ndarray:
@@ -106,19 +97,9 @@ def test_memit_layer_by_layer(lm: LanguageModel, moments: dict[int, Moment]) -> 
 
 def state(lm: LanguageModel, edit: Edit, done: int) -> np.ndarray:
     """The bare prompt's state at the last edited block with the first updates written into the weights."""
-    import torch
-
-    ids = lm.tokenizer(REQUEST.prompt.text.partition("Tower")[0] + "Tower")["input_ids"]
-    weights = [(lm.module(delta.module).weight, delta) for delta in edit.deltas[:done]]
-    kept = [weight.detach().clone() for weight, _ in weights]
-    with torch.no_grad():
-        for weight, delta in weights:
-            weight += delta.matrix().to(weight.dtype)
-        try:
-            return plain_states(lm, ids, lm.layout.block(2))[1][-1].double().numpy()
-        finally:
-            for (weight, _), before in zip(weights, kept, strict=True):
-                weight.copy_(before)
+    ids, at = subject_end(lm, REQUEST.prompt)
+    partly = written(lm, replace(edit, deltas=edit.deltas[:done]))
+    return plain_states(partly, ids, lm.layout.block(2))[1][at].double().numpy()
 
 
 def test_alphaedit_and_methods_without_keys_or_c(

@@ -11,14 +11,10 @@ import torch
 
 from rome_core.diagnosis.ordinary_facts import Reference, reference
 from rome_core.facts.datasets import load_facts
-from tests.tiny import plain_states, random_moment, tiny_model
+from tests.tiny import plain_key, random_moment, tiny_model
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 RIDGE, PREFIXES = 1e-3, ("", "x. ", "So. ")
-
-
-@pytest.fixture(autouse=True)
-def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -32,13 +28,7 @@ def test_the_quantities_of_ordinary_facts_by_hand(family: str) -> None:
     found = reference(lm, moment, RIDGE, PREFIXES)
 
     for index, prompt in enumerate(chosen):
-        keys = []
-        for prefix in PREFIXES:
-            text = prefix + prompt.text
-            end = len(prefix) + prompt.span[1]
-            offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-            at = max(i for i, (start, _) in enumerate(offsets) if start < end)
-            keys.append(plain_states(lm, lm.tokenizer(text)["input_ids"], lm.layout.module("mlp_out", 1))[0][at])
+        keys = [plain_key(lm, prompt, 1, prefix) for prefix in PREFIXES]
         k_0, k_star = keys[0].double().numpy(), torch.stack(keys).double().numpy().mean(0)
         gram = np.stack([k_0, k_star]) @ inverse @ np.stack([k_0, k_star]).T
         assert found.k0_k0[index] == pytest.approx(gram[0, 0], rel=1e-3)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from rome_core.editing.method import MethodConfig
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
 from rome_core.errors import EditError
-from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.settings import about
-from tests.tiny import tiny_model
-
-REQUEST = EditRequest(Prompt("The {} is in", "Eiffel Tower"), "Rome")
+from tests.tiny import REQUEST, tiny_model
 
 
 def test_the_registry_and_the_classes_agree_on_names() -> None:
@@ -22,8 +21,9 @@ def test_the_registry_and_the_classes_agree_on_names() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_says_what_it_is_and_describes_its_settings(name: str) -> None:
     config = METHODS[name]()
-    assert config.title.endswith(".") and config.formula.startswith(r"\Delta")
+    assert isinstance(config, MethodConfig) and config.title.endswith(".") and config.formula.startswith(r"\Delta")
     assert {"scale"} == set(about(config)) if name in ("mend", "ke") else {"layer", "steps", "lr"} <= set(about(config))
+    assert {field.name for field in fields(config)} - about(config).keys() <= {"prefixes", "checkpoint"}
     for field, description in about(config).items():
         assert description.help.endswith("."), field
 
@@ -33,6 +33,19 @@ def test_the_base_solves_nothing() -> None:
         solve(tiny_model(), [REQUEST], MethodConfig())
 
 
-def test_a_layer_that_is_not_there_has_a_sentence() -> None:
-    with pytest.raises(EditError, match="layers 0 to 3"):
-        solve(tiny_model(), [REQUEST], METHODS[DEFAULT_METHOD](layer=4))
+@pytest.mark.parametrize("name", METHODS)
+def test_no_fact_is_one_sentence_and_so_are_two_where_one_is_edited(name: str) -> None:
+    lm, config = tiny_model(), METHODS[name]()
+    with pytest.raises(EditError, match="There is no fact to edit"):
+        solve(lm, [], config)
+    if not config.batches:
+        with pytest.raises(EditError, match=f"{name} edits one fact at a time; 2 were given"):
+            solve(lm, [REQUEST] * 2, config)
+
+
+@pytest.mark.parametrize("layer", [-1, 4, 99])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "layer" in about(method)])
+def test_a_layer_that_is_not_there_has_a_sentence(name: str, layer: int) -> None:
+    config = METHODS[name](layer=layer, **({"span": 1} if hasattr(METHODS[name], "span") else {}))
+    with pytest.raises(EditError, match=f"Layer {layer} does not exist. 'tiny-llama' has layers 0 to 3"):
+        solve(tiny_model(), [REQUEST], config)

@@ -10,8 +10,8 @@ import torch
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
 from rome_core.editing.method import EditContext, FoundValue, MethodConfig
 from rome_core.editing.methods.emmet import Emmet
-from rome_core.editing.shared_search import policies, reuse
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from rome_core.editing.shared_search import policies, repolicy, reuse
+from tests.tiny import REQUEST, random_edit
 
 QUICK = {"layer": 1, "prefixes": ("", "x. ", "So it is. "), "steps": 4, "clamp": 1.0}
 SHARING = [*policies(), Emmet.name]
@@ -19,16 +19,6 @@ SHARING = [*policies(), Emmet.name]
 
 def search(lm: LanguageModel, request: EditRequest, config: MethodConfig) -> FoundValue:
     return config.search(EditContext(lm), request)
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return tiny_model("llama", layers=4)
-
-
-@pytest.fixture(scope="module")
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {1: random_moment(lm, 1)}
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -46,10 +36,12 @@ def test_a_shared_delta_gives_the_edit_of_a_search_of_its_own(
     for field in ("k_star", "v_star", "k_0", "v_0"):
         torch.testing.assert_close(getattr(shared, field), getattr(own, field), rtol=1e-5, atol=1e-6)
     assert shared.history == own.history and shared.corpus == own.corpus
+    if config.single_key:
+        other = repolicy(lm, donor, name, moments)
+        assert (other.id, other.config) == (own.id, own.config)
 
 
-def test_methods_over_several_layers_share_theirs(lm: LanguageModel) -> None:
-    moments = {layer: random_moment(lm, layer, seed=layer) for layer in range(3)}
+def test_methods_over_several_layers_share_theirs(lm: LanguageModel, moments: dict[int, Moment]) -> None:
     below = random_edit(lm, 0, size=0.02)
     settings = {**QUICK, "layer": 2, "span": 2}
     donor = solve(lm, [REQUEST], METHODS["memit"](**settings), moments=moments, edits=[below])
@@ -64,8 +56,9 @@ def test_methods_over_several_layers_share_theirs(lm: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["emmet", "memit"])
-def test_values_searched_one_by_one_make_the_edit_of_the_batch(lm: LanguageModel, name: str) -> None:
-    moments = {layer: random_moment(lm, layer, seed=layer) for layer in range(2)}
+def test_values_searched_one_by_one_make_the_edit_of_the_batch(
+    lm: LanguageModel, moments: dict[int, Moment], name: str
+) -> None:
     config = METHODS[name](**QUICK, **({"span": 2} if name == "memit" else {}))
     requests = [REQUEST, EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris")]
 
@@ -95,5 +88,5 @@ def test_only_equal_searches_are_shared() -> None:
 def test_an_edit_without_its_search_is_refused(lm: LanguageModel, moments: dict[int, Moment]) -> None:
     bare = replace(random_edit(lm), keys=None)
 
-    with pytest.raises(EditError, match="does not hold the δ"):
+    with pytest.raises(EditError, match="An edit by 'r-rome' does not hold the δ of its search"):
         reuse(lm, bare, METHODS["emmet"](**QUICK), moments)

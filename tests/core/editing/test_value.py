@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rome_core.editing.edit import Step
+from rome_core.editing.method import AddedTo
 from rome_core.editing.value import (
     ValueSettings,
     final_by_hooks,
@@ -20,7 +21,7 @@ from rome_core.editing.value import (
     sampled_prefixes,
 )
 from rome_core.model.tokens import EditRequest, Prompt
-from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model
+from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, subject_end, tiny_model, watch
 
 PREFIXES = ("", "x. ", "The green dragon is far away. ")
 REQUESTS = {
@@ -39,13 +40,6 @@ def fronts(lm, request: EditRequest) -> list[list[int]]:
     return [lm.tokenizer(prefix + text)["input_ids"] for prefix in PREFIXES]
 
 
-def subject_end(lm, text: str, request: EditRequest) -> int:
-    """Index of the token that ends the subject's last occurrence."""
-    end = text.rindex(request.prompt.subject) + len(request.prompt.subject)
-    offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    return max(i for i, (start, _) in enumerate(offsets) if start < end)
-
-
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_rows_are_prompt_and_target_tokens_in_one_column(name: str) -> None:
     lm, request = tiny_model(), REQUESTS[name]
@@ -59,7 +53,7 @@ def test_the_rows_are_prompt_and_target_tokens_in_one_column(name: str) -> None:
     assert prompts.targets == tuple(target) and prompts.n == 3 and prompts.essence == 3
     for r, front in enumerate(fronts(lm, request)):
         start = prompts.batch.column[r]
-        assert prompts.column - start == subject_end(lm, PREFIXES[r] + request.prompt.text, request)
+        assert prompts.column - start == subject_end(lm, request.prompt, PREFIXES[r])[1]
         last = start + len(front) - 1
         assert prompts.positions[r].tolist() == [last + t for t in range(len(target))]
     assert prompts.kl_column == prompts.column
@@ -89,9 +83,8 @@ def test_keys_and_values_are_those_of_single_unpadded_prompts(family: str) -> No
         for i, prefix in enumerate(PREFIXES):
             torch.testing.assert_close(keys.values[i], W @ keys.keys[i], rtol=1e-4, atol=1e-4)
             if not edits:
-                text = prefix + request.prompt.text
-                key, value = plain_states(lm, lm.tokenizer(text)["input_ids"], path)
-                at = subject_end(lm, text, request)
+                ids, at = subject_end(lm, request.prompt, prefix)
+                key, value = plain_states(lm, ids, path)
                 torch.testing.assert_close(keys.keys[i], key[at], rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(keys.values[i] + keys.bias, value[at], rtol=1e-4, atol=1e-4)
         assert torch.equal(keys.k_0, keys.keys[0]) and torch.equal(keys.v_0, keys.values[0])
@@ -99,12 +92,13 @@ def test_keys_and_values_are_those_of_single_unpadded_prompts(family: str) -> No
 
 @each_family
 @pytest.mark.parametrize("name", REQUESTS)
-def test_replay_gives_what_whole_passes_give(family: str, name: str) -> None:
+@pytest.mark.parametrize("added_to", ["mlp_out", "resid_post"])
+def test_replay_gives_what_whole_passes_give(family: str, name: str, added_to: AddedTo) -> None:
     """For δ = 0 and another, in padded rows of different length, on top of another edit."""
     lm = tiny_model(family)
     prompts = prompts_of(lm, REQUESTS[name], PREFIXES)
     edits = [random_edit(lm, 2)]
-    fast, plain = (f(lm, prompts, LAYER, edits) for f in (final_by_replay, final_by_hooks))
+    fast, plain = (f(lm, prompts, LAYER, edits, added_to) for f in (final_by_replay, final_by_hooks))
     there = prompts.batch.mask[:, prompts.column :]
 
     with torch.no_grad():
@@ -133,29 +127,28 @@ def loss_by_hand(lm, request: EditRequest, delta: Tensor, settings: ValueSetting
     path = lm.layout.module("mlp_out", LAYER)
     target = lm.tokenizer(request.prompt.text + " " + request.target_new)["input_ids"][len(fronts(lm, request)[0]) :]
 
-    def log_probs(text: str, more: list[int], change: Tensor) -> Tensor:
-        ids, at = lm.tokenizer(text)["input_ids"] + more, subject_end(lm, text, request)
+    def log_probs(prompt: Prompt, more: list[int], change: Tensor) -> Tensor:
+        ids, at = subject_end(lm, prompt)
 
         def add(out: Tensor) -> Tensor:
             return torch.cat([out[:, :at], out[:, at : at + 1] + change, out[:, at + 1 :]], 1)
 
-        return plain_run(lm, [ids], {path: add})[0].double().log_softmax(-1)
+        return plain_run(lm, [ids + more], {path: add})[0].double().log_softmax(-1)
 
     nll = []
-    for prefix in PREFIXES:
-        text = prefix + request.prompt.text
-        log_p, start = log_probs(text, target[:-1], delta), len(lm.tokenizer(text)["input_ids"]) - 1
+    for prefix, front in zip(PREFIXES, fronts(lm, request), strict=True):
+        log_p, start = log_probs(request.prompt.behind(prefix), target[:-1], delta), len(front) - 1
         nll.append(-sum(float(log_p[start + t, token]) for t, token in enumerate(target)) / len(target))
-    essence = request.prompt.subject + " is a"
-    at = subject_end(lm, essence, request) if settings.kl_at == "subject" else -1
+    essence = Prompt("{} is a", request.prompt.subject)
+    at = subject_end(lm, essence)[1] if settings.kl_at == "subject" else -1
     edited, original = log_probs(essence, [], delta)[at], log_probs(essence, [], 0 * delta)[at]
-    bare = request.prompt.text
-    _, v_0 = plain_states(lm, lm.tokenizer(bare)["input_ids"], path)
-    first = log_probs(PREFIXES[0] + bare, [], delta)[-1]
+    ids, end = subject_end(lm, request.prompt)
+    _, v_0 = plain_states(lm, ids, path)
+    first = log_probs(request.prompt, [], delta)[-1]
     terms = {
         "nll": sum(nll) / len(nll),
         "kl": settings.kl_weight * float((edited.exp() * (edited - original)).sum()),
-        "decay": settings.decay * float(delta.norm() / v_0[subject_end(lm, bare, request)].norm() ** 2),
+        "decay": settings.decay * float(delta.norm() / v_0[end].norm() ** 2),
         "p_target": sum(math.exp(-x) for x in nll) / len(nll),
         "rank": 1 + int((first > first[target[0]]).sum()),
     }
@@ -256,7 +249,7 @@ def test_every_step_is_reported_as_it_comes_and_raising_stops() -> None:
         optimised(SETTINGS, report=report)
     assert [step.index for step in seen] == [0, 1, 2]
     labels: list[tuple[str, int]] = []
-    _, history, _ = optimised(SETTINGS, track=lambda items, label, total: (labels.append((label, total)), items)[1])
+    _, history, _ = optimised(SETTINGS, track=watch(labels))
     assert labels == [("Optimising v*", 4)] and history[:3] == tuple(seen)
 
 

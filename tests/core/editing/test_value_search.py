@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from rome_core.editing.methods import solve
-from rome_core.errors import EditError
 from rome_core.model.hooks import Point, activations, batch_of
 from rome_core.model.replay import REPLAY
 from rome_core.model.tokens import EditRequest, Prompt, encode
@@ -44,19 +43,6 @@ def test_no_prefixes_at_all_means_the_bare_prompt() -> None:
     assert none.config.prefixes == ("",) and none.id == bare.id
     assert torch.equal(none.deltas[0].matrix(), bare.deltas[0].matrix())
     assert not torch.allclose(none.deltas[0].matrix(), prefixed.deltas[0].matrix())
-
-
-@pytest.mark.parametrize("layer", [-1, 4, 99])
-def test_a_layer_that_is_not_there_has_a_sentence(layer: int) -> None:
-    lm = tiny_model()
-    with pytest.raises(EditError, match=f"Layer {layer} does not exist. 'tiny-llama' has layers 0 to 3"):
-        solve(lm, [REQUEST], config("r-rome", layer=layer), moments={layer: random_moment(lm, LAYER)})
-
-
-@pytest.mark.parametrize(("n", "sentence"), [(0, "There is no fact"), (2, "r-rome edits one fact at a time; 2 were")])
-def test_one_request_at_a_time(n: int, sentence: str) -> None:
-    with pytest.raises(EditError, match=sentence):
-        solve(tiny_model(), [REQUEST] * n, config("r-rome"))
 
 
 def test_where_replay_is_wrong_the_edit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
-from rome_core import Fact, LanguageModel, Prompt, continuation_probabilities
+from rome_core import Fact, Prompt, continuation_probabilities
 from rome_core.evaluation.answers import Question, ask, ask_before_and_after, known_facts, pairs_of, questions_about
-from tests.tiny import plain_run, random_edit, tiny_model
+from tests.tiny import plain_log_p, plain_run, random_edit, tiny_model
 
 FACT = Fact(
     id="tower",
@@ -54,21 +55,14 @@ def test_on_neighbours_the_true_object_should_win() -> None:
     assert near.question.behind("So. ").text == f"So. {TEXT}"
 
 
-def mean_p(lm: LanguageModel, text: str, target: str) -> float:
-    """Geometric-mean probability of the target's tokens, one row."""
-    front, ids = (lm.tokenizer(t)["input_ids"] for t in (text, f"{text} {target}"))
-    log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
-    log_p = [float(log_probs[i - 1, ids[i]]) for i in range(len(front), len(ids))]
-    return math.exp(sum(log_p) / len(log_p))
-
-
 def test_a_fact_is_asked_for_new_and_true_on_every_prompt() -> None:
     lm = tiny_model()
 
     pairs = pairs_of(ask(lm, questions_about(FACT)))
 
     def pair(text: str, true: str) -> tuple[float, float]:
-        return pytest.approx((mean_p(lm, text, "Rome"), mean_p(lm, text, true)), rel=1e-3)
+        means = [math.exp(fmean(plain_log_p(lm, text, target)[0])) for target in (" Rome", f" {true}")]
+        return pytest.approx(tuple(means), rel=1e-3)
 
     assert pairs["edit"] == [pair(FACT.prompt.text, "Paris")]
     assert pairs["paraphrase"] == [pair(FACT.paraphrases[0], "Paris")]
@@ -81,13 +75,15 @@ def test_a_fact_is_asked_for_new_and_true_on_every_prompt() -> None:
 def test_before_and_after_are_the_same_questions_without_and_with_the_edit() -> None:
     lm = tiny_model()
     edit, below = random_edit(lm), random_edit(lm, 2, seed=1)
-    questions = [*questions_about(FACT), Question("yours", "Milan is in the country of", "France")]
+    back = Question("reversed", "In Rome there is the", "Tower", "Tower", "In Paris there is the")
+    questions = [*questions_about(FACT), back, Question("yours", "Milan is in the country of", "France")]
 
     changes = ask_before_and_after(lm, questions, [edit], below=[below])
 
     assert tuple(change.before for change in changes) == ask(lm, questions, edits=[below])
     assert tuple(change.after for change in changes) == ask(lm, questions, edits=[below, edit])
-    assert [len(change.after.probabilities) for change in changes] == [2, 2, 2, 2, 1]
+    assert [len(change.after.probabilities) for change in changes] == [2, 2, 2, 2, 2, 1]
+    assert all(change.before != change.after for change in changes)
     (joint,) = continuation_probabilities(lm, TEXT, [" Paris"], edits=[below, edit])
     assert changes[0].after.probabilities[1] == pytest.approx(joint, rel=1e-4)
     assert ask_before_and_after(lm, (), [edit]) == ()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pytest
 
 from rome_core import METHODS, EditRequest, LanguageModel, Moment, Prompt, RomeError, continuation_probabilities, solve
 from rome_core.evaluation.batch import batch_csv, batch_json, edit_batch, share_held
 from rome_core.progress import Stopped
-from tests.tiny import REQUEST, random_moment, tiny_model
+from tests.tiny import REQUEST, halt_at
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 2, "clamp": 1.0}
 REQUESTS = (
@@ -23,24 +21,10 @@ REQUESTS = (
 )
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return tiny_model("llama", layers=4)
-
-
-@pytest.fixture
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {layer: random_moment(lm, layer, seed=layer) for layer in range(4)}
-
-
-def all_of(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-    return iter(items)
-
-
 @pytest.mark.parametrize("name", ["memit", "r-rome"])
 def test_a_batch_is_measured_with_all_of_its_edits(lm: LanguageModel, moments: dict[int, Moment], name: str) -> None:
     config = METHODS[name](**QUICK)
-    batch = edit_batch(lm, REQUESTS, config, (), moments, all_of)
+    batch = edit_batch(lm, REQUESTS, config, (), moments)
 
     assert batch.done == REQUESTS and not batch.problems and not batch.stopped
     assert len(batch.edits) == (1 if name == "memit" else 3)
@@ -60,21 +44,15 @@ def test_a_batch_is_measured_with_all_of_its_edits(lm: LanguageModel, moments: d
 
 
 def test_a_stop_keeps_what_was_found_and_a_bad_fact_ends_nothing(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    def until_third(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if label == "Facts" and number == 2:
-                raise Stopped
-            yield item
-
     endless = EditRequest(Prompt("The {} is", "tower " * 300), "red")
     for name in ("emmet", "r-rome"):
-        batch = edit_batch(lm, (endless, *REQUESTS), METHODS[name](**QUICK), (), moments, until_third)
+        batch = edit_batch(lm, (endless, *REQUESTS), METHODS[name](**QUICK), (), moments, halt_at("Facts", 2))
         assert batch.stopped and batch.done == REQUESTS[:1]
         assert batch.problems and "tokens" in batch.problems[0] and len(batch.outcomes) == 1
 
 
 def test_files_of_a_batch(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    batch = edit_batch(lm, REQUESTS, METHODS["emmet"](**QUICK), (), moments, all_of)
+    batch = edit_batch(lm, REQUESTS, METHODS["emmet"](**QUICK), (), moments)
 
     lines = list(csv.DictReader(io.StringIO(batch_csv(batch))))
     assert [line["subject"] for line in lines] == [request.prompt.subject for request in REQUESTS]
@@ -84,12 +62,8 @@ def test_files_of_a_batch(lm: LanguageModel, moments: dict[int, Moment]) -> None
 
 
 def test_without_any_edit_there_is_no_batch(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    def at_once(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-        raise Stopped
-        yield from items
-
     endless = EditRequest(Prompt("The {} is", "tower " * 300), "red")
     with pytest.raises(RomeError, match="None of the facts"):
         edit_batch(lm, [endless], METHODS["r-rome"](**QUICK), (), moments)
     with pytest.raises(Stopped):
-        edit_batch(lm, REQUESTS, METHODS["r-rome"](**QUICK), (), moments, at_once)
+        edit_batch(lm, REQUESTS, METHODS["r-rome"](**QUICK), (), moments, halt_at("", 0))

@@ -15,7 +15,7 @@ from rome_core.evaluation.before_after import (
     same_fact,
     solve_and_measure,
 )
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, random_edit
 
 
 def test_a_known_subject_brings_its_paraphrases_and_neighbours_in_the_words_of_the_request() -> None:
@@ -40,13 +40,7 @@ def test_an_unknown_fact_has_only_its_own_prompt_and_namesakes() -> None:
     assert [one.text for one in own_questions(unknown, ["", "a b ", "  "])] == ["a b"]
 
 
-@pytest.fixture
-def lm(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
-    return tiny_model("llama", layers=4)
-
-
+@pytest.mark.usefixtures("random_moments", "few_facts")
 def test_a_report_says_what_plain_calls_say(lm: LanguageModel) -> None:
     below, steps = (random_edit(lm, 0, size=0.02),), list[tuple[Step, ...]]()
     config = METHODS["r-rome"](layer=2, prefixes=("", "x. "), steps=2, clamp=1.0)

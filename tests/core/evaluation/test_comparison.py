@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from rome_core import METHODS, LanguageModel, ModelError, Moment, continuation_probabilities, generate
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation.comparison import MethodRow, Trial, compare_methods, comparison_csv, comparison_json
-from tests.tiny import REQUEST, plain_run, random_edit, random_moment, tiny_model
+from rome_core.progress import Stopped
+from tests.tiny import REQUEST, halt_at, plain_run, random_edit, written
 
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 3, "clamp": 1.0}
 TASK = Trial(REQUEST, ("The city of the Eiffel Tower is",), ("Lyon is a city in", "Milan is a city in"), "It is", 5)
@@ -27,16 +26,6 @@ class Untrained(MethodConfig):
 
     def solve(self, lm: LanguageModel, requests: Any, **options: Any) -> Edit:
         raise ModelError("There is no checkpoint.", "", "Train one.")
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return tiny_model("llama", layers=4)
-
-
-@pytest.fixture(scope="module")
-def moments(lm: LanguageModel) -> dict[int, Moment]:
-    return {layer: random_moment(lm, layer, seed=layer) for layer in range(4)}
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +53,13 @@ def test_measures_are_the_plain_ones(lm: LanguageModel, rows: list[MethodRow]) -
     kls = []
     for text in TASK.neighbours:
         ids = lm.tokenizer(text)["input_ids"]
-        plain, edited = plain_run(lm, [ids]), _edited_run(lm, ids, row.edit)
+        plain, edited = plain_run(lm, [ids]), plain_run(written(lm, row.edit), [ids])
         p, q = (logits[0, -1].double().softmax(-1) for logits in (plain, edited))
         kls.append(float((p * (p / q).log()).sum()))
     assert row.values["nkl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
     W = lm.weight(2).double()
     assert row.values["relative_norm"] == pytest.approx(float(delta.matrix().norm() / W.norm()), rel=1e-6)
     assert row.text == generate(lm, "It is", 5, edits=[row.edit])
-
-
-def _edited_run(lm: LanguageModel, ids: list[int], edit: Edit) -> torch.Tensor:
-    """The oracle: W written for one pass and put back."""
-    (delta,) = edit.deltas
-    weight = lm.module(delta.module).weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight += delta.matrix().to(weight.dtype)
-        try:
-            return plain_run(lm, [ids])
-        finally:
-            weight.copy_(kept)
 
 
 def test_measures_without_prompts_are_absent(lm: LanguageModel, moments: dict[int, Moment]) -> None:
@@ -97,22 +73,13 @@ def test_measures_without_prompts_are_absent(lm: LanguageModel, moments: dict[in
 
 
 def test_rows_come_one_by_one_on_top_of_other_edits(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    class Halt(Exception):
-        pass
-
-    def track(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if label == "Methods" and number == 1:
-                raise Halt
-            yield item
-
     below = random_edit(lm, 0, size=0.02)
     configs = [METHODS[name](**QUICK) for name in ("r-rome", "h-rome")]
-    steps = compare_methods(lm, TASK, configs, moments=moments, edits=[below], track=track)
+    steps = compare_methods(lm, TASK, configs, moments=moments, edits=[below], track=halt_at("Methods", 1))
     before, first = next(steps), next(steps)
 
     assert before.method == "before" and first.edit is not None and first.edit.on == (below.id,)
-    with pytest.raises(Halt):
+    with pytest.raises(Stopped):
         next(steps)
 
 

@@ -12,23 +12,14 @@ from rome_core.evaluation.answers import Answer, Kind, Question, ask, pairs_of, 
 from rome_core.evaluation.fact_measures import Measured, MeasureSettings, measure_fact, score_answers, score_pairs
 from rome_core.evaluation.generation_measures import References
 from rome_core.evaluation.perplexity import general_texts, perplexity
-from rome_core.facts.datasets import Fact
 from rome_core.model.generation import generate
 from rome_core.model.scoring import Scored, score
-from rome_core.model.tokens import Prompt, target_ids, text_ids
-from tests.tiny import plain_run, random_edit, tiny_model
+from rome_core.model.tokens import target_ids, text_ids
+from tests.core.evaluation.test_answers import FACT as TOWER
+from tests.tiny import plain_log_p, plain_run, random_edit, tiny_model, written
 
 QUICK = MeasureSettings(generated=12, passages=1, neighbours=2)
-FACT = Fact(
-    id="tower",
-    relation="city",
-    prompt=Prompt("The {} is located in the city of", "Eiffel Tower"),
-    target_true="Paris",
-    target_new="Rome",
-    paraphrases=("The city of the Eiffel Tower is",),
-    neighbours=("The Colosseum is located in the city of", "Lyon is a city in the country of", "Milan is in"),
-    neighbour_true="France",
-)
+FACT = replace(TOWER, neighbours=(*TOWER.neighbours, "Milan is in"))
 
 
 def answer(kind: Kind, new: Scored, true: Scored) -> Answer:
@@ -122,31 +113,20 @@ def test_exact_match_is_what_greedy_decoding_writes() -> None:
 
 
 def test_a_measurement_agrees_with_plain_passes() -> None:
-    """Independent of all of it: logits of the Hugging Face model itself, one row at a time, edit written by hooks."""
+    """Independent of all of it: logits of the Hugging Face model itself, one row at a time, Δ in its weights."""
     lm = tiny_model()
     edit = random_edit(lm)
-    (delta,) = edit.deltas
-    W = lm.hf.get_submodule(delta.module).weight
     before = measure_fact(lm, FACT, QUICK)
     after = measure_fact(lm, FACT, QUICK, edits=[edit])
     prompts = {a.question.text for a in before.answers}
     assert prompts == {a.question.text for a in after.answers}
-    changed = W + (delta.U @ delta.V)
-    kept = W.detach().clone()
-    with torch.no_grad():
-        try:
-            plain_before = {text: plain_run(lm, [text_ids(lm.tokenizer, text)])[0, -1] for text in prompts}
-            W.copy_(changed)
-            plain_after = {text: plain_run(lm, [text_ids(lm.tokenizer, text)])[0, -1] for text in prompts}
-            for measured in after.answers:
-                ids = text_ids(lm.tokenizer, measured.question.text)
-                target = target_ids(lm.tokenizer, measured.question.text, " Rome")
-                log_p = plain_run(lm, [ids + target])[0].double().log_softmax(-1)
-                by_hand = [float(log_p[len(ids) - 1 + t, token]) for t, token in enumerate(target)]
-                assert measured.new.log_p == pytest.approx(by_hand, abs=1e-4)
-            ppl = perplexity(lm, general_texts()[:1])
-        finally:
-            W.copy_(kept)
+    edited = written(lm, edit)
+    plain_before, plain_after = (
+        {text: plain_run(model, [text_ids(model.tokenizer, text)])[0, -1] for text in prompts} for model in (lm, edited)
+    )
+    for measured in after.answers:
+        assert measured.new.log_p == pytest.approx(plain_log_p(edited, measured.question.text, " Rome")[0], abs=1e-4)
+    ppl = perplexity(edited, general_texts()[:1])
     near = FACT.neighbours[:2]
     kl = [
         torch.nn.functional.kl_div(

@@ -13,16 +13,10 @@ from rome_core.evaluation.answers import ask_before_and_after
 from rome_core.evaluation.before_after import choose_questions
 from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
 from rome_core.evaluation.perplexity import perplexity
-from tests.tiny import REQUEST, random_moment, tiny_model
+from tests.tiny import REQUEST, random_moment
 
+pytestmark = pytest.mark.usefixtures("random_moments", "few_facts")
 CONFIG = METHODS["rome"](layer=2, prefixes=("", "x. "), steps=2, clamp=1.0)
-
-
-@pytest.fixture
-def lm(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
-    monkeypatch.setattr("rome_core.diagnosis.ordinary_facts.REFERENCE_FACTS", 4)
-    return tiny_model("llama", layers=4)
 
 
 def test_an_edit_is_judged_under_every_policy_and_not_applied(lm: LanguageModel) -> None:

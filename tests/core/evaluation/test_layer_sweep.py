@@ -8,29 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from rome_core import METHODS, Fact, LanguageModel, Prompt, solve
+from rome_core import METHODS, LanguageModel, Prompt, solve
 from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
 from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, coarse_to_fine, from_record, sweep
 from rome_core.files import STUDIES
-from tests.tiny import random_moment, tiny_model
+from tests.core.evaluation.test_answers import FACT as TOWER
+from tests.tiny import random_moment
 
-FACT = Fact(
-    "tower",
-    "city",
-    Prompt("The {} is located in the city of", "Eiffel Tower"),
-    "Paris",
-    "Rome",
-    ("The city of the Eiffel Tower is",),
-    tuple(f"Number {n} is located in the city of" for n in range(6)),
-    "Paris",
+pytestmark = pytest.mark.usefixtures("random_moments")
+FACT = replace(
+    TOWER,
+    neighbours=tuple(f"Number {n} is located in the city of" for n in range(6)),
+    neighbour_true="Paris",
 )
 CONFIG = METHODS["r-rome"](steps=2, clamp=1.0, prefixes=("", "x. "))
-
-
-@pytest.fixture
-def lm(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
-    return tiny_model("llama", layers=4)
 
 
 def test_the_order_covers_the_depth_first_and_every_layer_once() -> None:

@@ -1,16 +1,13 @@
-"""Questions beyond the prompt: what is written holds together, and the answers' probabilities are plain ones."""
+"""Questions beyond the prompt: what is written holds together, and is summed up."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-from rome_core.evaluation.answers import Change, Kind, ask_before_and_after
+from rome_core.evaluation.answers import Change, Kind
 from rome_core.evaluation.probes import KINDS, probe_questions, summarise_probes
 from rome_core.facts.datasets import load_facts
-from rome_core.model.scoring import score
-from tests.tiny import change_by_hand, random_edit, tiny_model
+from tests.tiny import change_by_hand
 
 
 def fact_of(relation: str, subject: str):
@@ -54,23 +51,6 @@ def test_another_fact_has_none_and_another_object_has_fewer() -> None:
 
     assert probe_questions(replace(fact, relation="P36")) == ()
     assert [q.kind for q in probe_questions(replace(fact, target_new="Atlantis"))] == ["reversed"]
-
-
-def test_answers_are_plain_probabilities_without_and_with_the_edit() -> None:
-    lm = tiny_model()
-    edit, below = random_edit(lm), random_edit(lm, 2, seed=1)
-    questions = probe_questions(fact_of("landmark-city", "Eiffel Tower"))[:2]
-
-    changes = ask_before_and_after(lm, questions, [edit], below=[below])
-
-    for change, question in zip(changes, questions, strict=True):
-        assert change.question == question
-        pairs = [(question.text, f" {question.new}"), (question.true_text or question.text, f" {question.true}")]
-        for answer, active in ((change.before, [below]), (change.after, [below, edit])):
-            assert answer.true is not None
-            expected = [scored.p_mean for scored in score(lm, pairs, edits=active)]
-            assert [answer.new.p_mean, answer.true.p_mean] == pytest.approx(expected, rel=1e-4)
-        assert change.before != change.after
 
 
 def test_averages_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -51,7 +53,7 @@ from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
 from tests.core.evaluation.test_answers import BARE, FACT
-from tests.tiny import random_edit, random_moment, tiny_model
+from tests.tiny import random_edit, random_moment, save_model, tiny_model, watch
 
 LAYERS = 4
 FACTS = tuple(
@@ -329,7 +331,7 @@ for row in carry_out(load_model(sys.argv[1]), plan(), sys.argv[2], track=slowly)
 
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path: Path) -> None:
     """SIGKILL in the middle, then the same call again."""
-    folder, model = tmp_path / "run", saved(tiny(), tmp_path / "model")
+    folder, model = tmp_path / "run", save_model(tiny(), tmp_path / "model")
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(model), str(folder)], stdout=subprocess.PIPE)
     assert driver.stdout is not None
     for _ in range(5):
@@ -349,12 +351,6 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path: Path) -> None:
     assert same(table(Store(folder)), table(Store(tmp_path / "whole")))
 
 
-def saved(lm: LanguageModel, folder: Path) -> Path:
-    lm.hf.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
-
-
 # ------------------------------------------------------------------------------------------------------ many processes
 
 
@@ -363,7 +359,7 @@ def test_two_workers_give_the_same_numbers_and_one_may_die(tmp_path: Path) -> No
     pytest.importorskip("ray")
     from rome_core.evaluation.runs.ray_workers import ray_workers
 
-    lm, model = tiny(), saved(tiny(), tmp_path / "model")
+    lm, model = tiny(), save_model(tiny(), tmp_path / "model")
     workers = ray_workers(2, partial(Dying(tmp_path / "died"), model))
     asked = plan(FACTS[:2], ("rome", "r-rome", "memit"))
     rows = list(carry_out(lm, asked, tmp_path / "run", workers=workers))
@@ -427,6 +423,12 @@ def test_a_table_by_hand() -> None:
     assert "m_1,after,2,1,1,perplexity,50.0" in scores_csv([after]).replace("49.99999999999999", "50.0").replace(
         "50.00000000000001", "50.0"
     )
+
+
+def test_the_csv_has_every_measure() -> None:
+    rows = list(csv.DictReader(io.StringIO(scores_csv(score_lines(rows_by_hand())))))
+
+    assert {row["measure"] for row in rows} == {"ES", "PS", "NS", "NKL", "perplexity", "S"}
 
 
 def test_the_unedited_model_has_one_line_where_it_is_the_same() -> None:
@@ -589,11 +591,7 @@ def test_every_fact_is_edited_by_itself_on_the_untouched_model() -> None:
     facts = (FACT, replace(FACT, id="other", target_new="Milan"))
     seen: list[tuple[str, int]] = []
 
-    def track(items, label, total, /):
-        seen.append((label, total))
-        return items
-
-    found = evaluate(lm, facts, in_memory(), moments=moments, track=track)
+    found = evaluate(lm, facts, in_memory(), moments=moments, track=watch(seen))
 
     expected: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     for fact in facts:

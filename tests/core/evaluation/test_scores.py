@@ -112,13 +112,6 @@ def test_the_mean_of_numbers_with_its_interval() -> None:
     assert score.high - score.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def test_s_is_made_of_averages() -> None:
-    """Trap 3: the harmonic mean of the averages is not the average of harmonic means; the latter would be 0 here."""
-    values = [{"ES": 1.0, "PS": 0.0, "NS": 1.0}, {"ES": 1.0, "PS": 1.0, "NS": 0.0}]
-
-    assert summarise(values)["S"].value == pytest.approx(3 / (1 / 1 + 1 / 0.5 + 1 / 0.5))
-
-
 def test_perplexity_is_averaged_as_nll() -> None:
     scores = summarise([{"perplexity": 10.0}, {"perplexity": 1000.0}])
 

@@ -8,15 +8,10 @@ import torch
 from rome_core import METHODS, LanguageModel, solve
 from rome_core.evaluation import solving
 from rome_core.evaluation.solving import solve_by_each
-from tests.tiny import REQUEST, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, random_edit
 
+pytestmark = pytest.mark.usefixtures("random_moments")
 QUICK = {"layer": 2, "prefixes": ("", "x. "), "steps": 3, "clamp": 1.0}
-
-
-@pytest.fixture
-def lm(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setattr("rome_core.editing.second_moment.stored_moment", random_moment)
-    return tiny_model("llama", layers=4)
 
 
 def test_every_edit_is_that_of_the_method_by_itself(lm: LanguageModel) -> None:

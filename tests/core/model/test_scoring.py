@@ -11,7 +11,7 @@ from rome_core.errors import PromptError
 from rome_core.model import scoring
 from rome_core.model.scoring import Scored, continuation_probabilities, kl_divergence, next_tokens, score
 from rome_core.model.tokens import labels
-from tests.tiny import FAMILIES, plain_run, random_edit, tiny_model, tokenizer_with_start
+from tests.tiny import FAMILIES, plain_log_p, plain_run, random_edit, tiny_model, tokenizer_with_start
 
 TEXT = "The Eiffel Tower is located in the city of"
 PAIRS = [
@@ -24,19 +24,6 @@ PAIRS = [
 ]
 
 
-def by_hand(lm, text: str, continuation: str) -> tuple[list[float], list[bool]]:
-    """log p of each token of the continuation given all before it, one row, no padding."""
-    front = lm.tokenizer(text)["input_ids"]
-    ids = lm.tokenizer(text + continuation)["input_ids"]
-    assert ids[: len(front)] == front and len(ids) > len(front)
-    log_probs = plain_run(lm, [ids])[0].double().log_softmax(-1)
-    places = range(len(front) - 1, len(ids) - 1)
-    return (
-        [float(log_probs[at, ids[at + 1]]) for at in places],
-        [int(log_probs[at].argmax()) == ids[at + 1] for at in places],
-    )
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_single_unpadded_rows(family: str) -> None:
     lm = tiny_model(family)
@@ -44,7 +31,7 @@ def test_scores_are_those_of_single_unpadded_rows(family: str) -> None:
     scored = score(lm, PAIRS)
 
     for pair, found in zip(PAIRS, scored, strict=True):
-        log_p, hits = by_hand(lm, *pair)
+        log_p, hits = plain_log_p(lm, *pair)
         assert found.log_p == pytest.approx(log_p, abs=1e-4)
         assert found.hits == tuple(hits)
 
@@ -57,7 +44,7 @@ def test_answers_of_one_token_behind_one_text_are_read_at_once(monkeypatch: pyte
     found = score(lm, [(TEXT, word) for word in words])
 
     assert len(words) > 2 and [len(batch.ids) for batch in rows] == [1]
-    assert [f.log_p for f in found] == [pytest.approx(by_hand(lm, TEXT, word)[0], abs=1e-4) for word in words]
+    assert [f.log_p for f in found] == [pytest.approx(plain_log_p(lm, TEXT, word)[0], abs=1e-4) for word in words]
 
 
 def test_the_three_summaries() -> None:
@@ -82,16 +69,7 @@ def test_joint_probabilities_of_several_answers() -> None:
 
     found = continuation_probabilities(lm, TEXT, answers)
 
-    assert found == pytest.approx([math.exp(sum(by_hand(lm, TEXT, answer)[0])) for answer in answers], rel=1e-4)
-
-
-def test_answers_with_a_common_beginning_obey_the_chain_rule() -> None:
-    lm = tiny_model()
-
-    whole, first = continuation_probabilities(lm, TEXT, [" Paris, the capital of France", " Paris"])
-    (rest,) = continuation_probabilities(lm, TEXT + " Paris", [", the capital of France"])
-
-    assert whole == pytest.approx(first * rest, rel=1e-4)
+    assert found == pytest.approx([math.exp(sum(plain_log_p(lm, TEXT, answer)[0])) for answer in answers], rel=1e-4)
 
 
 def test_small_batches_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +113,7 @@ def test_a_start_token_is_read_once_and_not_scored() -> None:
 
     (found,) = score(lm, [(TEXT, " Rome")])
 
-    assert found.log_p == pytest.approx(by_hand(lm, TEXT, " Rome")[0], abs=1e-4)
+    assert found.log_p == pytest.approx(plain_log_p(lm, TEXT, " Rome")[0], abs=1e-4)
     assert len(found.log_p) == 1
 
 

@@ -136,10 +136,6 @@ def test_bad_input_has_a_sentence_of_its_own(case: str) -> None:
     assert caught.value.try_next  # what to do instead
 
 
-def test_the_sentences_differ() -> None:
-    assert len({sentence for _, sentence in BAD.values()}) == len(BAD) - 4  # four cases share two sentences
-
-
 @pytest.mark.parametrize("make", [tiny_tokenizer, tokenizer_with_start], ids=["plain", "with start token"])
 @pytest.mark.parametrize("text", ["The Eiffel Tower is in", "Paris", "東京 is", "The city of "])
 @pytest.mark.parametrize("answer", [" Rome", " New York City", " São Paulo", ".", "s", " 東京"])

@@ -13,7 +13,7 @@ from rome_core.model.tokens import Prompt
 from rome_core.tracing.attribution import average_ranks, compare_with_exact, preview, previews
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
-from tests.tiny import plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
+from tests.tiny import corrupt, plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer, written
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
 IDS = tiny_tokenizer()(PROMPT.text)["input_ids"]
@@ -29,14 +29,11 @@ def by_hand(lm, site: str, token: int, layer: int, score) -> float:
     more = torch.zeros(2, 16, requires_grad=True)
     corrupted: list[Tensor] = []
 
-    def corrupt(out: Tensor) -> Tensor:
-        return torch.cat([out[:, :1], out[:, 1:3] + NOISE, out[:, 3:]], 1)
-
     def add(out: Tensor) -> Tensor:
         corrupted.append(out[:, token].detach())
         return torch.cat([out[:, :token], (out[:, token] + more)[:, None], out[:, token + 1 :]], 1)
 
-    logits = plain_run(lm, [IDS, IDS], {lm.layout.embed: corrupt, path: add})[:, -1]
+    logits = plain_run(lm, [IDS, IDS], {lm.layout.embed: corrupt(NOISE), path: add})[:, -1]
     (gradient,) = torch.autograd.grad(score(logits).mean(), more)
     return float(((clean - corrupted[0]) * gradient).sum())
 
@@ -57,6 +54,7 @@ def test_every_kind_is_the_gradient_times_the_difference(family: str, metric: st
 
     assert tuple(maps) == SITES
     for site, found in maps.items():
+        assert found.config.site == site
         for token, layer in ((2, 0), (5, 2)):
             expected = by_hand(lm, site, token, layer, score)
             assert float(found.indirect_effect[token, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-9), site
@@ -97,14 +95,6 @@ def test_it_says_that_it_is_a_guess_and_shares_the_exact_maps_frame() -> None:
     assert preview(lm, PROMPT, replace(CONFIG, metric="log p")).probabilities.isnan().all()
 
 
-def test_one_pass_serves_all_kinds() -> None:
-    lm = tiny_model()
-
-    for site, found in previews(lm, prepare(lm, TraceRequest(PROMPT, CONFIG))).items():
-        assert torch.equal(found.indirect_effect, preview(lm, PROMPT, replace(CONFIG, site=site)).indirect_effect)
-        assert found.config.site == site
-
-
 def test_edits_count_and_nothing_stays_on_the_model() -> None:
     lm, config = tiny_model(), replace(CONFIG, metric="log p")
     edit = random_edit(lm)
@@ -112,12 +102,8 @@ def test_edits_count_and_nothing_stays_on_the_model() -> None:
 
     edited = preview(lm, PROMPT, config, answer=" Paris", edits=[edit]).indirect_effect
 
-    module = lm.module(edit.deltas[0].module)
-    kept = module.weight.data
-    module.weight.data = kept + edit.deltas[0].U @ edit.deltas[0].V
-    written = preview(lm, PROMPT, config, answer=" Paris").indirect_effect
-    module.weight.data = kept
-    torch.testing.assert_close(edited, written, rtol=1e-3, atol=1e-5)
+    expected = preview(written(lm, edit), PROMPT, config, answer=" Paris").indirect_effect
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-5)
     assert (edited - free).abs().max() > 0.05
     assert torch.equal(preview(lm, PROMPT, config, answer=" Paris").indirect_effect, free)
     assert all(p.grad is None and not p.requires_grad for p in lm.hf.parameters())

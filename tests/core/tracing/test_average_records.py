@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import TypeVar
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from rome_core.facts.datasets import Fact
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.scoring import score
 from rome_core.model.tokens import Prompt, as_target, encode
+from rome_core.progress import Stopped
 from rome_core.tracing.average_records import (
     Inquiry,
     Source,
@@ -32,11 +31,10 @@ from rome_core.tracing.average_records import (
 )
 from rome_core.tracing.averages import GROUPS, FactEffect, average
 from rome_core.tracing.runs import SITES, TraceConfig
-from tests.tiny import tiny_model
+from tests.tiny import halt_at, tiny_model
 
 QUICK = TraceConfig(samples=2, window=2, noise_from="vocabulary")
 LAYERS = 4
-T = TypeVar("T")
 
 
 @cache
@@ -70,19 +68,10 @@ def test_a_stopped_run_goes_on_where_it_was() -> None:
     lm = tiny_model("llama", layers=LAYERS)
     done: dict[str, FactEffect] = {}
     inquiry = Inquiry(facts(), 4, config=QUICK)
-    stopped = False
-
-    def stoppable(items: Iterable[T], label: str, total: int, /) -> Iterator[T]:
-        for item in items:
-            if stopped:
-                raise KeyboardInterrupt
-            yield item
-
-    steps = collect(lm, inquiry, done, track=stoppable)
+    steps = collect(lm, inquiry, done, track=halt_at("Facts", 1))
     first = next(steps)
-    stopped = True
-    with pytest.raises(KeyboardInterrupt):
-        next(steps)
+    with pytest.raises(Stopped):
+        list(steps)
     before = dict(done)
 
     known = list(collect(lm, inquiry, done))

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rome_core.facts.datasets import Fact
-from rome_core.model.hooks import Batch, batch_of, next_logits
-from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Recording
-from rome_core.model.tokens import Prompt, encode
-from rome_core.tracing import runs
+from rome_core.model.tokens import Prompt
 from rome_core.tracing.averages import GROUPS, FactEffect, average, fact_effects, group_effects, token_groups
 from rome_core.tracing.heat_map import trace
-from rome_core.tracing.runs import TraceConfig
+from rome_core.tracing.runs import SITES, TraceConfig
+from tests.core.tracing.test_average_records import LAYERS, facts
 from tests.tiny import tiny_model
 
 CONFIG = TraceConfig(samples=2, noise_from="vocabulary")
@@ -72,37 +67,20 @@ def test_nothing_to_average() -> None:
     assert result.n == 0 and result.dropped == {"why": 1} and math.isnan(result.total_effect[0])
 
 
-def known_fact(lm, number: int) -> Fact:
-    """A fact whose object is what the random model happens to say."""
-    prompt = Prompt(["The {} is in", "The city of {} is in"][number % 2], "Paris")
-    token = int(next_logits(lm, batch_of(lm, [encode(lm.tokenizer, prompt).ids]))[0].argmax())
-    return Fact(f"f{number}", "r", prompt, lm.tokenizer.decode([token]), "Rome")
-
-
 def test_facts_stream_and_a_stopped_run_goes_on() -> None:
-    lm = tiny_model("llama")
-    unknown = Fact("u", "r", Prompt("The {} is in", "Paris"), "dragon", "Rome")
-    facts = [unknown, known_fact(lm, 0), known_fact(lm, 1)]
-    rows = list(fact_effects(lm, facts, CONFIG))
-    assert [row.fact for row in rows] == ["u", "f0", "f1"] and rows[0].dropped
-    used = [row for row in rows if not row.dropped]
-    for row in used:
-        fact = next(fact for fact in facts if fact.id == row.fact)
-        assert row.clean == pytest.approx(trace(lm, fact.prompt, CONFIG, answer=f" {fact.target_true.strip()}").clean)
-    rest = list(fact_effects(lm, facts, CONFIG, done={"u", "f0"}))
-    assert [row.fact for row in rest] == ["f1"]
+    lm = tiny_model("llama", layers=LAYERS)
+    rows = list(fact_effects(lm, facts()[:3], CONFIG))
+
+    assert [row.fact for row in rows] == [fact.id for fact in facts()[:3]]
+    assert [bool(row.dropped) for row in rows] == [True, False, False]
+    for fact, row in zip(facts()[1:3], rows[1:], strict=True):
+        assert row.clean == pytest.approx(trace(lm, fact.prompt, CONFIG, answer=f" {fact.target_true}").clean)
+    rest = list(fact_effects(lm, facts()[:3], CONFIG, done={row.fact for row in rows[:2]}))
+    assert [row.fact for row in rest] == [rows[2].fact]
 
 
-def test_a_fact_is_prepared_once_for_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, record = tiny_model("llama"), runs.record
-    rows: list[int] = []
+def test_a_fact_is_prepared_once_for_all_kinds(recorded: list[int]) -> None:
+    [effect] = fact_effects(tiny_model("llama", layers=LAYERS), facts()[1:2], CONFIG)
 
-    def count(lm: LanguageModel, batch: Batch, **options: Any) -> Recording:
-        rows.append(len(batch.ids))
-        return record(lm, batch, **options)
-
-    monkeypatch.setattr(runs, "record", count)
-    [effect] = fact_effects(lm, [known_fact(lm, 0)], CONFIG)
-
-    assert set(effect.effects) == set(runs.SITES)
-    assert rows == [1, CONFIG.samples]  # the clean and the corrupted run
+    assert set(effect.effects) == set(SITES)
+    assert recorded == [1, CONFIG.samples]  # the clean and the corrupted run

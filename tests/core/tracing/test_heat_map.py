@@ -16,7 +16,7 @@ from rome_core.model.tokens import Prompt, target_ids
 from rome_core.tracing import heat_map as tracing
 from rome_core.tracing.heat_map import attention, restored_top_tokens, snippet, trace, trace_steps
 from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
-from tests.tiny import plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer
+from tests.tiny import corrupt, plain_run, plain_states, put, random_edit, tiny_model, tiny_tokenizer, written
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
 IDS = tiny_tokenizer()(PROMPT.text)["input_ids"]
@@ -33,18 +33,8 @@ def restored(lm, ids: list[int], noise: Tensor, site: str, layers: range, token:
     }
     clean = {layer: plain_states(lm, ids, path[layer])[1][token] for layer in layers}
 
-    def corrupt(out: Tensor) -> Tensor:
-        return torch.cat([out[:, :FIRST], out[:, FIRST:STOP] + noise, out[:, STOP:]], 1)
-
-    def restore(layer: int):
-        def change(out: Tensor) -> Tensor:
-            out = out.clone()
-            out[:, token] = clean[layer]
-            return out
-
-        return change
-
-    hooks = {lm.layout.embed: corrupt, **{path[layer]: restore(layer) for layer in layers}}
+    restore = {path[layer]: put(clean[layer], token) for layer in layers}
+    hooks = {lm.layout.embed: corrupt(noise, FIRST), **restore}
     return plain_run(lm, [ids] * len(noise), hooks)
 
 
@@ -85,16 +75,6 @@ def test_rows_before_the_subject_are_exactly_zero_and_the_others_are_there(site:
     assert torch.equal(found.probabilities[:FIRST], torch.full((FIRST, 4), found.corrupted))
     assert (found.indirect_effect[FIRST:STOP, :-1].abs() > 0).all()  # above the last block no token reads another
     assert found.complete
-
-
-def test_causality_makes_those_rows_zero() -> None:
-    """The plain run agrees: restoring a token before the subject changes nothing."""
-    lm = tiny_model()
-    noise, _ = draw_noise(lm, CONFIG, 2)
-    without = restored(lm, IDS, noise, "resid_post", range(0), 0)
-
-    for site in SITES:
-        torch.testing.assert_close(restored(lm, IDS, noise, site, range(1, 3), 0), without)
 
 
 def test_restoring_everything_gives_the_clean_run() -> None:
@@ -249,12 +229,10 @@ def test_edits_are_traced_and_named() -> None:
     edit = random_edit(lm)
     found = trace(lm, PROMPT, config, answer=" Paris", edits=[edit])
     free = trace(lm, PROMPT, config, answer=" Paris")
-    module = lm.module(edit.deltas[0].module)
-    module.weight.data = module.weight.data + edit.deltas[0].U @ edit.deltas[0].V
-    written = trace(lm, PROMPT, config, answer=" Paris")
+    expected = trace(written(lm, edit), PROMPT, config, answer=" Paris")
 
     assert found.edits == (edit.id,) and free.edits == ()
-    torch.testing.assert_close(found.indirect_effect, written.indirect_effect, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.indirect_effect, expected.indirect_effect, rtol=0, atol=1e-5)
     assert (found.indirect_effect - free.indirect_effect).abs().max() > 0.1
 
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import pytest
 import torch
 
-from rome_core.model.hooks import Batch
-from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Recording
 from rome_core.model.tokens import Prompt
-from rome_core.tracing import runs
 from rome_core.tracing.attribution import preview
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.kinds import TraceRun, trace_kinds
@@ -43,16 +37,8 @@ def test_a_run_that_has_not_begun_has_no_heat_map() -> None:
     assert run.first is None and run.best("mlp_out") is None and not run.complete
 
 
-def test_the_runs_are_prepared_once_for_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, record = tiny_model("llama"), runs.record
-    rows: list[int] = []
-
-    def count(lm: LanguageModel, batch: Batch, **options: Any) -> Recording:
-        rows.append(len(batch.ids))
-        return record(lm, batch, **options)
-
-    monkeypatch.setattr(runs, "record", count)
-    *_, run = trace_kinds(lm, TraceRequest(PROMPT, QUICK))
+def test_the_runs_are_prepared_once_for_all_kinds(recorded: list[int]) -> None:
+    *_, run = trace_kinds(tiny_model("llama"), TraceRequest(PROMPT, QUICK))
 
     assert run.complete
-    assert rows == [1, QUICK.samples]  # the clean and the corrupted run
+    assert recorded == [1, QUICK.samples]  # the clean and the corrupted run

@@ -10,7 +10,7 @@ from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.path_severing import path_severing_steps
 from rome_core.tracing.runs import TraceConfig, TraceRequest, draw_noise, prepare
-from tests.tiny import plain_run, plain_states, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, corrupt, plain_run, plain_states, put, tiny_model, tiny_tokenizer
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
 IDS = tiny_tokenizer()(PROMPT.text)["input_ids"]
@@ -18,20 +18,7 @@ TOKEN = 2  # the subject's last
 CONFIG = TraceConfig(site="resid_post", samples=3, noise_from="vocabulary", noise_scale=1.0)
 
 
-def corrupt(noise: Tensor):
-    return lambda out: torch.cat([out[:, :1], out[:, 1:3] + noise, out[:, 3:]], 1)
-
-
-def put(values: Tensor):
-    def change(out: Tensor) -> Tensor:
-        out = out.clone()
-        out[:, TOKEN] = values
-        return out
-
-    return change
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
     lm = tiny_model(family)
     noise, _ = draw_noise(lm, CONFIG, 2)
@@ -55,10 +42,10 @@ def test_the_curves_are_runs_with_the_outputs_above_held(family: str) -> None:
     base = p({**embed, **{path: remember(path) for every in paths.values() for path in every}})
     for layer in range(4):
         clean = plain_states(lm, IDS, lm.layout.block(layer))[1][TOKEN]
-        restore = {**embed, lm.layout.block(layer): put(clean)}
+        restore = {**embed, lm.layout.block(layer): put(clean, TOKEN)}
         assert float(result.plain[layer]) == pytest.approx(p(restore) - base, abs=1e-6)
         for curve, site in ((result.without_mlp, "mlp_out"), (result.without_attention, "attn_out")):
-            frozen = {path: put(held[path]) for path in paths[site][layer + 1 :]}
+            frozen = {path: put(held[path], TOKEN) for path in paths[site][layer + 1 :]}
             assert float(curve[layer]) == pytest.approx(p({**restore, **frozen}) - base, abs=1e-6)
     assert torch.equal(result.through_mlp, result.plain - result.without_mlp)
     assert float(result.through_mlp[-1]) == 0  # above the last block there is nothing to sever

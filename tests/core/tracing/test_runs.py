@@ -13,7 +13,7 @@ from rome_core.errors import PromptError
 from rome_core.facts.datasets import load_facts
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.runs import TraceConfig, TraceRequest, corrupt_again, draw_noise, noise_sigma, prepare
-from tests.tiny import FAMILIES, plain_run, plain_states, random_edit, tiny_model, tokenizer_with_start
+from tests.tiny import FAMILIES, corrupt, plain_run, plain_states, random_edit, tiny_model, tokenizer_with_start
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
 CONFIG = TraceConfig(samples=3, noise_from="vocabulary")
@@ -85,13 +85,8 @@ def test_the_two_runs_are_the_models_own(family: str) -> None:
 
     runs = prepare(lm, TraceRequest(PROMPT, CONFIG), noise=noise)
 
-    def corrupt(out):
-        out = out.clone()
-        out[:, 1:3] += noise
-        return out
-
     clean = plain_run(lm, [ids])
-    corrupted = plain_run(lm, [ids] * 3, {lm.layout.embed: corrupt})
+    corrupted = plain_run(lm, [ids] * 3, {lm.layout.embed: corrupt(noise)})
     assert runs.subject == (1, 3) and len(runs.labels) == len(ids)
     assert runs.answer == (int(clean[0, -1].argmax()),)
     assert math.isnan(runs.sigma)  # not known of a ready-made draw

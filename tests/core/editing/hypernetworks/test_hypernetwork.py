@@ -138,7 +138,6 @@ def test_a_network_of_another_kind_or_a_damaged_file_is_refused(tmp_path: Path) 
 
 def test_ones_own_network_comes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_model()
-    monkeypatch.setenv("ROME_EXPLORER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("rome_core.editing.hypernetworks.hypernetwork.SHIPPED", tmp_path)
     own = checkpoint_path(lm, "ke")
     (tmp_path / own.name).touch()

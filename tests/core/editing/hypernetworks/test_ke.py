@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from rome_core import METHODS, EditError, solve
 from rome_core.editing.hypernetworks.hypernetwork import describe
 from rome_core.editing.hypernetworks.ke import KeNetwork
 from rome_core.editing.hypernetworks.training_facts import outcome
 from tests.tiny import tiny_model
-from tests.tiny_networks import FACTS, LONG, gradients_of, network_of, plain_gradients, saved, some_lesson
+from tests.tiny_networks import LONG, gradients_of, network_of, plain_gradients, some_lesson
 
 
 def test_an_untrained_ke_makes_no_edit_but_can_learn() -> None:
@@ -44,10 +41,3 @@ def test_ke_is_the_papers_equation(family: str) -> None:
         torch.testing.assert_close(
             update.matrix(), eta.sigmoid() * (plain[update.module] * A + B), rtol=1e-7, atol=1e-10
         )
-
-
-def test_it_takes_one_fact_at_a_time(tmp_path: Path) -> None:
-    lm = tiny_model(dtype=torch.float64)
-    requests = [LONG, FACTS[1].request]
-    with pytest.raises(EditError, match="ke edits one fact at a time; 2 were given"):
-        solve(lm, requests, METHODS["ke"](checkpoint=saved(lm, network_of(lm, KeNetwork), tmp_path)))

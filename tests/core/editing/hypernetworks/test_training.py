@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from rome_core.editing.hypernetworks import training
 from rome_core.editing.hypernetworks.hypernetwork import SHIPPED
 from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, state_path, train
 from rome_core.facts.datasets import facts_of
-from tests.tiny import tiny_model
+from rome_core.progress import Stopped
+from tests.tiny import halt_at, tiny_model
+from tests.tiny_networks import PIECES
 
-PIECES = [((5, 60, 300, 17, 260, 9), (8, 7, 6, 50, 40, 30)), ((11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26))]
 QUICK = Schedule(steps=4, every=2, lr=1e-2)
 
 
@@ -42,27 +43,13 @@ def lm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LanguageModel]:
     assert set(asked) <= {"train", "validation"}  # the test part is never read
 
 
-class Halt(Exception):
-    pass
-
-
-def halting(after: int) -> Any:
-    def track(items: Iterable[Any], label: str, total: int, /) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if label.startswith("Training") and number == after:
-                raise Halt
-            yield item
-
-    return track
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_training_ends_as_if_it_had_not_been_stopped(kind: str, lm: LanguageModel, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     train(lm, kind, whole, QUICK)
 
-    with pytest.raises(Halt):
-        train(lm, kind, parts, QUICK, track=halting(3))
+    with pytest.raises(Stopped):
+        train(lm, kind, parts, QUICK, track=halt_at("Training", 3))
     train(lm, kind, parts, QUICK)
 
     one, two = load_file(whole), load_file(parts)

@@ -16,8 +16,7 @@ from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.tokens import text_ids
 from rome_core.progress import silent
 from tests.tiny import TEXTS, tiny_model
-
-PIECES = [((5, 60, 300, 17, 260, 9), (8, 7, 6, 50, 40, 30)), ((11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26))]
+from tests.tiny_networks import PIECES
 
 
 def test_a_step_depends_on_seed_and_step_alone() -> None:

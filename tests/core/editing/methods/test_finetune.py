@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rome_core import METHODS, EditError, EditRequest, LanguageModel, Prompt, load_edit, save_edit, solve
+from rome_core import METHODS, EditRequest, LanguageModel, Prompt, solve
 from rome_core.diagnosis.verdict import size_of
 from rome_core.editing.teacher_forcing import forced_rows
 from rome_core.editing.value import Step
 from rome_core.model.edits import dense_delta
-from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.tokens import target_ids, text_ids
 from tests.tiny import REQUEST, random_edit, tiny_model
 
@@ -124,42 +122,8 @@ def test_a_dense_delta_keeps_every_entry() -> None:
 
 
 @pytest.mark.parametrize("name", ["ft", "ft-m", "ft-l"])
-def test_a_dense_edit_survives_its_file_and_has_a_size(name: str, tmp_path: Path) -> None:
+def test_a_dense_edit_has_a_size(name: str) -> None:
     lm = tiny_model()
     edit = solve(lm, [REQUEST], METHODS[name](layer=LAYER, steps=3))
 
-    save_edit(edit, tmp_path / "edit.safetensors")
-    again = load_edit(tmp_path / "edit.safetensors", lm)
-
-    assert again.id == edit.id and again.config == edit.config and again.history == edit.history
-    assert size_of(lm, again).relative_F == pytest.approx(edit.delta_norm / float(lm.weight(LAYER).norm()), rel=1e-6)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_dense_edit_as_adapter_and_as_merged_weights(family: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from rome_core.editing.storage import export_adapter, export_merged
-
-    lm = tiny_model(family, layers=3)
-    edit = solve(lm, [REQUEST], METHODS["ft-m"](layer=LAYER, steps=4, lr=0.02))
-    ids = torch.tensor([[5, 60, 300, 17, 260, 399, 8]])
-    expected = lm.unembed(hidden_states(lm, batch_of(lm, ids.tolist()), edits=[edit]))
-
-    export_adapter(edit, tmp_path / "adapter")
-    export_merged(lm, [edit], tmp_path / "merged")
-
-    def close(logits: Tensor) -> None:
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-
-    with torch.no_grad():
-        close(PeftModel.from_pretrained(copy.deepcopy(lm.hf), str(tmp_path / "adapter"))(ids).logits)
-        close(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits)
-
-
-def test_bad_input_is_one_sentence() -> None:
-    with pytest.raises(EditError, match="no fact to edit"):
-        solve(tiny_model(), [], METHODS["ft"](layer=LAYER))
-    with pytest.raises(EditError, match="layers 0 to 3"):
-        solve(tiny_model(), [REQUEST], METHODS["ft-l"](layer=4))
+    assert size_of(lm, edit).relative_F == pytest.approx(edit.delta_norm / float(lm.weight(LAYER).norm()), rel=1e-6)

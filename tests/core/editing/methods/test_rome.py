@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from rome_core.editing.edit import Edit, PromptKeys
-from rome_core.editing.method import MethodConfig
-from rome_core.editing.methods import DEFAULT_METHOD, METHODS, solve
+from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.methods.n_rome import other_keys
 from rome_core.editing.methods.rome import RomePolicy, Terms, rank_one
 from rome_core.editing.second_moment import Moment
@@ -19,9 +18,9 @@ from rome_core.editing.shared_search import repolicy
 from rome_core.errors import EditError, MomentError
 from rome_core.facts.datasets import load_facts
 from rome_core.facts.namesakes import make_namesakes
-from rome_core.model.language_model import LanguageModel, from_pretrained_parts
+from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import continuation_probabilities
-from tests.tiny import REQUEST, plain_states, random_edit, random_moment, tiny_model
+from tests.tiny import REQUEST, plain_key, plain_states, random_edit, random_moment, tiny_model, written
 
 PREFIXES = ("", "x. ", "The green dragon is far away. ")
 LAYER, RIDGE = 1, 1e-3
@@ -40,14 +39,7 @@ def solved(lm: LanguageModel, policy: str, **changes) -> Edit:
 
 def subject_keys(lm: LanguageModel, prefixes=PREFIXES, prompt=REQUEST.prompt) -> np.ndarray:
     """Keys at the subject's last token behind each prefix, one prompt at a time: [prefixes d_mlp]."""
-    rows = []
-    for prefix in prefixes:
-        text = prefix + prompt.text
-        offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-        at = max(i for i, (start, _) in enumerate(offsets) if start < text.index("Tower") + 5)
-        keys, _ = plain_states(lm, lm.tokenizer(text)["input_ids"], lm.layout.module("mlp_out", LAYER))
-        rows.append(keys[at].double().numpy())
-    return np.stack(rows)
+    return np.stack([plain_key(lm, prompt, LAYER, prefix).double().numpy() for prefix in prefixes])
 
 
 def _ridged(C: np.ndarray) -> np.ndarray:
@@ -241,19 +233,11 @@ def test_the_edit_knows_everything_about_itself() -> None:
     assert solved(lm, "r-rome").id == edit.id  # nothing random is left
 
 
-def merged(lm: LanguageModel, edit: Edit) -> LanguageModel:
-    hf = copy.deepcopy(lm.hf)
-    for update in edit.deltas:
-        weight = hf.get_submodule(update.module).weight
-        weight.data += update.U @ update.V
-    return from_pretrained_parts(hf, lm.tokenizer, "merged")
-
-
 @pytest.mark.parametrize("layer", [0, LAYER], ids=["below", "same layer"])
 def test_solving_on_other_edits_is_solving_on_the_merged_model(layer: int) -> None:
     lm = tiny_model()
     first = random_edit(lm, layer)
-    other = merged(lm, first)
+    other = written(lm, first)
     moments = {LAYER: random_moment(lm, LAYER)}
     expected = solve(other, [REQUEST], config("r-rome"), moments={LAYER: random_moment(other, LAYER)})
 
@@ -268,28 +252,12 @@ def test_solving_on_other_edits_is_solving_on_the_merged_model(layer: int) -> No
     assert (alone.k_star - found.k_star).norm() > 1e-2 * found.k_star.norm() or layer == LAYER
 
 
-@each_policy
-def test_another_policy_without_optimising_again(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["s-rome", "memit"])
+def test_a_method_without_a_single_key_is_no_other_policy(policy: str) -> None:
     lm = tiny_model()
-    edit = solved(lm, "r-rome")
 
-    found = repolicy(lm, edit, policy, {LAYER: random_moment(lm, LAYER)})
-
-    fresh = solved(lm, policy)
-    assert (found.method, found.config) == (policy, config(policy))
-    assert found.id == fresh.id
-    assert torch.equal(found.k_star, fresh.k_star) and torch.equal(found.v_star, fresh.v_star)
-
-
-def test_an_edit_without_keys_has_no_other_policy() -> None:
-    lm = tiny_model()
-    edit = solved(lm, "r-rome")
-
-    with pytest.raises(EditError, match="An edit by 'r-rome' does not hold the δ of its search"):
-        repolicy(lm, replace(edit, keys=None), "rome")
-    for policy in ("s-rome", "memit"):
-        with pytest.raises(EditError, match=f"An edit by 'r-rome' cannot be turned into '{policy}'"):
-            repolicy(lm, edit, policy)
+    with pytest.raises(EditError, match=f"An edit by 'r-rome' cannot be turned into '{policy}'"):
+        repolicy(lm, random_edit(lm), policy)
 
 
 def test_a_c_of_another_layer_or_model_is_refused() -> None:
@@ -300,15 +268,6 @@ def test_a_c_of_another_layer_or_model_is_refused() -> None:
         solve(lm, [REQUEST], config("r-rome"), moments={1: random_moment(tiny_model(seed=1), 1)})
     with pytest.raises(MomentError, match="layer"):  # filed under a layer that it is not of
         solve(lm, [REQUEST], config("r-rome"), moments={1: random_moment(lm, 2)})
-
-
-def test_every_method_has_a_name_a_title_and_a_formula() -> None:
-    assert DEFAULT_METHOD in METHODS
-    for name, method in METHODS.items():
-        assert method.name == name and method.title and method.formula
-        assert issubclass(method, MethodConfig)
-        method()  # works without arguments
-        assert all(field.name in {"prefixes", "checkpoint"} or "about" in field.metadata for field in fields(method))
 
 
 # ------------------------------------------------------------------------------------------------------ other subjects
