@@ -77,4 +77,4 @@ def _keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryK
     point = Point("mlp_key", layer)
     keys = activations(lm, batch, [point])[point].double().cpu()
     ends = keys[torch.arange(len(rows)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
-    return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0])
+    return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0].clone())  # a view would keep all tokens

@@ -21,7 +21,7 @@ from rome_core.model.subjects import subject_keys
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.settings import setting
 
-OTHERS = Kept[Tensor]("keys of all subjects in a template", limit=16)  # 4 MB each for the default model
+OTHERS = Kept[Tensor]("keys of all subjects in a template", limit=8)  # 4 MB each for the default model
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_the_rows_are_prompt_and_target_tokens_in_one_column(name: str) -> None:
     rows = [row[mask].tolist() for row, mask in zip(prompts.batch.ids, prompts.batch.mask, strict=True)]
     essence = lm.tokenizer(request.prompt.subject + " is a")["input_ids"]
     assert rows == [front + target[:-1] for front in fronts(lm, request)] + [essence]
-    assert prompts.targets == tuple(target) and prompts.n == 3 and prompts.essence == 3
+    assert prompts.targets == tuple(target) and prompts.rows == slice(0, 3) and prompts.essence == 3
     for r, front in enumerate(fronts(lm, request)):
         start = prompts.batch.column[r]
         assert prompts.column - start == subject_end(lm, request.prompt, PREFIXES[r])[1]
