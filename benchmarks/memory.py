@@ -5,8 +5,11 @@ python -m benchmarks.memory
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 
 from benchmarks.common import MEGABYTE, machine, memory_of, parse, parser_of, write
 from rome_core import EditRequest, Prompt, diagnose, load_facts, load_model, solve
@@ -40,10 +43,11 @@ def main() -> None:
     options = parse(parser)
     lm, n = load_model(), FIRST + options.n
     config = NRome(steps=2, n_prefixes=2)  # short searches: what is kept does not depend on how long they are
-    edit = solve(lm, [REQUEST], config)
+    edit, facts = solve(lm, [REQUEST], config), list(load_facts())
+    random.Random(0).shuffle(facts)
     grown = {
         "one edit": growth(diagnose(lm, edit) for _ in range(n)),
-        "a list of requests": growth(diagnose_many(lm, [fact.request for fact in load_facts()[:n]], config)),
+        "a list of requests": growth(diagnose_many(lm, [fact.request for fact in facts[:n]], config)),
     }
     for name, megabytes in grown.items():
         print(f"{name}, {options.n} diagnoses after the first {FIRST}: {megabytes:.1f} MB")
