@@ -27,9 +27,13 @@ class About:
     within: Literal["layers"] | None = None
 
 
-def setting(default: Any, label: str, help: str, **about: Any) -> Any:
+Bounds = tuple[float | None, float | None, float | None]  # lowest, highest, step
+
+
+def setting(default: Any, label: str, help: str, bounds: Bounds = (None, None, None), **about: Any) -> Any:
     """A dataclass field with its description. `None` as default means: this model's preset."""
-    return field(default=default, metadata={"about": About(label, help, **about)})
+    low, high, step = bounds
+    return field(default=default, metadata={"about": About(label, help, low=low, high=high, step=step, **about)})
 
 
 def about(config: Any) -> dict[str, About]:

@@ -30,7 +30,7 @@ class Toy(MethodConfig):
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "A toy: every weight of one matrix moves a little."
     formula: ClassVar[str] = r"\\Delta = \\epsilon \\mathbf{1} \\mathbf{1}^\\top"
-    size: float = setting(0.001, "Size", "How far every weight moves.", low=0.0, high=1.0, step=0.001)
+    size: float = setting(0.001, "Size", "How far every weight moves.", bounds=(0.0, 1.0, 0.001))
 
     def solve(self, on, requests):
         lm = on.lm

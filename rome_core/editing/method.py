@@ -212,8 +212,7 @@ class LayerConfig(MethodConfig):
         "Layer",
         "The block whose down projection is edited.",
         source="preset of the model",
-        low=0,
-        step=1,
+        bounds=(0, None, 1),
         within="layers",
     )
 

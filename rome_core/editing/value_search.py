@@ -53,9 +53,7 @@ class ValueSearch(LayerConfig):
         "Clamp",
         "‖δ‖ may grow to this many times ‖v_0‖. Small values bleed less, too small ones do not reach the target.",
         source="preset of the model; 4 in the authors' GPT-2 settings",
-        low=0.1,
-        high=20.0,
-        step=0.05,
+        bounds=(0.1, 20.0, 0.05),
         unit="‖v_0‖",
     )
     steps: int | None = setting(
@@ -63,37 +61,29 @@ class ValueSearch(LayerConfig):
         "Steps",
         "Evaluations of the loss; the last one is not followed by an update.",
         source="preset of the model; 20 in " + AUTHORS,
-        low=1,
-        high=200,
-        step=1,
+        bounds=(1, 200, 1),
     )
-    lr: float = setting(0.5, "Learning rate", "Of Adam on δ.", source=AUTHORS, low=0.001, high=5.0, step=0.05)
+    lr: float = setting(0.5, "Learning rate", "Of Adam on δ.", source=AUTHORS, bounds=(0.001, 5.0, 0.05))
     kl_weight: float = setting(
         0.0625,
         "KL weight",
         "Holds on to what the model says of the subject in general, on '{subject} is a'.",
         source=AUTHORS + " (the paper says 100)",
-        low=0.0,
-        high=200.0,
-        step=0.0125,
+        bounds=(0.0, 200.0, 0.0125),
     )
     decay: float = setting(
         0.5,
         "Decay",
         "Weight of ‖δ‖/‖v_0‖² in the loss.",
         source=AUTHORS + " (the paper says 0.0015)",
-        low=0.0,
-        high=50.0,
-        step=0.1,
+        bounds=(0.0, 50.0, 0.1),
     )
     stop_loss: float = setting(
         0.05,
         "Stop below",
         "The optimisation ends once the loss is below this.",
         source=AUTHORS,
-        low=0.0,
-        high=5.0,
-        step=0.01,
+        bounds=(0.0, 5.0, 0.01),
         unit="nats",
     )
     kl_at: KlAt = setting(
@@ -116,20 +106,16 @@ class ValueSearch(LayerConfig):
         "Ridge",
         "Added to the diagonal of C, in units of its mean entry.",
         source="numerical safety",
-        low=0.0,
-        high=10.0,
-        step=1e-6,
+        bounds=(0.0, 10.0, 1e-6),
     )
     n_prefixes: int = setting(
         5,
         "Prefixes",
         "So many texts that the model writes are put before the prompt, so that the edit holds in other contexts, too.",
         source="the authors of MEMIT take 5, those of ROME 20",
-        low=0,
-        high=N_SAMPLED,
-        step=1,
+        bounds=(0, N_SAMPLED, 1),
     )
-    seed: int = setting(0, "Seed", "Of the sampled prefixes.", low=0, high=2**31 - 1, step=1)
+    seed: int = setting(0, "Seed", "Of the sampled prefixes.", bounds=(0, 2**31 - 1, 1))
     prefixes: tuple[str, ...] | None = None
 
     @property

@@ -29,20 +29,18 @@ TOP_K = 5  # of the sampled generations that GE and RS are read from, as in the 
 class MeasureSettings:
     """How much is measured, and what is drawn."""
 
-    neighbours: int = setting(N_NEIGHBOURS, "Neighbours", "Neighbour prompts a fact, at most.", low=0, high=100, step=1)
+    neighbours: int = setting(N_NEIGHBOURS, "Neighbours", "Neighbour prompts a fact, at most.", bounds=(0, 100, 1))
     generated: int = setting(
         100,
         "Generated tokens",
         "Length of the texts that GE is read from; 0 leaves GE out, which saves most of the time.",
         source="Meng et al. 2022",
-        low=0,
-        high=1000,
-        step=10,
+        bounds=(0, 1000, 10),
     )
     passages: int = setting(
-        5, "Passages", "Of the project's general texts, for perplexity; 0 leaves it out.", low=0, high=1000, step=1
+        5, "Passages", "Of the project's general texts, for perplexity; 0 leaves it out.", bounds=(0, 1000, 1)
     )
-    seed: int = setting(0, "Seed", "Of the sampled texts.", low=0, high=2**31 - 1, step=1)
+    seed: int = setting(0, "Seed", "Of the sampled texts.", bounds=(0, 2**31 - 1, 1))
 
 
 @dataclass(frozen=True, eq=False)

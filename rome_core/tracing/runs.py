@@ -41,22 +41,18 @@ class TraceConfig:
         "How many neighbouring layers are restored together (MLP and attention only; the residual stream is restored "
         "at one layer). Clipped at the ends of the model, not shifted. 1 is a single layer.",
         source="Meng et al. 2022, section 2.2",
-        low=1,
-        high=200,
-        step=1,
+        bounds=(1, 200, 1),
         unit="layers",
     )
     samples: int = setting(
-        10, "Noise draws", "Corrupted runs that are averaged.", source="Meng et al. 2022", low=1, high=100, step=1
+        10, "Noise draws", "Corrupted runs that are averaged.", source="Meng et al. 2022", bounds=(1, 100, 1)
     )
     noise_scale: float = setting(
         3.0,
         "Noise",
         "Standard deviation of the noise on the subject's embeddings, in units of σ.",
         source="Meng et al. 2022: 3σ",
-        low=0.1,
-        high=20.0,
-        step=0.1,
+        bounds=(0.1, 20.0, 0.1),
         unit="σ",
     )
     noise_from: Literal["subjects", "vocabulary"] = setting(
@@ -73,7 +69,7 @@ class TraceConfig:
         "not saturate.",
         choices=("p", "log p", "logit difference"),
     )
-    seed: int = setting(1, "Seed", "Of the one noise draw that all cells share.", low=0, high=2**31 - 1, step=1)
+    seed: int = setting(1, "Seed", "Of the one noise draw that all cells share.", bounds=(0, 2**31 - 1, 1))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rome_core.tracing.runs import TraceConfig
 
 @dataclass(frozen=True)
 class Oven:
-    heat: int = setting(180, "Heat", "How hot.", low=50, high=250, step=10, unit="°C")
+    heat: int = setting(180, "Heat", "How hot.", bounds=(50, 250, 10), unit="°C")
     note: str = ""
     grill: str = setting("off", "Grill", "Whether it grills.", choices=("off", "on"), source="the manual")
 

@@ -154,7 +154,7 @@ class Settings(MethodConfig):
     rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", low=0.1, high=2.0, step=0.1, unit="nats")
     way: str = setting("up", "Way", "Which way.", choices=("up", "down"))
     careful: bool = setting(True, "Careful", "Whether.")
-    late: int = setting(3, "Late", "Waits in the expander.", low=1, high=9, step=1)
+    late: int = setting(3, "Late", "Waits in the expander.", bounds=(1, 9, 1))
     hidden: tuple[str, ...] | None = None
 
 

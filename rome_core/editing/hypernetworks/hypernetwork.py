@@ -205,9 +205,7 @@ class HyperConfig(MethodConfig):
         "Scale",
         "Multiplies the network's update; 1 is the edit as the network was trained to make it.",
         source="1 in the papers",
-        low=0.0,
-        high=20.0,
-        step=0.1,
+        bounds=(0.0, 20.0, 0.1),
     )
     checkpoint: str | None = None
 

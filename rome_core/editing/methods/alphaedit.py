@@ -47,18 +47,14 @@ class AlphaEdit(SpreadUpdate):
         "Energy",
         "The share of C's trace that the directions left free may hold together. More room to edit, less protection.",
         source="relative, as C's scale depends on the model; the authors cut at an absolute eigenvalue of 0.02",
-        low=0.0,
-        high=1.0,
-        step=0.01,
+        bounds=(0.0, 1.0, 0.01),
     )
     weight: float = setting(
         0.01,
         "λ",
         "Ridge of the solve, in units of the mean squared norm of the projected keys.",
         source="relative; 10 in absolute units in the authors' code",
-        low=1e-9,
-        high=1e3,
-        step=0.01,
+        bounds=(1e-9, 1e3, 0.01),
     )
 
     def layer_update(

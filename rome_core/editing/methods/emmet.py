@@ -32,9 +32,7 @@ class Emmet(ValueSearch):
         "Slack",
         "Added to the diagonal of KᵀC⁻¹K in batches, in units of its mean entry, for facts with nearly equal keys.",
         source="numerical safety",
-        low=0.0,
-        high=10.0,
-        step=1e-4,
+        bounds=(0.0, 10.0, 1e-4),
     )
 
     def update(self, on: EditContext, values: Sequence[FoundValue]) -> Edit:

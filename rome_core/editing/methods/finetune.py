@@ -37,24 +37,20 @@ class FineTune(LayerConfig):
     batches: ClassVar[bool] = True
     teacher_forced: ClassVar[bool] = False  # whether each token of the target sees those before it
 
-    lr: float = setting(5e-4, "Learning rate", "Of Adam on Δ.", source=AUTHORS, low=1e-6, high=0.1, step=1e-4)
+    lr: float = setting(5e-4, "Learning rate", "Of Adam on Δ.", source=AUTHORS, bounds=(1e-6, 0.1, 1e-4))
     steps: int = setting(
         25,
         "Steps",
         "Evaluations of the loss; the last one is not followed by an update.",
         source=AUTHORS,
-        low=1,
-        high=500,
-        step=1,
+        bounds=(1, 500, 1),
     )
     stop_loss: float = setting(
         0.01,
         "Stop below",
         "The training ends once the target's NLL is below this.",
         source=AUTHORS,
-        low=0.0,
-        high=5.0,
-        step=0.01,
+        bounds=(0.0, 5.0, 0.01),
         unit="nats",
     )
     weight_decay: float = setting(
@@ -62,9 +58,7 @@ class FineTune(LayerConfig):
         "Weight decay",
         "Adam's: this times W + Δ is added to the gradient. It pulls the edited matrix to zero, not to W.",
         source=AUTHORS,
-        low=0.0,
-        high=1.0,
-        step=1e-4,
+        bounds=(0.0, 1.0, 1e-4),
     )
 
     @property
@@ -136,9 +130,7 @@ class FineTuneL(FineTune):
         "ε",
         "No weight may move farther than this.",
         source="5e-4 to 2e-3 by model in the authors' settings",
-        low=1e-6,
-        high=1.0,
-        step=1e-4,
+        bounds=(1e-6, 1.0, 1e-4),
     )
 
     @property

@@ -77,9 +77,7 @@ class SpreadUpdate(ValueSearch):
         "Clamp",
         "‖δ‖ may grow to this many times the norm of the block's output.",
         source="Meng et al. 2023, the authors' code",
-        low=0.05,
-        high=20.0,
-        step=0.05,
+        bounds=(0.05, 20.0, 0.05),
         unit="‖h‖",
     )
     span: int = setting(
@@ -87,9 +85,7 @@ class SpreadUpdate(ValueSearch):
         "Layers in all",
         "The update is spread over so many layers, the one above being the last of them.",
         source="Meng et al. 2023 spread over five or six layers of larger models",
-        low=1,
-        high=48,
-        step=1,
+        bounds=(1, 48, 1),
     )
 
     @property

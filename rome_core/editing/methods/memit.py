@@ -30,9 +30,7 @@ class Memit(SpreadUpdate):
         "λ",
         "How much Δ is held back on ordinary keys. Small values reach the values exactly, large ones under-edit.",
         source="docs/methods.md; 15,000 in the authors' GPT-2 XL settings",
-        low=0.0,
-        high=1e6,
-        step=1.0,
+        bounds=(0.0, 1e6, 1.0),
     )
 
     def layer_update(

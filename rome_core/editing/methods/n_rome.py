@@ -48,18 +48,14 @@ class NRome(RomePolicy):
         "The project's subjects are put into the prompt's template; so many of them, those whose keys are most like "
         "k*, are held.",
         source="measured: docs/editing.md",
-        low=1,
-        high=500,
-        step=1,
+        bounds=(1, 500, 1),
     )
     hold: float = setting(
         10.0,
         "Their weight μ",
         "How much the other subjects' keys count beside C.",
         source="measured: docs/editing.md",
-        low=0.0,
-        high=1000.0,
-        step=0.1,
+        bounds=(0.0, 1000.0, 0.1),
     )
     namesakes: int = setting(
         40,
@@ -67,18 +63,14 @@ class NRome(RomePolicy):
         "So many made-up subjects that end in the same words are held, so that the edit is about the subject and not "
         "about its last word. A subject of one word has none.",
         source="measured: docs/editing.md",
-        low=0,
-        high=60,
-        step=1,
+        bounds=(0, 60, 1),
     )
     hold_namesakes: float = setting(
         0.1,
         "Their weight ν",
         "How much the namesakes' keys count beside C.",
         source="measured: docs/editing.md",
-        low=0.0,
-        high=1000.0,
-        step=0.1,
+        bounds=(0.0, 1000.0, 0.1),
     )
 
     def key_terms(self, keys: PromptKeys, delta: Float[Tensor, " d_model"]) -> Terms:

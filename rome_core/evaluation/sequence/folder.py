@@ -49,18 +49,14 @@ class Pace:
         1,
         "Facts an edit",
         "Facts that are solved into one edit. More than one only with a method that takes several.",
-        low=1,
-        high=10_000,
-        step=1,
+        bounds=(1, 10_000, 1),
     )
     check_every: int = setting(
         10,
         "Check all every",
         "After so many facts, and at the end, every earlier edit is checked again and the probe texts are written. "
         "A new edit is always checked.",
-        low=1,
-        high=10_000,
-        step=1,
+        bounds=(1, 10_000, 1),
         unit="facts",
     )
     prefixes: int = setting(
@@ -72,9 +68,9 @@ class Pace:
         choices=(6, 21),
     )
     passages: int = setting(
-        3, "Passages", "Of the project's general texts, for the perplexity after every edit.", low=1, high=71, step=1
+        3, "Passages", "Of the project's general texts, for the perplexity after every edit.", bounds=(1, 71, 1)
     )
-    new_tokens: int = setting(20, "Probe tokens", "Length of the probe texts.", low=1, high=200, step=1)
+    new_tokens: int = setting(20, "Probe tokens", "Length of the probe texts.", bounds=(1, 200, 1))
     openings: tuple[str, ...] = ("My favourite place in the world is", "The recipe for a good soup begins with")
 
 
