@@ -69,10 +69,8 @@ def with_memory(call: Callable[[], T]) -> tuple[T, float, int | None, int | None
 
     The peak is the kernel's (VmHWM, reset before the call); None where there is no /proc.
     """
-    gc.collect()
+    give_back()
     before = peak = None
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide what this one takes
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         before = memory_of("VmRSS")
@@ -80,6 +78,13 @@ def with_memory(call: Callable[[], T]) -> tuple[T, float, int | None, int | None
     if before is not None:
         peak = memory_of("VmHWM")
     return result, seconds, peak, None if before is None or peak is None else peak - before
+
+
+def give_back() -> None:
+    """What is free already goes back to the system: it would count, or hide what the next call takes."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_of(field: str) -> int:

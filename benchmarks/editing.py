@@ -64,7 +64,7 @@ def optimisation(lm: LanguageModel, config: RRome, repeats: int) -> Row:
 
     def optimise(engine: Engine) -> tuple[Tensor, tuple[Step, ...], float]:
         final, recording = timed(lambda: engine(lm, prompts, layer, []))
-        return *optimise_delta(lm, prompts, keys.v_0 + keys.bias, final, config.value_settings), recording
+        return *optimise_delta(lm, prompts, keys.v_0 + keys.bias, final, config), recording
 
     for _ in range(repeats):
         for name, engine in engines.items():

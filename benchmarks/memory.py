@@ -5,13 +5,10 @@ python -m benchmarks.memory
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import random
 from collections.abc import Iterator
-from contextlib import suppress
 
-from benchmarks.common import MEGABYTE, machine, memory_of, parse, parser_of, write
+from benchmarks.common import MEGABYTE, give_back, machine, memory_of, parse, parser_of, write
 from rome_core import EditRequest, Prompt, diagnose, load_facts, load_model, solve
 from rome_core.diagnosis.many import diagnose_many
 from rome_core.editing.methods.n_rome import NRome
@@ -31,9 +28,7 @@ def growth(steps: Iterator[object]) -> float:
 
 
 def resident() -> int:
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free already is not kept
+    give_back()
     return memory_of("VmRSS")
 
 

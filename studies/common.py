@@ -6,7 +6,6 @@ A stopped study goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from rome_core import Fact, LanguageModel
 from rome_core.editing.methods import MethodConfig
 from rome_core.evaluation import Score, choose_facts, score_pairs, summarise
+from rome_core.evaluation.runs.folder import append_line, cut_off, read_lines
 from rome_core.evaluation.solving import Solved, solve_by_each
 from rome_core.facts.datasets import Part, facts_of
 from rome_core.files import STUDIES
@@ -70,26 +70,16 @@ def solve_missing(
             yield fact, name, solved
 
 
-# ------------------------------------------------------------------------------------------------------------- records
-
-
 def read(path: Path) -> list[Record]:
     """All records of a results file; a last line that was cut off by a kill is passed over."""
-    return list(_records(path.read_text(encoding="utf-8"))) if path.exists() else []
-
-
-def _records(text: str) -> Iterator[Record]:
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    return list(read_lines(path))
 
 
 def append(path: Path, record: Record) -> None:
+    """Add a record; a line that a kill cut off makes way for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    cut_off(path)
+    append_line(path, record)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

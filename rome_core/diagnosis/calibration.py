@@ -113,7 +113,7 @@ def calibration_for(fingerprint: str, folder: Path = FOLDER) -> Calibration | No
         raise DataError(
             f"'{path.name}' is not a readable calibration ({type(error).__name__}: {error}).",
             "",
-            "Fit it again with `python -m studies.calibrate`.",
+            "Fit it again with `python -m studies.calibration --fit`.",
         ) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,22 +20,12 @@ from rome_core.model.replay import record, run_block
 from rome_core.model.tokens import EditRequest, Encoded, Prompt, as_target, encode, target_ids
 from rome_core.progress import Track, silent
 
+if TYPE_CHECKING:
+    from rome_core.editing.value_search import ValueSearch
+
 KlAt = Literal["subject", "prompt end"]
 N_SAMPLED = 20
 ESSENCE = "{} is a"
-
-
-@dataclass(frozen=True)
-class ValueSettings:
-    """How δ is optimised; the fields of the method's config that matter here."""
-
-    steps: int
-    lr: float
-    clamp: float
-    kl_weight: float
-    decay: float
-    stop_loss: float
-    kl_at: KlAt
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +132,7 @@ def optimise_delta(
     prompts: Prompts,
     v_0: Float[Tensor, " d_model"],
     final: Final,
-    settings: ValueSettings,
+    config: ValueSearch,
     *,
     scale: float | None = None,
     track: Track = silent,
@@ -153,16 +143,17 @@ def optimise_delta(
 
     `steps` counts evaluations of the loss, as the authors' code does: 20 steps are at most 19 updates.
     """
+    assert config.clamp is not None and config.steps is not None
     delta = torch.zeros_like(v_0, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=settings.lr)
+    adam = torch.optim.Adam([delta], lr=config.lr)
     scale = float(v_0.norm()) if scale is None else scale
-    limit = settings.clamp * scale
+    limit = config.clamp * scale
     column, essence = prompts.column, prompts.essence
     wanted = torch.tensor(prompts.targets, device=v_0.device)
     rows = torch.arange(prompts.rows.start, prompts.rows.stop, device=v_0.device)[:, None]
     original: Tensor | None = None
     history: list[Step] = []
-    for index in track(range(settings.steps), "Optimising v*", settings.steps):
+    for index in track(range(config.steps), "Optimising v*", config.steps):
         with torch.enable_grad():
             states = final(delta)
             log_probs = lm.unembed(states[rows, prompts.positions - column]).float().log_softmax(-1)
@@ -170,14 +161,14 @@ def optimise_delta(
             now = lm.unembed(states[essence, prompts.kl_column - column]).float().log_softmax(-1)
             original = now.detach() if original is None else original
             kl = (now.exp() * (now - original)).sum()
-            decay = settings.decay * delta.norm() / scale**2
-            loss = nll.mean() + settings.kl_weight * kl + decay
+            decay = config.decay * delta.norm() / scale**2
+            loss = nll.mean() + config.kl_weight * kl + decay
         first = log_probs[0, 0].detach()
         step = Step(
             index=index,
             loss=loss.item(),
             nll=nll.mean().item(),
-            kl=settings.kl_weight * kl.item(),
+            kl=config.kl_weight * kl.item(),
             decay=decay.item(),
             p_target=nll.detach().neg().exp().mean().item(),
             delta_norm=delta.detach().norm().item(),
@@ -186,7 +177,7 @@ def optimise_delta(
         )
         history.append(step)
         report(step)
-        if step.loss < settings.stop_loss or index == settings.steps - 1:
+        if step.loss < config.stop_loss or index == config.steps - 1:
             break
         (delta.grad,) = torch.autograd.grad(loss, [delta])
         adam.step()

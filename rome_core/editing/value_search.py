@@ -19,7 +19,6 @@ from rome_core.editing.value import (
     N_SAMPLED,
     KlAt,
     Prompts,
-    ValueSettings,
     final_by_hooks,
     final_by_replay,
     keys_of,
@@ -134,11 +133,6 @@ class ValueSearch(LayerConfig):
     def use_prefix(self) -> str:
         return next((prefix for prefix in self.prefixes_used if prefix), "") if self.prefixed_use else ""
 
-    @property
-    def value_settings(self) -> ValueSettings:
-        assert self.clamp is not None and self.steps is not None
-        return ValueSettings(self.steps, self.lr, self.clamp, self.kl_weight, self.decay, self.stop_loss, self.kl_at)
-
     def with_prefixes(self, lm: LanguageModel, edits: Sequence[Update] = (), n: int | None = None) -> ValueSearch:
         if self.prefixes is not None:
             return self
@@ -180,7 +174,7 @@ class ValueSearch(LayerConfig):
             prompts,
             h,
             final(lm, prompts, self.layer, edits, self.adds_to),
-            self.value_settings,
+            self,
             scale=self.scale(outputs, h),
             track=on.track,
             report=on.report,

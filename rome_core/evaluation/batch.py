@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from statistics import fmean
 
 from rome_core.editing.edit import Edit
@@ -14,7 +15,7 @@ from rome_core.editing.method import EditContext, FoundValue
 from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
-from rome_core.evaluation.answers import Question, ask
+from rome_core.evaluation.answers import Question, ask_before_and_after
 from rome_core.evaluation.before_after import choose_questions
 from rome_core.files import csv_text
 from rome_core.model.language_model import LanguageModel
@@ -103,17 +104,15 @@ def edit_batch(
 def measure_batch(lm: LanguageModel, batch: Batch, track: Track = silent) -> Iterator[tuple[Outcome, ...]]:
     """What each solved request's prompts say without the edits and with all of them."""
     by_request = [_questions(request) for request in batch.done]
-    stacks = track((batch.below, (*batch.below, *batch.edits)), "Asking before and after", 2)
     questions_of_all = [question for questions in by_request for question in questions]
-    before, after = (iter(ask(lm, questions_of_all, edits=stack)) for stack in stacks)
+    changes = iter(ask_before_and_after(lm, questions_of_all, batch.edits, batch.below, track))
     for questions in by_request:
         values: dict[str, list[tuple[float, float]]] = {}
-        for question in questions:
-            left, right = next(before), next(after)
-            kind = "new" if question.kind == "edit" else question.kind
-            values.setdefault(kind, []).append((left.new.p_joint, right.new.p_joint))
-            if left.true and right.true:
-                values.setdefault("true", []).append((left.true.p_joint, right.true.p_joint))
+        for change in islice(changes, len(questions)):
+            kind = "new" if change.question.kind == "edit" else change.question.kind
+            answered = (change.before.probabilities, change.after.probabilities)
+            for name, before, after in zip((kind, "true"), *answered, strict=False):  # the true one may be unknown
+                values.setdefault(name, []).append((before, after))
         yield tuple(
             Outcome(kind, fmean(b for b, _ in pairs), fmean(a for _, a in pairs)) for kind, pairs in values.items()
         )

@@ -22,7 +22,7 @@ def view(lm: LanguageModel) -> None:
         st.info(
             f"Not calibrated for this model: its verdicts rest on provisional thresholds, ‖Δ‖/‖W‖ of {CAUTION:g} and "
             f"{DISABLING:g}, and every quantity is shown with its place among this model's own ordinary facts. "
-            "`python -m studies.calibration` measures edits, `python -m studies.calibrate` fits thresholds to them."
+            "`python -m studies.calibration` measures edits, and with `--fit` it fits thresholds to them."
         )
         return
     best = calibration.best

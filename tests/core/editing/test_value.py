@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rome_core.editing.edit import Step
 from rome_core.editing.method import AddedTo
+from rome_core.editing.methods.rome import RRome
 from rome_core.editing.value import (
-    ValueSettings,
     final_by_hooks,
     final_by_replay,
     keys_of,
@@ -29,7 +29,7 @@ REQUESTS = {
     "first": EditRequest(Prompt("{} is the capital of", "Paris"), "Italy, far"),
     "last": EditRequest(Prompt("Far away is {}", "Zürich"), "the city of Paris"),
 }
-SETTINGS = ValueSettings(steps=4, lr=0.5, clamp=4.0, kl_weight=0.0625, decay=0.5, stop_loss=0.0, kl_at="subject")
+SETTINGS = RRome(steps=4, lr=0.5, clamp=4.0, kl_weight=0.0625, decay=0.5, stop_loss=0.0, kl_at="subject")
 LAYER = 1
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -122,7 +122,7 @@ def test_after_equal_steps_both_paths_have_one_delta(family: str) -> None:
     assert plain.norm() > 0.1 and steps[-1].nll < steps[0].nll
 
 
-def loss_by_hand(lm, request: EditRequest, delta: Tensor, settings: ValueSettings) -> dict[str, float]:
+def loss_by_hand(lm, request: EditRequest, delta: Tensor, settings: RRome) -> dict[str, float]:
     """SPEC section 2, one prompt at a time on the Hugging Face model, log-probabilities in float64."""
     path = lm.layout.module("mlp_out", LAYER)
     target = lm.tokenizer(request.prompt.text + " " + request.target_new)["input_ids"][len(fronts(lm, request)[0]) :]
@@ -192,7 +192,7 @@ def test_the_first_update_is_adams() -> None:
         assert float(delta[i]) == pytest.approx(-0.01 * math.copysign(1, slope), rel=1e-3)
 
 
-def optimised(settings: ValueSettings, **options) -> tuple[Tensor, tuple[Step, ...], float]:
+def optimised(settings: RRome, **options) -> tuple[Tensor, tuple[Step, ...], float]:
     lm = tiny_model()
     prompts = prompts_of(lm, REQUESTS["middle"], PREFIXES)
     v_0 = keys_of(lm, prompts, LAYER, []).v_0
