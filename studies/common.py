@@ -45,6 +45,18 @@ def arguments(doc: str | None, file: str, *names: str, **numbers: int | None) ->
     return parser
 
 
+def parse(
+    parser: argparse.ArgumentParser, table: Callable[[list[Record]], Iterable[str]]
+) -> tuple[argparse.Namespace, list[Record]]:
+    """The arguments and the records so far; --table prints these and ends the study."""
+    args = parser.parse_args()
+    records = read(args.out)
+    if args.table:
+        print("\n".join(table(records)))
+        raise SystemExit
+    return args, records
+
+
 def draw_facts(part: Part, n: int, seed: int, neighbours: int = 5) -> list[Fact]:
     """n facts of a part in a seeded order, with so many of their ten neighbours, to save time."""
     facts = choose_facts(facts_of(part), n, seed)

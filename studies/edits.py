@@ -39,7 +39,7 @@ from rome_core.evaluation.scores import mean_score
 from rome_core.facts.namesakes import make_namesakes
 from rome_core.model.scoring import score
 from rome_core.model.tokens import as_target
-from studies.common import Record, append, arguments, cell, markdown, read
+from studies.common import Record, append, arguments, cell, markdown, parse
 
 NAMESAKES, NEIGHBOURS = 4, 5  # of a fact's ten: scoring takes longer than solving
 
@@ -117,7 +117,7 @@ def table(records: Sequence[Record]) -> list[str]:
     return markdown(columns, [row(name, of_variant) for name, of_variant in cases.items()])
 
 
-def print_tables(records: Sequence[Record]) -> None:
+def tables(records: Sequence[Record]) -> Iterator[str]:
     """All facts, and those that begin with their subject and the others by themselves."""
     pools = {
         "all": records,
@@ -125,24 +125,21 @@ def print_tables(records: Sequence[Record]) -> None:
         "others": [record for record in records if not record["first"]],
     }
     for name, pool in pools.items():
-        print(f"**{name}**, layers {', '.join(map(str, sorted({record['layer'] for record in pool})))}\n")
-        print("\n".join(table(pool)) + "\n")
+        yield f"**{name}**, layers {', '.join(map(str, sorted({record['layer'] for record in pool})))}\n"
+        yield "\n".join(table(pool)) + "\n"
 
 
 def main() -> None:
     parser = arguments(__doc__, "edits.jsonl", "--seed", "--table", facts=100, layer=None)
     parser.add_argument("--texts", type=Path, default=None, help='JSON list of {"Text": ...} for a second C')
-    args = parser.parse_args()
-    if args.table:
-        print_tables(read(args.out))
-        return
+    args, records = parse(parser, tables)
     lm = load_model()
     base = METHODS[DEFAULT_METHOD](layer=args.layer)  # type: ignore[call-arg]
     facts = chosen(args.facts, args.seed)
     layers = sorted({layer for fact in facts for layer in resolve(lm, base, [fact.request]).layers})
     moments = second_moments(lm, layers, args.texts)
     passages = general_texts()[:2]
-    done = {record["fact"] for record in read(args.out)}
+    done = {record["fact"] for record in records}
     todo = [fact for fact in facts if fact.id not in done]
     before = perplexity(lm, passages)
     prefixes = None

@@ -10,7 +10,7 @@ from rome_core import load_model
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.methods.finetune import FineTune, FineTuneL, FineTuneM
 from rome_core.evaluation import general_texts
-from studies.common import append, arguments, draw_facts, read, solve_missing
+from studies.common import append, arguments, draw_facts, parse, solve_missing
 from studies.methods_table import Measure, table
 
 VARIANTS = (
@@ -32,11 +32,7 @@ def name_of(config: MethodConfig) -> str:
 
 
 def main() -> None:
-    args = arguments(__doc__, "finetune_sweep.jsonl", "--seed", "--minutes", "--table", facts=6).parse_args()
-    records = read(args.out)
-    if args.table:
-        print("\n".join(table(records)))
-        return
+    args, records = parse(arguments(__doc__, "finetune_sweep.jsonl", "--seed", "--minutes", "--table", facts=6), table)
     lm, done = load_model(), {(record["fact"], record["method"]) for record in records}
     measure = Measure(lm, general_texts()[:2])
     facts, groups = draw_facts("validation", args.facts, args.seed), [[config] for config in VARIANTS]

@@ -30,7 +30,7 @@ from rome_core.evaluation.layer_sweep import UPDATES
 from rome_core.evaluation.scores import mean_score
 from rome_core.model.tokens import as_target
 from studies.calibration import FIRST, requests_of
-from studies.common import Record, append, arguments, cell, markdown, read
+from studies.common import Record, append, arguments, cell, markdown, parse
 
 BEHIND = "Here is something that many people do not know. "
 
@@ -68,15 +68,12 @@ def said(lm: LanguageModel, request: EditRequest, *edits: Edit) -> dict[str, flo
 def main() -> None:
     parser = arguments(__doc__, "first_tokens.jsonl", "--table", requests=24, layer=None, steps=None)
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
-    args = parser.parse_args()
-    if args.table:
-        print("\n".join(table(read(args.out))))
-        return
+    args, records = parse(parser, table)
     lm = load_model()
     requests = [request for pool, request, *_ in requests_of(lm, 10_000, 0) if pool == "first"][: args.requests]
     passages = general_texts()[:3]
     before = perplexity(lm, passages)
-    done = {record["prompt"] for record in read(args.out)}
+    done = {record["prompt"] for record in records}
     config = METHODS[DEFAULT_METHOD](layer=args.layer, clamp=args.clamp, steps=args.steps)  # type: ignore[call-arg]
     for request in tqdm([request for request in requests if request.prompt.text not in done]):
         edit = solve(lm, [request], config)

@@ -8,24 +8,24 @@ The study ends after its minutes and goes on where it was when it is started aga
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, load_model
-from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, from_record, sweep
-from studies.common import SCORES, append, arguments, cell, markdown, read
+from rome_core.evaluation.layer_sweep import UPDATES, as_record, by_layer, from_record, sweep
+from studies.common import SCORES, Record, append, arguments, cell, markdown, parse
 from studies.edits import chosen
 
 
-def table(records: Sequence[Swept], policy: str) -> list[str]:
-    """Markdown: a row a layer, scores with 95 % intervals."""
-    rows = [
-        [layer, scores["ES"].n, *(cell(scores[name], 2) for name in SCORES)]
-        for layer, scores in by_layer(records, policy).items()
-    ]
-    return [f"**{policy}**", "", *markdown(["layer:", "facts:", *SCORES], rows), ""]
+def tables(records: Sequence[Record]) -> Iterator[str]:
+    """Markdown for each policy: a row a layer, scores with 95 % intervals."""
+    swept = [from_record(record) for record in records]
+    for policy in UPDATES:
+        by_scores = by_layer(swept, policy).items()
+        rows = [[layer, scores["ES"].n, *(cell(scores[name], 2) for name in SCORES)] for layer, scores in by_scores]
+        yield from (f"**{policy}**", "", *markdown(["layer:", "facts:", *SCORES], rows), "")
 
 
 def main() -> None:
@@ -34,18 +34,14 @@ def main() -> None:
     parser.add_argument("--clamp", type=float, default=None, help="default: the preset's")
     parser.add_argument("--step", type=int, default=2, help="the finest distance between layers")
     parser.add_argument("--layers", type=int, nargs="+", help="only these, in this order")
-    args = parser.parse_args()
-    records = [from_record(record) for record in read(args.out)]
-    if args.table:
-        print("\n".join(line for policy in UPDATES for line in table(records, policy)))
-        return
+    args, records = parse(parser, tables)
     began = time.monotonic()
     lm = load_model(args.model)
     facts = chosen(args.facts, args.seed)
     coarse_to_fine = dict.fromkeys(layer for step in (8, 4, args.step) for layer in range(0, lm.n_layers, step))
     order = args.layers or list(coarse_to_fine)
     config: Any = METHODS[DEFAULT_METHOD](clamp=args.clamp)  # type: ignore[call-arg]
-    done = {(record.layer, record.fact) for record in records}
+    done = {(record["layer"], record["fact"]) for record in records}
     wanted = {(layer, fact.id) for layer in order for fact in facts}
     bar = tqdm(total=len(wanted), initial=len(wanted & done))
     for swept in sweep(lm, facts, config, layers=order, done=done):

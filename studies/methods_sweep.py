@@ -24,7 +24,7 @@ from studies.common import (
     by_variant,
     draw_facts,
     markdown,
-    read,
+    parse,
     score_cells,
     solve_missing,
 )
@@ -60,11 +60,7 @@ def table(records: Sequence[Record]) -> list[str]:
 
 
 def main() -> None:
-    args = arguments(__doc__, "methods_sweep.jsonl", "--seed", "--minutes", "--table", facts=8).parse_args()
-    records = read(args.out)
-    if args.table:
-        print("\n".join(table(records)))
-        return
+    args, records = parse(arguments(__doc__, "methods_sweep.jsonl", "--seed", "--minutes", "--table", facts=8), table)
     lm, done = load_model(), {(record["fact"], record["variant"]) for record in records}
     base, facts = configs(lm, ("memit", "alphaedit")), draw_facts("validation", args.facts, args.seed)
     groups = [variants(base, clamp) for clamp in CLAMPS]

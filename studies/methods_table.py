@@ -27,7 +27,7 @@ from studies.common import (
     by_variant,
     draw_facts,
     markdown,
-    read,
+    parse,
     score_cells,
     solve_missing,
 )
@@ -78,11 +78,7 @@ def main() -> None:
         *(__doc__, "methods.jsonl", "--seed", "--minutes", "--table"), facts=50, neighbours=5, passages=2
     )
     parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != CRome.name])
-    args = parser.parse_args()
-    records = read(args.out)
-    if args.table:
-        print("\n".join(table(records)))
-        return
+    args, records = parse(parser, table)
     lm, done = load_model(), {(record["fact"], record["method"]) for record in records}
     measure, searches = Measure(lm, general_texts()[: args.passages]), dict[str, float]()
     facts, groups = draw_facts("test", args.facts, args.seed, args.neighbours), [configs(lm, args.methods)]
