@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +44,11 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def null_if_infinite(value: float) -> float | None:
+    """JSON has neither infinity nor NaN: a value that left the numbers is null."""
+    return value if math.isfinite(value) else None
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

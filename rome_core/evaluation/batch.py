@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,7 +16,7 @@ from rome_core.editing.second_moment import Moment
 from rome_core.errors import RomeError
 from rome_core.evaluation.answers import Question, ask_before_and_after
 from rome_core.evaluation.before_after import choose_questions
-from rome_core.files import csv_text
+from rome_core.files import csv_text, null_if_infinite
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
 from rome_core.progress import Stopped, Track, silent
@@ -179,14 +178,10 @@ def batch_json(lm: LanguageModel, batch: Batch) -> str:
                 "subject": request.prompt.subject,
                 "target_new": request.target_new,
                 "target_true": request.target_true,
-                "p": {outcome.kind: [_number(outcome.before), _number(outcome.after)] for outcome in outcomes},
+                "p": {outcome.kind: [*map(null_if_infinite, (outcome.before, outcome.after))] for outcome in outcomes},
             }
             for request, outcomes in zip(batch.done, batch.outcomes, strict=True)
         ],
         "problems": {str(number + 1): words for number, words in (batch.problems or {}).items()},
     }
     return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

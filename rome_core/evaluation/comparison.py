@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -17,7 +16,7 @@ from rome_core.editing.methods import MethodConfig
 from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.measures import MEASURES
 from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
-from rome_core.files import csv_text
+from rome_core.files import csv_text, null_if_infinite
 from rome_core.model.generation import generate
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
@@ -151,8 +150,7 @@ def _record(row: MethodRow) -> dict[str, Any]:
         "settings": {f.name: getattr(used, f.name) for f in fields(used)} if used else None,
         "second_moment": row.edit.corpus if row.edit else None,
         "edit": row.edit.id if row.edit else None,
-        # JSON has no infinity: a value that left the numbers is null.
-        "values": {name: value if math.isfinite(value) else None for name, value in row.values.items()},
+        "values": {name: null_if_infinite(value) for name, value in row.values.items()},
         "verdict": row.verdict or None,
         "delta_of": row.shared or None,
         "text": row.text,

@@ -19,7 +19,7 @@ import torch
 
 from rome_core.errors import DataError
 from rome_core.facts.datasets import Fact
-from rome_core.files import STUDIES, csv_text
+from rome_core.files import STUDIES, csv_text, null_if_infinite
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
@@ -153,18 +153,14 @@ def as_record(row: FactEffect) -> dict[str, Any]:
     """What JSON holds of a fact's effects. Where a number is missing, null."""
     return {
         "fact": row.fact,
-        "clean": _null_if_nan(row.clean),
-        "corrupted": _null_if_nan(row.corrupted),
+        "clean": null_if_infinite(row.clean),
+        "corrupted": null_if_infinite(row.corrupted),
         "dropped": row.dropped,
         "effects": {
-            site: [[_null_if_nan(value) for value in group] for group in values.tolist()]
+            site: [[null_if_infinite(value) for value in group] for group in values.tolist()]
             for site, values in row.effects.items()
         },
     }
-
-
-def _null_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def read_records(text: str, name: str) -> Source:
