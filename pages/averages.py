@@ -136,7 +136,7 @@ def shipped_study() -> Source | None:
     try:
         return average_records.shipped_records()
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
 
 
@@ -149,7 +149,7 @@ def opened_file() -> Source | None:
         try:
             return average_records.read_records(read_text(file), Path(file.name).name)
         except RomeError as error:
-            session.show_error(error)
+            track.show_error(error)
             return None
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import batch_view, figures, layer_view, objective_view, part_views
+from pages.parts.edit import batch_view, figures, layer_view, part_views
 from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
-from pages.parts.edit.words import why_no_effect
 from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal
@@ -157,7 +156,7 @@ def watch(lm: LanguageModel, job: EditJob) -> None:
 
 def show(lm: LanguageModel, report: Report) -> None:
     edit_views.metrics(report)
-    reason = why_no_effect(report)
+    reason = edit_views.why_no_effect(report)
     if reason:
         st.warning(literal(f"No effect: {reason}"))
     st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
@@ -167,7 +166,7 @@ def show(lm: LanguageModel, report: Report) -> None:
         **({("Search for v*" if keyed else "Training"): part_views.search} if report.edit.history else {}),
         **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
-        "Objective": objective_view.objective_view,
+        "Objective": part_views.objective_view,
         "Knowing or saying": probe_panel.draw_edit_probes,
         "Compare": compare,
         "Save": edit_files.downloads,

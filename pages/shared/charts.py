@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.style import DARK, LIGHT, Theme
 from pages.shared.tables import literal
 from rome_core import RomeError
@@ -67,5 +67,5 @@ def ask_once(key: Hashable, make: Callable[[], T]) -> T | None:
         with st.spinner("Asking the model", show_time=True):
             return session.compute_once(key, make)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None

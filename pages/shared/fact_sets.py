@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.text import count
 from rome_core import LanguageModel, RomeError
 from rome_core.evaluation import hash_of, known_facts
@@ -43,7 +43,7 @@ def upload() -> None:
     try:
         uploads()[file.name] = parse_facts(read_text(file), file.name)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     session.taken_uploads().add(file.file_id)
     st.session_state["fact-set"] = file.name

@@ -106,7 +106,7 @@ def _form(lm: LanguageModel, layer: int) -> None:
     try:
         texts = None if source == OWN else _file() if source == FILE else _dataset()
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     if source != OWN and not texts:
         return

@@ -20,26 +20,6 @@ from rome_core.evaluation.before_after import same_fact
 T = TypeVar("T")
 RESULTS_KEPT = 64  # of a session, that take a moment to compute again; the one that was least recently used goes
 
-__all__ = [
-    "ActiveEdit",
-    "active",
-    "compute_once",
-    "edits",
-    "find_job",
-    "forget_job",
-    "keep",
-    "keep_job",
-    "loaded",
-    "model",
-    "put_edit",
-    "recall",
-    "remember",
-    "remove_edit",
-    "show_error",
-    "stop_job",
-    "taken_uploads",
-]
-
 
 # ------------------------------------------------------------------------------------------------------------- model
 

@@ -18,8 +18,8 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.edit import figures as edit_figures
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import part_figures
-from pages.parts.edit import words as edit_words
-from pages.parts.edit.objective_view import matrix_rows
+from pages.parts.edit import views as edit_views
+from pages.parts.edit.part_views import matrix_rows
 from pages.shared import edit_form
 from pages.shared.style import LIGHT
 from pages.shared.tables import literal
@@ -315,7 +315,7 @@ def test_no_effect_has_its_reason(before: float, after: float, history: tuple[St
         diagnosis=SimpleNamespace(cosine=0.1),
     )
 
-    found = edit_words.why_no_effect(report)
+    found = edit_views.why_no_effect(report)
 
     assert (found is None) if reason is None else (found is not None and reason in found)
 

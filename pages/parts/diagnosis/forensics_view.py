@@ -86,7 +86,7 @@ def show(lm: LanguageModel, findings: Findings) -> None:
             session.put_edit(as_edit(lm, findings.changes, request_of(findings)), f"found in {findings.folder}")
             st.rerun()
         except RomeError as error:
-            session.show_error(error)
+            track.show_error(error)
     st.caption(
         "As an edit it acts as an overlay: switched on the loaded model is the other one, switched off it is itself "
         "again. To revert an edited model, load it and compare it with its base."

@@ -7,7 +7,7 @@ from functools import partial
 
 import streamlit as st
 
-from pages.parts.diagnosis.key_figures import overlap_heatmap
+from pages.parts.diagnosis.figures import overlap_heatmap
 from pages.shared import moment_panel, session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal, table

@@ -82,7 +82,7 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
     try:
         reading = choose(source)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
     requests, problems = reading.requests, reading.problems
     tell = st.warning if requests else st.error
     for problem in problems[:SHOWN_PROBLEMS]:

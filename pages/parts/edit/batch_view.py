@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import objective_view, part_views
+from pages.parts.edit import part_views
 from pages.parts.edit.files import edit_file
 from pages.shared import moment_panel, session, track, verdicts
 from pages.shared.charts import metric_row
@@ -140,7 +140,7 @@ def uploaded() -> None:
     try:
         read = read_table(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     if read.problems:
         table([{"left out": problem} for problem in read.problems])
@@ -257,7 +257,7 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             "k*": part_views.key_view,
             "v*": part_views.value_view,
             "Δ": part_views.update_view,
-            "Objective": objective_view.objective_view,
+            "Objective": part_views.objective_view,
         }
         chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
     whole, place = places[at]

@@ -64,7 +64,7 @@ def merged(lm: LanguageModel, report: Report) -> None:
             try:
                 target = new_folder(folder)
             except RomeError as error:
-                session.show_error(error)
+                track.show_error(error)
                 return
             edits = (*report.below, report.edit)
 
@@ -111,7 +111,7 @@ def opened(lm: LanguageModel) -> Edit | None:
     try:
         return read_edit(lm, file.getvalue())
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
-from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
+from pages.parts.tracing.study_figures import LITTLE, enough, noise_figure, severed_figure, severed_words
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import Theme
