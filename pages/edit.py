@@ -13,9 +13,9 @@ from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
 from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
-from pages.shared.charts import draw_chart, page_theme
+from pages.shared.charts import choose_view, draw_chart, draw_tabs, page_theme
 from pages.shared.tables import literal
-from pages.shared.text import edit_label
+from pages.shared.text import count, edit_label
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
@@ -37,16 +37,7 @@ def main() -> None:
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", request=request if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
-    view = st.segmented_control(
-        "What to do",
-        list(VIEWS),
-        default=ONE,
-        key="view",
-        bind="query-params",
-        required=True,
-        label_visibility="collapsed",
-    )
-    VIEWS[view](lm, request, config)
+    choose_view("What to do", VIEWS, "view")(lm, request, config)
 
 
 def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
@@ -54,7 +45,8 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
     below = others(request)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
-        st.caption(stacking(below), width="content")
+        on_top = f"on top of {count(len(below), 'active edit')}" if below else "on the original model"
+        st.caption(f"Solved {on_top}.", width="content")
     if pressed and request:
         start(lm, request, config, below)
     result(lm)
@@ -64,19 +56,9 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
         show_opened(lm, edit)
 
 
-def all_methods(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
-    bench_view.view(lm, request, config, others(request))
-
-
 def others(request: EditRequest | None) -> tuple[Edit, ...]:
     """The active edits that a new one is solved on top of: all but an earlier edit of the same fact."""
     return session.active(but=[request] if request else ())
-
-
-def stacking(below: tuple[Edit, ...]) -> str:
-    if below:
-        return f"Solved on top of {len(below)} active edit{'s' if len(below) > 1 else ''}."
-    return "Solved on the original model."
 
 
 # ----------------------------------------------------------------------------------------------------------- the work
@@ -110,7 +92,7 @@ def start(lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edi
         session.put_edit(report.edit, edit_label(report.edit), replaces=[request], on=on)
 
     title = f"{request.prompt.subject} → {request.target_new.strip()}"
-    session.keep_job(JOB, track.submit(title, work, published=search, then=put))
+    session.start_job(JOB, title, work, published=search, then=put)
     session.forget_job(RIVAL)
 
 
@@ -118,11 +100,7 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
     below = others(edit.requests[0])
     session.put_edit(edit, edit_label(edit))
-
-    def work(job: EditJob) -> Report:
-        return measure_edit(lm, edit, below, job.track)
-
-    session.keep_job(JOB, track.submit(edit_label(edit), work))
+    session.start_job(JOB, edit_label(edit), lambda job: measure_edit(lm, edit, below, job.track))
     session.forget_job(RIVAL)
     st.rerun()
 
@@ -132,16 +110,12 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
 
 def result(lm: LanguageModel) -> None:
     job = session.find_job(JOB)
-    if job is None or of_another_model(lm, job):
+    if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
         st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
     elif job.result is not None:
         show(lm, job.result)
     else:
         track.panel(job, partial(watch, lm))
-
-
-def of_another_model(lm: LanguageModel, job: EditJob) -> bool:
-    return job.result is not None and job.result.edit.base != lm.fingerprint
 
 
 def watch(lm: LanguageModel, job: EditJob) -> None:
@@ -171,10 +145,7 @@ def show(lm: LanguageModel, report: Report) -> None:
         "Compare": compare,
         "Save": edit_files.downloads,
     }
-    for tab, view in zip(st.tabs(list(views), key="edit-tab", on_change="rerun"), views.values(), strict=True):
-        if tab.open:
-            with tab:
-                view(lm, report)
+    draw_tabs({name: partial(view, lm, report) for name, view in views.items()}, "edit-tab")
 
 
 def whether_on(report: Report) -> str:
@@ -193,11 +164,11 @@ def compare(lm: LanguageModel, report: Report) -> None:
         touched = unresolved(lm, report.edit.config, [report.request])
         config = resolve(lm, edit_form.with_settings_of(touched, METHODS[name]), [report.request])
         moments = moment_panel.moments(lm, config.layers)
-
-        def work(job: EditJob) -> Report:
-            return solve_and_measure(lm, report.request, config, report.below, job.track, moments=moments)
-
-        session.keep_job(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
+        session.start_job(
+            RIVAL,
+            f"{report.request.prompt.subject} with {name}",
+            lambda job: solve_and_measure(lm, report.request, config, report.below, job.track, moments=moments),
+        )
     job = session.find_job(RIVAL)
     if job is None:
         st.caption("Press Compare: both edits stand here side by side. The second one is not switched on.")
@@ -209,7 +180,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
 
 
 ONE, ALL = "This method", "All methods"
-VIEWS = {ONE: one_method, ALL: all_methods, "A batch": batch_view.view, "Where to edit": layer_view.view}
+VIEWS = {ONE: one_method, ALL: bench_view.view, "A batch": batch_view.view, "Where to edit": layer_view.view}
 
 frame.require_frame()
 main()

@@ -70,12 +70,8 @@ def ask(lm: LanguageModel, name: str, facts: Facts) -> None:
     pressed = row.button("Ask the model", type="primary", key="ask", disabled=not left)
     row.caption("A fact is known if every token of its true object is the model's first choice after the prompt.")
     if pressed:
-
-        def work(job: track.Job[None, None]) -> None:
-            for _ in fact_sets.learn(lm, facts, known, job.track):
-                pass
-
-        session.keep_job(key, track.submit(f"What {lm.name} knows of {name}", work))
+        learn = lambda job: sum(1 for _ in fact_sets.learn(lm, facts, known, job.track))  # noqa: E731
+        session.start_job(key, f"What {lm.name} knows of {name}", learn)
 
 
 def numbers(facts: Facts, known: Mapping[Fact, bool]) -> None:
@@ -107,12 +103,7 @@ def browse(shown: list[Fact], facts: Facts) -> None:
 
 def details(fact: Fact) -> None:
     st.subheader(literal(f"{fact.prompt.text} … {fact.target_true} → {fact.target_new}"))
-    link = {
-        "template": fact.prompt.template,
-        "subject": fact.prompt.subject,
-        "target": fact.target_new,
-        "true": fact.target_true,
-    }
+    link = fact_sets.link_of(fact)
     with st.container(horizontal=True):
         st.page_link("pages/tracing.py", label="Locate it", query_params={k: link[k] for k in ("template", "subject")})
         st.page_link("pages/edit.py", label="Edit it", query_params=link)

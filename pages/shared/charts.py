@@ -1,9 +1,9 @@
-"""Figures and large numbers on the screen: one way to draw them, one set of options."""
+"""Figures, large numbers, tabs and files on the screen: one way to draw them, one set of options."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
 import plotly.graph_objects as go
@@ -54,11 +54,31 @@ def choose_image_format() -> None:
     st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
 
 
+def download(label: str, make: Callable[[], str | bytes], file: str, key: str | None = None, help: str = "") -> None:
+    """A button that makes a file when it is pressed."""
+    st.download_button(label, make, file, on_click="ignore", key=key, help=help or None)
+
+
 def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     """A row of metrics (label, value, a second number below it, help); on a narrow page two rows."""
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
             st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
+
+
+def choose_view(label: str, views: Mapping[str, T], key: str) -> T:
+    """What the page shows of several views; the URL keeps the choice. The first one is there at first."""
+    names = list(views)
+    look: dict[str, Any] = {"bind": "query-params", "required": True, "label_visibility": "collapsed"}
+    return views[st.segmented_control(label, names, default=names[0], key=key, **look)]
+
+
+def draw_tabs(views: Mapping[str, Callable[[], None]], key: str) -> None:
+    """A tab a view; only the open one is computed."""
+    for tab, draw in zip(st.tabs(list(views), key=key, on_change="rerun"), views.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw()
 
 
 def ask_once(key: Hashable, make: Callable[[], T]) -> T | None:

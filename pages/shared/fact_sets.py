@@ -142,6 +142,12 @@ def table(facts: Sequence[Fact], known: Mapping[Fact, bool]) -> dict[str, list[o
     }
 
 
+def link_of(fact: Fact) -> dict[str, str]:
+    """The query parameters that fill the Edit page's form with a fact."""
+    template, subject = fact.prompt.template, fact.prompt.subject
+    return {"template": template, "subject": subject, "target": fact.target_new, "true": fact.target_true}
+
+
 def hash_of_set(name: str, facts: Facts) -> str:
     """The hash of a set, found once: the session keeps the set beside it, so that another of its name has its own."""
     hashed, digest = session.keep("set hashes", dict[str, tuple[Facts, str]]).get(name, (None, ""))

@@ -44,9 +44,14 @@ class Made:
     settled: tuple[tuple[int, float], ...]
 
 
+def made_here(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment]:
+    """C of those layers for which this session made one."""
+    return {layer: C for layer in layers if (C := chosen(lm, layer)) is not None}
+
+
 def moments(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment] | None:
     """C of the layers where this session made one; None where it made none, so that the method looks itself."""
-    made = {layer: C for layer in layers if (C := chosen(lm, layer)) is not None}
+    made = made_here(lm, layers)
     return {**moments_for(lm, [layer for layer in layers if layer not in made], None), **made} if made else None
 
 
@@ -157,7 +162,7 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
                 "Give more text.",
             )
 
-    session.keep_job(_job_key(lm, layer), track.submit(f"C of layer {layer}", work))
+    session.start_job(_job_key(lm, layer), f"C of layer {layer}", work)
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

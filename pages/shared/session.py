@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from pages.shared.track import Job, describe, show_error
+from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
 from rome_core.editing.edit import Edit
 from rome_core.evaluation.before_after import same_fact
@@ -168,6 +168,18 @@ def taken_uploads() -> set[str]:
 def keep_job(key: Hashable, job: Job[Any, Any]) -> None:
     """Keep a job, in place of an earlier one under this key."""
     keep("jobs", dict[Hashable, Job[Any, Any]])[key] = job
+
+
+def start_job(
+    key: Hashable,
+    label: str,
+    work: Callable[[Job[Any, Any]], object],
+    *,
+    published: object = None,
+    then: Callable[[Any], None] = lambda result: None,
+) -> None:
+    """Queue `work(job)`, as `track.submit` does, and keep its job."""
+    keep_job(key, submit(label, work, published=published, then=then))
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:

@@ -105,7 +105,7 @@ def update_view(lm: LanguageModel, report: Report) -> None:
 def objective_view(lm: LanguageModel, report: Report) -> None:
     """The problem, the update that solves it, how exactly it is met, and what each matrix changes."""
     edit = report.edit
-    made = {layer: C for layer in edit.config.layers if (C := moment_panel.chosen(lm, layer)) is not None}
+    made = moment_panel.made_here(lm, edit.config.layers)
     key = ("objective", identity(report), *((layer, C.corpus, C.n_tokens) for layer, C in made.items()))
     accounted: Account | None = ask_once(key, lambda: account(lm, edit, report.below, made))
     if accounted is None:

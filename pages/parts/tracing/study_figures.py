@@ -4,13 +4,12 @@ of the answer each noise level leaves."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.parts.tracing.figures import caption_without_window, metric_name
+from pages.parts.tracing.figures import caption_without_window, finite, metric_name
 from pages.shared.style import LIGHT, SITE_COLOURS, Theme, frame_figure, layer_axis
 from pages.shared.text import escape_token, number
 from rome_core import Trace
@@ -63,7 +62,7 @@ def severed_figure(trace: Trace, result: Severed, theme: Theme = LIGHT) -> go.Fi
     for name, site in CURVES.items():
         line = {"color": SITE_COLOURS[site], "width": 2}
         fig.add_scatter(
-            y=_listed(getattr(result, name)),
+            y=finite(getattr(result, name).numpy()),
             name=NAMES[name],
             mode="lines+markers",
             line=line,
@@ -74,7 +73,7 @@ def severed_figure(trace: Trace, result: Severed, theme: Theme = LIGHT) -> go.Fi
         )
     for name, site in (("through_mlp", "mlp_out"), ("through_attention", "attn_out")):
         fig.add_bar(
-            y=_listed(getattr(result, name)),
+            y=finite(getattr(result, name).numpy()),
             name=name.replace("_", " ").replace("mlp", "MLP"),
             showlegend=False,  # the same two colours as above
             marker={"color": SITE_COLOURS[site], "opacity": 0.55, "line": {"width": 0}},
@@ -91,10 +90,6 @@ def severed_figure(trace: Trace, result: Severed, theme: Theme = LIGHT) -> go.Fi
     where = f"restored layer, at {escape_token(trace.labels[result.token])}; effects in {metric_name(trace)}"
     fig.update_xaxes(title_text=where, row=2, col=1)
     return fig.update_layout(hovermode="x unified", hoverlabel_bgcolor=theme.empty, barmode="group")
-
-
-def _listed(values: Any) -> list[float | None]:
-    return [None if np.isnan(v) else float(v) for v in values.tolist()]
 
 
 # --------------------------------------------------------------------------------------------------------------- noise
