@@ -60,7 +60,8 @@ def chosen() -> session.ActiveEdit | None:
 
 
 def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
-    below, moments = beneath(item.edit), moment_panel.moments(lm, item.edit.config.layers)
+    below = tuple(other for other in session.active() if other.id in item.edit.on)  # that it was solved on top of
+    moments = moment_panel.moments(lm, item.edit.config.layers)
     return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below, moments)
 
 
@@ -74,11 +75,6 @@ def of_form(lm: LanguageModel) -> Work | None:
     below, moments = session.active(but=[request]), moment_panel.moments(lm, config.layers)
     title = f"Diagnosing {request.prompt.subject} → {request.target_new.strip()}"
     return title, lambda job: foresee(lm, request, config, below, moments, job.track)
-
-
-def beneath(edit: Edit) -> tuple[Edit, ...]:
-    """The active edits that this one was solved on top of."""
-    return tuple(other for other in session.active() if other.id in edit.on)
 
 
 # --------------------------------------------------------------------------------------------------------- the result

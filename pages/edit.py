@@ -42,7 +42,7 @@ def main() -> None:
 
 def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
     """The chosen method on the fact of the form, or an edit from a file."""
-    below = others(request)
+    below = session.active(but=[request] if request else ())  # an earlier edit of the same fact gives way
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
         on_top = f"on top of {count(len(below), 'active edit')}" if below else "on the original model"
@@ -54,11 +54,6 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
         edit = edit_files.opened(lm)
     if edit:
         show_opened(lm, edit)
-
-
-def others(request: EditRequest | None) -> tuple[Edit, ...]:
-    """The active edits that a new one is solved on top of: all but an earlier edit of the same fact."""
-    return session.active(but=[request] if request else ())
 
 
 # ----------------------------------------------------------------------------------------------------------- the work
@@ -98,7 +93,7 @@ def start(lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edi
 
 def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
-    below = others(edit.requests[0])
+    below = session.active(but=edit.requests[:1])
     session.put_edit(edit, edit_label(edit))
     session.start_job(JOB, edit_label(edit), lambda job: measure_edit(lm, edit, below, job.track))
     session.forget_job(RIVAL)
@@ -133,7 +128,10 @@ def show(lm: LanguageModel, report: Report) -> None:
     reason = edit_views.why_no_effect(report)
     if reason:
         st.warning(literal(f"No effect: {reason}"))
-    st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
+    state = "It is on in this session: the sidebar switches it off, scales it or removes it."
+    if report.verdict == "disabling":
+        state = f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
+    st.caption(f"Solved in {report.seconds:.1f} s. {state}")
     keyed = report.edit.keys is not None
     views = {
         "Before / after": edit_views.before_after,
@@ -146,12 +144,6 @@ def show(lm: LanguageModel, report: Report) -> None:
         "Save": edit_files.downloads,
     }
     draw_tabs({name: partial(view, lm, report) for name, view in views.items()}, "edit-tab")
-
-
-def whether_on(report: Report) -> str:
-    if report.verdict == "disabling":
-        return f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
-    return "It is on in this session: the sidebar switches it off, scales it or removes it."
 
 
 def compare(lm: LanguageModel, report: Report) -> None:

@@ -35,14 +35,11 @@ def problems(name: str, facts: Facts) -> None:
     """The records that cannot be read, each with its place and what to do."""
     if not facts.problems:
         return
-    st.warning(f"{count(len(facts.problems), 'record')} of {name} cannot be read and {_is(facts)} left out.")
+    are = "is" if len(facts.problems) == 1 else "are"
+    st.warning(f"{count(len(facts.problems), 'record')} of {name} cannot be read and {are} left out.")
     with st.expander("Which, and why"):
         rows = [{"what is wrong": p.what, "why": p.why, "what to do": p.try_next} for p in facts.problems]
         st.dataframe(rows, hide_index=True, key="problems")
-
-
-def _is(facts: Facts) -> str:
-    return "is" if len(facts.problems) == 1 else "are"
 
 
 def filter_form(facts: Facts) -> Wish:

@@ -39,14 +39,10 @@ def draw_clickable_chart(
 
 def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]:
     """Plotly's own look (the frame sets ours), and a camera button that saves in the chosen format."""
+    spoken = html.unescape(figure.layout.title.text.replace("<br>", ", "))
     image = {"format": (st.session_state.get("camera") or "SVG").lower(), "filename": f"rome-{file}", "scale": 2}
     config = {"toImageButtonOptions": image, "displaylogo": False, "modeBarButtonsToRemove": MODE_BAR}
-    return {"key": key, "theme": None, "config": config, "alt": alt or _plain(figure.layout.title.text)}
-
-
-def _plain(title: str) -> str:
-    """A figure's title as it is read out."""
-    return html.unescape(title.replace("<br>", ", "))
+    return {"key": key, "theme": None, "config": config, "alt": alt or spoken}
 
 
 def choose_image_format() -> None:

@@ -99,12 +99,13 @@ def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> 
 
 
 def _form(lm: LanguageModel, layer: int) -> None:
+    enough = f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = st.segmented_control(
             "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source"
         )
         n_tokens = st.number_input(
-            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=_tokens(lm)
+            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=enough
         )
         if source == OWN:
             seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.")
@@ -123,10 +124,6 @@ def _form(lm: LanguageModel, layer: int) -> None:
     if chosen(lm, layer) is not None and kept.button("Back to the kept C", key="moment-back"):
         session.forget_job(_job_key(lm, layer))
         st.rerun()
-
-
-def _tokens(lm: LanguageModel) -> str:
-    return f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
 
 
 def _file() -> list[str] | None:

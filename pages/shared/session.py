@@ -202,7 +202,7 @@ def stop_job(key: Hashable) -> None:
 
 def remember(key: Hashable, value: Any) -> None:
     """Keep a short computation's result for a while. `key` is a tuple of every input that it depends on."""
-    results = _results()
+    results = _of_session("_results", OrderedDict[Hashable, Any])
     results[key] = value
     results.move_to_end(key)
     while len(results) > RESULTS_KEPT:
@@ -211,7 +211,7 @@ def remember(key: Hashable, value: Any) -> None:
 
 def recall(key: Hashable) -> Any:
     """The result remembered under this key, or None. What is recalled is kept longest."""
-    results = _results()
+    results = _of_session("_results", OrderedDict[Hashable, Any])
     if key in results:
         results.move_to_end(key)
     return results.get(key)
@@ -224,10 +224,6 @@ def compute_once(key: Hashable, make: Callable[[], T]) -> T:
         result = make()
         remember(key, result)
     return result
-
-
-def _results() -> OrderedDict[Hashable, Any]:
-    return _of_session("_results", OrderedDict[Hashable, Any])
 
 
 def _of_session(name: str, make: Callable[[], T]) -> T:

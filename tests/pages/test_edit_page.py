@@ -150,8 +150,8 @@ def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: s
 class Settings(MethodConfig):
     """One field of every kind that a method may have."""
 
-    layer: int | None = setting(None, "Where", "Where.", low=0, within="layers")
-    rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", low=0.1, high=2.0, step=0.1, unit="nats")
+    layer: int | None = setting(None, "Where", "Where.", bounds=(0, None, None), within="layers")
+    rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", unit="nats", bounds=(0.1, 2.0, 0.1))
     way: str = setting("up", "Way", "Which way.", choices=("up", "down"))
     careful: bool = setting(True, "Careful", "Whether.")
     late: int = setting(3, "Late", "Waits in the expander.", bounds=(1, 9, 1))

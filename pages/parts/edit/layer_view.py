@@ -102,11 +102,8 @@ def figure(lm: LanguageModel, records: Records) -> None:
     draw_chart(drawn, f"sweep-{records.source}", "edit")
     best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            f"Use layer {best}",
-            key=f"sweep-use-{records.source}",
-            on_click=partial(st.session_state.update, layer=best),
-        )
+        use = partial(st.session_state.update, layer=best)
+        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use)
         st.caption(
             f"The largest S by {policy} is {number(scores[best]['S'].value)} at layer {best}; with so few facts its "
             "neighbours within the band are as good."

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.parts.tracing.study_figures import LITTLE, enough, noise_figure, severed_figure, severed_words
+from pages.parts.tracing.study_figures import LITTLE, enough, noise_figure, severed_figure
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import Theme
@@ -91,7 +91,11 @@ SEVERED = Study(
     button="Sever the paths",
     steps=lambda lm, request, track: path_severing_steps(lm, prepare(lm, request), track=track),
     figure=severed_figure,
-    says=severed_words,
+    # What the title leaves out: where the two shares are taken, and why they need not add up to one.
+    says=lambda trace, result: (
+        "Shares are those of the layer where severing costs most. They need not add up to 100 %: an effect may need "
+        "both paths, or go through the residual stream and other tokens."
+    ),
 )
 NOISE = Study(
     name="noise",

@@ -47,14 +47,6 @@ def severed_title(result: Severed) -> str:
     )
 
 
-def severed_words(trace: Trace, result: Severed) -> str:
-    """What the title leaves out: where the two shares are taken, and why they need not add up to one."""
-    return (
-        "Shares are those of the layer where severing costs most. They need not add up to 100 %: an effect may need "
-        "both paths, or go through the residual stream and other tokens."
-    )
-
-
 def severed_figure(trace: Trace, result: Severed, theme: Theme = LIGHT) -> go.Figure:
     """Above, the indirect effect by layer: whole, and with either path severed. Below, what flows through each."""
     height = 2 * PANEL + GAP
