@@ -9,12 +9,12 @@ import streamlit as st
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
 from pages.parts.averages.form import inquiry_form
 from pages.shared import frame, session, track
-from pages.shared.charts import choose_image_format, draw_chart, page_theme
+from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
 from pages.shared.fact_sets import SHOWN_PROBLEMS, read_text
 from pages.shared.text import count, number
 from rome_core import LanguageModel, RomeError
 from rome_core.tracing import average_records
-from rome_core.tracing.average_records import About, Inquiry, Rows, Source, averages_csv, records_of, write_records
+from rome_core.tracing.average_records import Inquiry, Rows, Source, averages_csv, records_of, write_records
 from rome_core.tracing.averages import Averages, FactEffect, average
 
 LATEST = ("averages", "latest job")
@@ -136,7 +136,7 @@ def shipped_study() -> Source | None:
     try:
         return average_records.shipped_records()
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
 
 
@@ -149,7 +149,7 @@ def opened_file() -> Source | None:
         try:
             return average_records.read_records(read_text(file), Path(file.name).name)
         except RomeError as error:
-            session.show_error(error)
+            track.show_error(error)
             return None
 
 
@@ -212,23 +212,10 @@ def files(source: Source) -> None:
     """The averages and the records to take away; the records can be opened again."""
     averages = cached_average(source)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button(
-            "CSV, one row a cell",
-            lambda: averages_csv(averages, metric(source.about)),
-            "averages.csv",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Records (JSON), to go on later",
-            lambda: write_records(source),
-            "average-effects.json",
-            on_click="ignore",
-        )
+        metric = effect_name(source.about).removeprefix("AIE in ")
+        download("CSV, one row a cell", lambda: averages_csv(averages, metric), "averages.csv")
+        download("Records (JSON), to go on later", lambda: write_records(source), "average-effects.json")
         choose_image_format()
-
-
-def metric(about: About) -> str:
-    return effect_name(about).removeprefix("AIE in ")
 
 
 frame.require_frame()

@@ -10,11 +10,12 @@ from pages.parts.diagnosis import calibration_view, forensics_view, interference
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import views as diagnosis_views
 from pages.shared import edit_form, frame, moment_panel, session, text, track
+from pages.shared.charts import choose_view
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies, repolicy
-from rome_core.evaluation.foresight import Aftermath, Foresight, examine, foresee, try_out
+from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"
@@ -27,16 +28,7 @@ def main() -> None:
         "Will this edit break the model? The update divides by one number, which is known before it is applied."
     )
     lm = session.model()
-    view = st.segmented_control(
-        "What to look at",
-        list(VIEWS),
-        default=ONE,
-        key="question",
-        bind="query-params",
-        required=True,
-        label_visibility="collapsed",
-    )
-    VIEWS[view](lm)
+    choose_view("What to look at", VIEWS, "question")(lm)
 
 
 def one_edit(lm: LanguageModel) -> None:
@@ -47,7 +39,7 @@ def one_edit(lm: LanguageModel) -> None:
         pressed = st.button("Diagnose", key="diagnose", type="primary", shortcut="Ctrl+Enter")
         st.caption("Solves the edit and applies nothing.", width="content")
     if pressed and work:
-        session.keep_job(JOB, track.submit(*work))
+        session.start_job(JOB, *work)
         session.forget_job(TRIED)
     job = session.find_job(JOB)
     if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
@@ -68,7 +60,8 @@ def chosen() -> session.ActiveEdit | None:
 
 
 def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
-    below, moments = beneath(item.edit), moment_panel.moments(lm, item.edit.config.layers)
+    below = tuple(other for other in session.active() if other.id in item.edit.on)  # that it was solved on top of
+    moments = moment_panel.moments(lm, item.edit.config.layers)
     return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below, moments)
 
 
@@ -82,11 +75,6 @@ def of_form(lm: LanguageModel) -> Work | None:
     below, moments = session.active(but=[request]), moment_panel.moments(lm, config.layers)
     title = f"Diagnosing {request.prompt.subject} → {request.target_new.strip()}"
     return title, lambda job: foresee(lm, request, config, below, moments, job.track)
-
-
-def beneath(edit: Edit) -> tuple[Edit, ...]:
-    """The active edits that this one was solved on top of."""
-    return tuple(other for other in session.active() if other.id in edit.on)
 
 
 # --------------------------------------------------------------------------------------------------------- the result
@@ -120,11 +108,8 @@ def actions(lm: LanguageModel, foresight: Foresight) -> None:
 def apply(lm: LanguageModel, foresight: Foresight, edit: Edit, diagnosis: Diagnosis) -> None:
     label = text.edit_label(edit)
     session.put_edit(edit, label, replaces=edit.requests)
-
-    def work(job: track.Job[None, Aftermath]) -> Aftermath:
-        return try_out(lm, edit, foresight.below, diagnosis, job.track)
-
-    session.keep_job(TRIED, track.submit(f"Measuring {label}", work))
+    measure = lambda job: try_out(lm, edit, foresight.below, diagnosis, job.track)  # noqa: E731
+    session.start_job(TRIED, f"Measuring {label}", measure)
     st.rerun()
 
 
@@ -143,9 +128,8 @@ def between_edits(lm: LanguageModel) -> None:
     interference_view.view(lm, job.result if job else None)
 
 
-ONE = "One edit"
 VIEWS: dict[str, Callable[[LanguageModel], None]] = {
-    ONE: one_edit,
+    "One edit": one_edit,
     "Many edits": diagnosis_many.view,
     "Between edits": between_edits,
     "A changed model": forensics_view.view,

@@ -8,15 +8,14 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import batch_view, figures, layer_view, objective_view, part_views
+from pages.parts.edit import batch_view, figures, layer_view, part_views
 from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
-from pages.parts.edit.words import why_no_effect
 from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
-from pages.shared.charts import draw_chart, page_theme
+from pages.shared.charts import choose_view, draw_chart, draw_tabs, page_theme
 from pages.shared.tables import literal
-from pages.shared.text import edit_label
+from pages.shared.text import count, edit_label
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
@@ -38,24 +37,16 @@ def main() -> None:
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", request=request if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
-    view = st.segmented_control(
-        "What to do",
-        list(VIEWS),
-        default=ONE,
-        key="view",
-        bind="query-params",
-        required=True,
-        label_visibility="collapsed",
-    )
-    VIEWS[view](lm, request, config)
+    choose_view("What to do", VIEWS, "view")(lm, request, config)
 
 
 def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
     """The chosen method on the fact of the form, or an edit from a file."""
-    below = others(request)
+    below = session.active(but=[request] if request else ())  # an earlier edit of the same fact gives way
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
-        st.caption(stacking(below), width="content")
+        on_top = f"on top of {count(len(below), 'active edit')}" if below else "on the original model"
+        st.caption(f"Solved {on_top}.", width="content")
     if pressed and request:
         start(lm, request, config, below)
     result(lm)
@@ -63,21 +54,6 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
         edit = edit_files.opened(lm)
     if edit:
         show_opened(lm, edit)
-
-
-def all_methods(lm: LanguageModel, request: EditRequest | None, config: Any) -> None:
-    bench_view.view(lm, request, config, others(request))
-
-
-def others(request: EditRequest | None) -> tuple[Edit, ...]:
-    """The active edits that a new one is solved on top of: all but an earlier edit of the same fact."""
-    return session.active(but=[request] if request else ())
-
-
-def stacking(below: tuple[Edit, ...]) -> str:
-    if below:
-        return f"Solved on top of {len(below)} active edit{'s' if len(below) > 1 else ''}."
-    return "Solved on the original model."
 
 
 # ----------------------------------------------------------------------------------------------------------- the work
@@ -111,19 +87,15 @@ def start(lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edi
         session.put_edit(report.edit, edit_label(report.edit), replaces=[request], on=on)
 
     title = f"{request.prompt.subject} → {request.target_new.strip()}"
-    session.keep_job(JOB, track.submit(title, work, published=search, then=put))
+    session.start_job(JOB, title, work, published=search, then=put)
     session.forget_job(RIVAL)
 
 
 def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
-    below = others(edit.requests[0])
+    below = session.active(but=edit.requests[:1])
     session.put_edit(edit, edit_label(edit))
-
-    def work(job: EditJob) -> Report:
-        return measure_edit(lm, edit, below, job.track)
-
-    session.keep_job(JOB, track.submit(edit_label(edit), work))
+    session.start_job(JOB, edit_label(edit), lambda job: measure_edit(lm, edit, below, job.track))
     session.forget_job(RIVAL)
     st.rerun()
 
@@ -133,16 +105,12 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
 
 def result(lm: LanguageModel) -> None:
     job = session.find_job(JOB)
-    if job is None or of_another_model(lm, job):
+    if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
         st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
     elif job.result is not None:
         show(lm, job.result)
     else:
         track.panel(job, partial(watch, lm))
-
-
-def of_another_model(lm: LanguageModel, job: EditJob) -> bool:
-    return job.result is not None and job.result.edit.base != lm.fingerprint
 
 
 def watch(lm: LanguageModel, job: EditJob) -> None:
@@ -157,31 +125,25 @@ def watch(lm: LanguageModel, job: EditJob) -> None:
 
 def show(lm: LanguageModel, report: Report) -> None:
     edit_views.metrics(report)
-    reason = why_no_effect(report)
+    reason = edit_views.why_no_effect(report)
     if reason:
         st.warning(literal(f"No effect: {reason}"))
-    st.caption(f"Solved in {report.seconds:.1f} s. {whether_on(report)}")
+    state = "It is on in this session: the sidebar switches it off, scales it or removes it."
+    if report.verdict == "disabling":
+        state = f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
+    st.caption(f"Solved in {report.seconds:.1f} s. {state}")
     keyed = report.edit.keys is not None
     views = {
         "Before / after": edit_views.before_after,
         **({("Search for v*" if keyed else "Training"): part_views.search} if report.edit.history else {}),
         **({"k*": part_views.key_view, "v*": part_views.value_view} if keyed else {}),
         "Δ": part_views.update_view,
-        "Objective": objective_view.objective_view,
+        "Objective": part_views.objective_view,
         "Knowing or saying": probe_panel.draw_edit_probes,
         "Compare": compare,
         "Save": edit_files.downloads,
     }
-    for tab, view in zip(st.tabs(list(views), key="edit-tab", on_change="rerun"), views.values(), strict=True):
-        if tab.open:
-            with tab:
-                view(lm, report)
-
-
-def whether_on(report: Report) -> str:
-    if report.verdict == "disabling":
-        return f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
-    return "It is on in this session: the sidebar switches it off, scales it or removes it."
+    draw_tabs({name: partial(view, lm, report) for name, view in views.items()}, "edit-tab")
 
 
 def compare(lm: LanguageModel, report: Report) -> None:
@@ -194,11 +156,11 @@ def compare(lm: LanguageModel, report: Report) -> None:
         touched = unresolved(lm, report.edit.config, [report.request])
         config = resolve(lm, edit_form.with_settings_of(touched, METHODS[name]), [report.request])
         moments = moment_panel.moments(lm, config.layers)
-
-        def work(job: EditJob) -> Report:
-            return solve_and_measure(lm, report.request, config, report.below, job.track, moments=moments)
-
-        session.keep_job(RIVAL, track.submit(f"{report.request.prompt.subject} with {name}", work))
+        session.start_job(
+            RIVAL,
+            f"{report.request.prompt.subject} with {name}",
+            lambda job: solve_and_measure(lm, report.request, config, report.below, job.track, moments=moments),
+        )
     job = session.find_job(RIVAL)
     if job is None:
         st.caption("Press Compare: both edits stand here side by side. The second one is not switched on.")
@@ -210,7 +172,7 @@ def compare(lm: LanguageModel, report: Report) -> None:
 
 
 ONE, ALL = "This method", "All methods"
-VIEWS = {ONE: one_method, ALL: all_methods, "A batch": batch_view.view, "Where to edit": layer_view.view}
+VIEWS = {ONE: one_method, ALL: bench_view.view, "A batch": batch_view.view, "Where to edit": layer_view.view}
 
 frame.require_frame()
 main()

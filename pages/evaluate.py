@@ -117,7 +117,7 @@ def other_run() -> Shown | None:
                 if name in studies:
                     return evaluation_run.opened(str(studies[name]), str(name))
         except RomeError as error:
-            session.show_error(error)
+            track.show_error(error)
     return kept.get(str(name))
 
 

@@ -35,14 +35,11 @@ def problems(name: str, facts: Facts) -> None:
     """The records that cannot be read, each with its place and what to do."""
     if not facts.problems:
         return
-    st.warning(f"{count(len(facts.problems), 'record')} of {name} cannot be read and {_is(facts)} left out.")
+    are = "is" if len(facts.problems) == 1 else "are"
+    st.warning(f"{count(len(facts.problems), 'record')} of {name} cannot be read and {are} left out.")
     with st.expander("Which, and why"):
         rows = [{"what is wrong": p.what, "why": p.why, "what to do": p.try_next} for p in facts.problems]
         st.dataframe(rows, hide_index=True, key="problems")
-
-
-def _is(facts: Facts) -> str:
-    return "is" if len(facts.problems) == 1 else "are"
 
 
 def filter_form(facts: Facts) -> Wish:
@@ -70,12 +67,8 @@ def ask(lm: LanguageModel, name: str, facts: Facts) -> None:
     pressed = row.button("Ask the model", type="primary", key="ask", disabled=not left)
     row.caption("A fact is known if every token of its true object is the model's first choice after the prompt.")
     if pressed:
-
-        def work(job: track.Job[None, None]) -> None:
-            for _ in fact_sets.learn(lm, facts, known, job.track):
-                pass
-
-        session.keep_job(key, track.submit(f"What {lm.name} knows of {name}", work))
+        learn = lambda job: sum(1 for _ in fact_sets.learn(lm, facts, known, job.track))  # noqa: E731
+        session.start_job(key, f"What {lm.name} knows of {name}", learn)
 
 
 def numbers(facts: Facts, known: Mapping[Fact, bool]) -> None:
@@ -107,12 +100,7 @@ def browse(shown: list[Fact], facts: Facts) -> None:
 
 def details(fact: Fact) -> None:
     st.subheader(literal(f"{fact.prompt.text} … {fact.target_true} → {fact.target_new}"))
-    link = {
-        "template": fact.prompt.template,
-        "subject": fact.prompt.subject,
-        "target": fact.target_new,
-        "true": fact.target_true,
-    }
+    link = fact_sets.link_of(fact)
     with st.container(horizontal=True):
         st.page_link("pages/tracing.py", label="Locate it", query_params={k: link[k] for k in ("template", "subject")})
         st.page_link("pages/edit.py", label="Edit it", query_params=link)

@@ -1,15 +1,15 @@
-"""Figures and large numbers on the screen: one way to draw them, one set of options."""
+"""Figures, large numbers, tabs and files on the screen: one way to draw them, one set of options."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.style import DARK, LIGHT, Theme
 from pages.shared.tables import literal
 from rome_core import RomeError
@@ -39,19 +39,20 @@ def draw_clickable_chart(
 
 def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]:
     """Plotly's own look (the frame sets ours), and a camera button that saves in the chosen format."""
+    spoken = html.unescape(figure.layout.title.text.replace("<br>", ", "))
     image = {"format": (st.session_state.get("camera") or "SVG").lower(), "filename": f"rome-{file}", "scale": 2}
     config = {"toImageButtonOptions": image, "displaylogo": False, "modeBarButtonsToRemove": MODE_BAR}
-    return {"key": key, "theme": None, "config": config, "alt": alt or _plain(figure.layout.title.text)}
-
-
-def _plain(title: str) -> str:
-    """A figure's title as it is read out."""
-    return html.unescape(title.replace("<br>", ", "))
+    return {"key": key, "theme": None, "config": config, "alt": alt or spoken}
 
 
 def choose_image_format() -> None:
     """What the camera button of every figure saves."""
     st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+
+
+def download(label: str, make: Callable[[], str | bytes], file: str, key: str | None = None, help: str = "") -> None:
+    """A button that makes a file when it is pressed."""
+    st.download_button(label, make, file, on_click="ignore", key=key, help=help or None)
 
 
 def metric_row(*numbers: tuple[str, str, str, str]) -> None:
@@ -61,11 +62,26 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
             st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
 
 
+def choose_view(label: str, views: Mapping[str, T], key: str) -> T:
+    """What the page shows of several views; the URL keeps the choice. The first one is there at first."""
+    names = list(views)
+    look: dict[str, Any] = {"bind": "query-params", "required": True, "label_visibility": "collapsed"}
+    return views[st.segmented_control(label, names, default=names[0], key=key, **look)]
+
+
+def draw_tabs(views: Mapping[str, Callable[[], None]], key: str) -> None:
+    """A tab a view; only the open one is computed."""
+    for tab, draw in zip(st.tabs(list(views), key=key, on_change="rerun"), views.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw()
+
+
 def ask_once(key: Hashable, make: Callable[[], T]) -> T | None:
     """A short computation, done once for each set of inputs. What cannot be done is said in one sentence."""
     try:
         with st.spinner("Asking the model", show_time=True):
             return session.compute_once(key, make)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import session
+from pages.shared import track
 from pages.shared.forms import config_form
 from pages.shared.tables import literal, table
 from pages.shared.text import read_prompt, show_token
@@ -83,7 +83,7 @@ def request_form() -> EditRequest | None:
     try:
         return EditRequest(read_prompt(template, subject), target, true.strip() or None)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
 
 
@@ -150,7 +150,7 @@ def token_inspector(lm: LanguageModel, request: EditRequest) -> None:
     try:
         rows = token_table(lm, request)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     st.html(token_strip(rows))
     with st.expander("What exactly is trained"):

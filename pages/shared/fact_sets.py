@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.text import count
 from rome_core import LanguageModel, RomeError
 from rome_core.evaluation import hash_of, known_facts
@@ -43,7 +43,7 @@ def upload() -> None:
     try:
         uploads()[file.name] = parse_facts(read_text(file), file.name)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     session.taken_uploads().add(file.file_id)
     st.session_state["fact-set"] = file.name
@@ -140,6 +140,12 @@ def table(facts: Sequence[Fact], known: Mapping[Fact, bool]) -> dict[str, list[o
         "neighbours": [len(fact.neighbours) for fact in facts],
         "id": [fact.id for fact in facts],
     }
+
+
+def link_of(fact: Fact) -> dict[str, str]:
+    """The query parameters that fill the Edit page's form with a fact."""
+    template, subject = fact.prompt.template, fact.prompt.subject
+    return {"template": template, "subject": subject, "target": fact.target_new, "true": fact.target_true}
 
 
 def hash_of_set(name: str, facts: Facts) -> str:

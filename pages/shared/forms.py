@@ -92,7 +92,8 @@ def widget(field: About, default: Any, options: dict[str, Any], lm: LanguageMode
     options |= {"help": explain(field)}
     label = f"{field.label} ({field.unit})" if field.unit else field.label
     if field.choices:
-        return st.selectbox(label, field.choices, index=_index(field.choices, default), **options)
+        chosen = field.choices.index(default) if default in field.choices else 0
+        return st.selectbox(label, field.choices, index=chosen, **options)
     if isinstance(default, bool):
         return st.toggle(label, value=default, **options)
     if isinstance(default, int | float):
@@ -126,10 +127,6 @@ def _lines(label: str, default: tuple[str, ...] | None, options: dict[str, Any])
     """Several texts, one a line; none at all leaves the choice to the method."""
     text = st.text_area(label, value="\n".join(default or ()), placeholder="one a line; empty: chosen", **options)
     return tuple(line for line in text.splitlines() if line.strip()) or None
-
-
-def _index(choices: tuple[Any, ...], default: Any) -> int:
-    return choices.index(default) if default in choices else 0
 
 
 def explain(field: About) -> str:

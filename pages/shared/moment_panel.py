@@ -44,9 +44,14 @@ class Made:
     settled: tuple[tuple[int, float], ...]
 
 
+def made_here(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment]:
+    """C of those layers for which this session made one."""
+    return {layer: C for layer in layers if (C := chosen(lm, layer)) is not None}
+
+
 def moments(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment] | None:
     """C of the layers where this session made one; None where it made none, so that the method looks itself."""
-    made = {layer: C for layer in layers if (C := chosen(lm, layer)) is not None}
+    made = made_here(lm, layers)
     return {**moments_for(lm, [layer for layer in layers if layer not in made], None), **made} if made else None
 
 
@@ -94,19 +99,20 @@ def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> 
 
 
 def _form(lm: LanguageModel, layer: int) -> None:
+    enough = f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = st.segmented_control(
             "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source"
         )
         n_tokens = st.number_input(
-            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=_tokens(lm)
+            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=enough
         )
         if source == OWN:
             seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.")
     try:
         texts = None if source == OWN else _file() if source == FILE else _dataset()
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     if source != OWN and not texts:
         return
@@ -118,10 +124,6 @@ def _form(lm: LanguageModel, layer: int) -> None:
     if chosen(lm, layer) is not None and kept.button("Back to the kept C", key="moment-back"):
         session.forget_job(_job_key(lm, layer))
         st.rerun()
-
-
-def _tokens(lm: LanguageModel) -> str:
-    return f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
 
 
 def _file() -> list[str] | None:
@@ -157,7 +159,7 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
                 "Give more text.",
             )
 
-    session.keep_job(_job_key(lm, layer), track.submit(f"C of layer {layer}", work))
+    session.start_job(_job_key(lm, layer), f"C of layer {layer}", work)
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

@@ -76,11 +76,8 @@ def draw_run_probes(lm: LanguageModel, run: SequenceRun, step: int) -> None:
         pressed = st.button(f"Ask after step {step}", key="sequence-ask", disabled=not questions)
         st.caption(f"{count(len(questions), 'question')} about {count(len(facts), 'edited fact')}, before and after.")
     if pressed:
-
-        def work(job: track.Job[None, tuple[Change, ...]]) -> tuple[Change, ...]:
-            return ask_before_and_after(lm, questions, edits, track=job.track)
-
-        session.keep_job(key, track.submit(f"Probes of step {step}", work))
+        ask = lambda job: ask_before_and_after(lm, questions, edits, track=job.track)  # noqa: E731
+        session.start_job(key, f"Probes of step {step}", ask)
     if job := session.find_job(key):
         if job.result is not None:
             draw_shares(job.result)

@@ -12,33 +12,13 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from pages.shared.track import Job, describe, show_error
+from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
 from rome_core.editing.edit import Edit
 from rome_core.evaluation.before_after import same_fact
 
 T = TypeVar("T")
 RESULTS_KEPT = 64  # of a session, that take a moment to compute again; the one that was least recently used goes
-
-__all__ = [
-    "ActiveEdit",
-    "active",
-    "compute_once",
-    "edits",
-    "find_job",
-    "forget_job",
-    "keep",
-    "keep_job",
-    "loaded",
-    "model",
-    "put_edit",
-    "recall",
-    "remember",
-    "remove_edit",
-    "show_error",
-    "stop_job",
-    "taken_uploads",
-]
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -190,6 +170,18 @@ def keep_job(key: Hashable, job: Job[Any, Any]) -> None:
     keep("jobs", dict[Hashable, Job[Any, Any]])[key] = job
 
 
+def start_job(
+    key: Hashable,
+    label: str,
+    work: Callable[[Job[Any, Any]], object],
+    *,
+    published: object = None,
+    then: Callable[[Any], None] = lambda result: None,
+) -> None:
+    """Queue `work(job)`, as `track.submit` does, and keep its job."""
+    keep_job(key, submit(label, work, published=published, then=then))
+
+
 def find_job(key: Hashable) -> Job[Any, Any] | None:
     """The job that was kept under this key, running or ended."""
     return keep("jobs", dict[Hashable, Job[Any, Any]]).get(key)
@@ -210,7 +202,7 @@ def stop_job(key: Hashable) -> None:
 
 def remember(key: Hashable, value: Any) -> None:
     """Keep a short computation's result for a while. `key` is a tuple of every input that it depends on."""
-    results = _results()
+    results = _of_session("_results", OrderedDict[Hashable, Any])
     results[key] = value
     results.move_to_end(key)
     while len(results) > RESULTS_KEPT:
@@ -219,7 +211,7 @@ def remember(key: Hashable, value: Any) -> None:
 
 def recall(key: Hashable) -> Any:
     """The result remembered under this key, or None. What is recalled is kept longest."""
-    results = _results()
+    results = _of_session("_results", OrderedDict[Hashable, Any])
     if key in results:
         results.move_to_end(key)
     return results.get(key)
@@ -232,10 +224,6 @@ def compute_once(key: Hashable, make: Callable[[], T]) -> T:
         result = make()
         remember(key, result)
     return result
-
-
-def _results() -> OrderedDict[Hashable, Any]:
-    return _of_session("_results", OrderedDict[Hashable, Any])
 
 
 def _of_session(name: str, make: Callable[[], T]) -> T:

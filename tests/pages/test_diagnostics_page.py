@@ -14,10 +14,10 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from pages.parts.diagnosis import calibration_view, key_figures
+from pages.parts.diagnosis import calibration_view
 from pages.parts.diagnosis import figures as diagnosis_figures
 from pages.parts.diagnosis import many as diagnosis_many
-from pages.parts.diagnosis import report as diagnosis_report
+from pages.parts.diagnosis import views as diagnosis_views
 from pages.shared import verdicts
 from pages.shared.session import ActiveEdit
 from pages.shared.style import DARK, LIGHT
@@ -300,11 +300,11 @@ def test_an_edit_of_the_session_can_be_diagnosed(page: AppTest) -> None:
     ],
 )
 def test_the_outcome_is_a_word(perplexities: tuple[float, float], word: str) -> None:
-    assert word in diagnosis_report.damage(perplexities)[0]
+    assert word in diagnosis_views.damage(perplexities)[0]
 
 
 def test_every_quantity_has_its_meaning() -> None:
-    rows = diagnosis_report.quantities(BROKEN, random_edit(tiny_model()))
+    rows = diagnosis_views.quantities(BROKEN, random_edit(tiny_model()))
 
     assert len(rows) == 12
     assert all(symbol and value and meaning for symbol, value, _, meaning in rows)
@@ -348,7 +348,7 @@ def test_the_gauge_does_without_ordinary_facts() -> None:
 
 
 def test_keys_stand_at_their_angle_and_length() -> None:
-    fig = key_figures.planes(replace(BROKEN, cosine=0.5, cosine_whitened=0.0), "caption", LIGHT)
+    fig = diagnosis_figures.planes(replace(BROKEN, cosine=0.5, cosine_whitened=0.0), "caption", LIGHT)
     plain_mean, plain_bare, white_mean, white_bare = fig.data
 
     assert (plain_mean.x[1], plain_mean.y[1]) == pytest.approx((4.0, 0.0))
@@ -360,16 +360,16 @@ def test_keys_stand_at_their_angle_and_length() -> None:
 
 def test_the_heat_map_names_the_pair_most_alike() -> None:
     gram = torch.tensor([[4.0, 0.0, 3.0], [0.0, 1.0, 0.1], [3.0, 0.1, 9.0]], dtype=torch.float64)
-    fig = key_figures.overlap_heatmap(Overlap(5, ("a", "b", "c"), gram), "caption", DARK)
+    fig = diagnosis_figures.overlap_heatmap(Overlap(5, ("a", "b", "c"), gram), "caption", DARK)
 
     assert fig.layout.title.text == "Layer 5: most alike are edits 1 and 3, cosine 0.50"
     assert fig.data[0].z[0][2] == pytest.approx(0.5) and fig.data[0].customdata[0][2] == 3.0
-    assert "one edit" in key_figures.overlap_title(Overlap(5, ("a",), gram[:1, :1]))
+    assert "one edit" in diagnosis_figures.overlap_title(Overlap(5, ("a",), gram[:1, :1]))
 
 
 def test_the_map_of_other_prompts_marks_those_with_another_answer() -> None:
     moved = [Shift("a", "same words", 2.0, 0.5, ("x", "y")), Shift("b", "unrelated", 0.0, 0.0, ("x", "x"))]
-    fig = key_figures.neighbourhood_map(moved, "caption", LIGHT)
+    fig = diagnosis_figures.neighbourhood_map(moved, "caption", LIGHT)
 
     assert fig.layout.title.text.startswith("1 of 2 other prompts have another answer")
     assert [trace.name for trace in fig.data] == ["same words", "unrelated"]

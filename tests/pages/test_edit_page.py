@@ -18,8 +18,8 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.edit import figures as edit_figures
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import part_figures
-from pages.parts.edit import words as edit_words
-from pages.parts.edit.objective_view import matrix_rows
+from pages.parts.edit import views as edit_views
+from pages.parts.edit.part_views import matrix_rows
 from pages.shared import edit_form
 from pages.shared.style import LIGHT
 from pages.shared.tables import literal
@@ -150,8 +150,8 @@ def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: s
 class Settings(MethodConfig):
     """One field of every kind that a method may have."""
 
-    layer: int | None = setting(None, "Where", "Where.", low=0, within="layers")
-    rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", low=0.1, high=2.0, step=0.1, unit="nats")
+    layer: int | None = setting(None, "Where", "Where.", bounds=(0, None, None), within="layers")
+    rate: float = setting(0.5, "Rate", "How fast.", source="somebody's paper", unit="nats", bounds=(0.1, 2.0, 0.1))
     way: str = setting("up", "Way", "Which way.", choices=("up", "down"))
     careful: bool = setting(True, "Careful", "Whether.")
     late: int = setting(3, "Late", "Waits in the expander.", bounds=(1, 9, 1))
@@ -315,7 +315,7 @@ def test_no_effect_has_its_reason(before: float, after: float, history: tuple[St
         diagnosis=SimpleNamespace(cosine=0.1),
     )
 
-    found = edit_words.why_no_effect(report)
+    found = edit_views.why_no_effect(report)
 
     assert (found is None) if reason is None else (found is not None and reason in found)
 

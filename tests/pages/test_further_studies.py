@@ -9,8 +9,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing import further_studies as trace_more
-from pages.parts.tracing import noise_figure
-from pages.parts.tracing import path_severing_figure as severed_figure
+from pages.parts.tracing import study_figures
 from pages.parts.tracing.view import LATEST
 from pages.shared.style import DARK, LIGHT, Theme
 from rome_core import Prompt, Trace, TraceConfig, trace
@@ -73,25 +72,25 @@ def test_studies_ask_what_the_run_asked(traced: Trace) -> None:
 def test_the_severed_title_states_the_shares() -> None:
     result = severed([0.4, 0.5, 0.2], [0.1, 0.4, 0.2], [0.3, 0.45, 0.2])
 
-    assert severed_figure.shares(result) == pytest.approx((0, 0.75, 0.25))
-    assert severed_figure.severed_title(result) == (
+    assert study_figures.shares(result) == pytest.approx((0, 0.75, 0.25))
+    assert study_figures.severed_title(result) == (
         "Restored at layer 0: 75% of the effect needs the MLPs\nabove, 25% the attention"
     )
-    against = severed_figure.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
+    against = study_figures.severed_title(severed([0.4, 0.1], [0.1, 0.1], [0.5, 0.1]))
     assert against.endswith("above, none the attention"), "severing it helps: nothing needs it"
-    assert "no effect" in severed_figure.severed_title(severed([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]))
-    assert severed_figure.severed_title(severed([0.1, torch.nan], [0.1, 0.1], [0.1, 0.1])).endswith("?")
+    assert "no effect" in study_figures.severed_title(severed([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]))
+    assert study_figures.severed_title(severed([0.1, torch.nan], [0.1, 0.1], [0.1, 0.1])).endswith("?")
 
 
 def test_which_levels_are_enough(traced: Trace) -> None:
     sure = replace(traced, clean=0.8)
     found = levels(0.8, 0.7, 0.5, 0.3, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01)
 
-    assert noise_figure.sufficient(sure, found) == [3.0, 4.0, 6.0, 8.0, 12.0]
-    assert noise_figure.noise_title(sure, found) == "From 3 σ on, less than 10% of the clean probability is left"
-    assert "The chosen 3 σ leaves 6%." in noise_figure.enough(sure, found)
-    assert noise_figure.noise_title(sure, levels(*[0.8] * 10)).startswith("Even 12 σ leaves more than 10%")
-    assert "at 2 of 10 levels" in noise_figure.noise_title(sure, levels(*[0.8, 0.05] * 2, *[0.8] * 6))
+    assert study_figures.sufficient(sure, found) == [3.0, 4.0, 6.0, 8.0, 12.0]
+    assert study_figures.noise_title(sure, found) == "From 3 σ on, less than 10% of the clean probability is left"
+    assert "The chosen 3 σ leaves 6%." in study_figures.enough(sure, found)
+    assert study_figures.noise_title(sure, levels(*[0.8] * 10)).startswith("Even 12 σ leaves more than 10%")
+    assert "at 2 of 10 levels" in study_figures.noise_title(sure, levels(*[0.8, 0.05] * 2, *[0.8] * 6))
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
@@ -99,8 +98,8 @@ def test_figures_say_what_they_rest_on(traced: Trace, theme: Theme) -> None:
     sure = replace(traced, clean=0.8)
     found = levels(0.8, 0.7, 0.5, 0.3, 0.1, 0.05, 0.04, 0.03, 0.02, 0.01)
     for figure in (
-        severed_figure.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), theme),
-        noise_figure.noise_figure(sure, found, theme),
+        study_figures.severed_figure(traced, severed([0.4] * 4, [0.1] * 4, [0.3] * 4), theme),
+        study_figures.noise_figure(sure, found, theme),
     ):
         told = " ".join(a.text for a in figure.layout.annotations).replace("<br>", " ")
         assert "tiny-llama" in told and "2 noise draws of 3 σ" in told and "seed 1" in told

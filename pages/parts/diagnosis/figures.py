@@ -1,16 +1,26 @@
-"""Figure of a diagnosis: where one edit's denominator stands among those of ordinary facts. Pure: result -> plotly."""
+"""Figures of a diagnosis, pure: one edit's denominator among those of ordinary facts, k_0 and k* in their plane, edits
+against each other, and how far other prompts move."""
 
 from __future__ import annotations
 
+import html
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from pages.shared.style import Theme, frame_figure
+from pages.shared.style import AFTER, BEFORE, Theme, colour_bar, frame_figure
+from pages.shared.text import number, shorten
 from pages.shared.verdicts import COLOURS, SHAPES, large
 from rome_core import METHODS
+from rome_core.diagnosis.interference import Overlap
+from rome_core.diagnosis.neighbourhood import Shift
 from rome_core.diagnosis.verdict import Diagnosis
 
 BARS_A_DECADE = 8
+KINDS = {"same words": AFTER, "same answer": "#7A5FA8", "unrelated": BEFORE}
 
 
 def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.Figure:
@@ -82,3 +92,114 @@ def decades(reference: np.ndarray, *marks: float) -> tuple[int, int]:
     near = [mark for mark in marks if mark > ordinary.min() / 1e6]
     low, high = min(ordinary.min(), *near, ordinary.max()), max(ordinary.max(), *near, ordinary.min())
     return int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high * 1.2)))
+
+
+# ------------------------------------------------------------------------------------------------- keys, other prompts
+
+
+def angle(cosine: float) -> float:
+    """Degrees between two vectors."""
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+
+
+def planes(diagnosis: Diagnosis, caption: str, theme: Theme) -> go.Figure:
+    """k_0 and k* in the plane that they span: as the model has them, and after C^(−1/2), as the update sees them."""
+    d = diagnosis
+    titles = ("as they are", "whitened by C^(−1/2)")
+    fig = make_subplots(rows=1, cols=2, horizontal_spacing=0.12, subplot_titles=titles)
+    panels = (
+        (d.k0_norm, d.kstar_norm, d.cosine),
+        (math.sqrt(max(d.k0_k0, 0.0)), math.sqrt(max(d.kstar_kstar, 0.0)), d.cosine_whitened),
+    )
+    for column, (bare, mean, cosine) in enumerate(panels, 1):
+        turn = math.radians(angle(cosine))
+        ends = (
+            ("k*, mean of the prefixed prompts", mean, 0.0, AFTER),
+            ("k₀, bare prompt", bare * math.cos(turn), bare * math.sin(turn), BEFORE),
+        )
+        for name, x, y, colour in ends:
+            fig.add_scatter(
+                x=[0, x],
+                y=[0, y],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 3},
+                marker={"size": [0, 12], "symbol": "arrow", "angleref": "previous", "opacity": 1},
+                showlegend=column == 1,
+                hovertemplate=f"{name}, length {number(math.hypot(x, y))}<extra></extra>",
+                row=1,
+                col=column,
+            )
+        size = 1.1 * max(mean, bare, 1e-12)
+        fig.update_xaxes(range=[min(0.0, bare * math.cos(turn)) * 1.1 - 0.03 * size, size], row=1, col=column)
+        fig.update_yaxes(range=[-0.06 * size, size], row=1, col=column)
+    title = f"k₀ and k* stand at {angle(d.cosine):.0f}° to each other, whitened at {angle(d.cosine_whitened):.0f}°"
+    frame_figure(fig, title, caption, 240, theme, left=56, legend_rows=1)
+    fig.update_xaxes(title_text="along k*")
+    return fig.update_yaxes(title_text="across", col=1)
+
+
+def overlap_heatmap(overlap: Overlap, caption: str, theme: Theme) -> go.Figure:
+    """KᵀC⁻¹K of the edits of one layer as cosines, with the value itself on the cell."""
+    cosine, gram = overlap.cosine.numpy(), overlap.gram.numpy()
+    names = [f"{html.escape(shorten(label, 28))}  {n}" for n, label in enumerate(overlap.labels, 1)]
+    at = list(range(len(names)))
+    fig = go.Figure(
+        go.Heatmap(
+            z=cosine,
+            x=at,
+            y=at,
+            zmin=-1,
+            zmax=1,
+            colorscale=[[0, BEFORE], [0.5, theme.empty], [1, AFTER]],
+            customdata=gram,
+            texttemplate="%{z:.2f}" if len(at) <= 12 else None,
+            hovertemplate="cosine %{z:.3f}<br>kᵀC⁻¹k %{customdata:,.4g}<extra></extra>",
+            colorbar=colour_bar(theme) | {"title": {"text": "cosine"}},
+        )
+    )
+    frame_figure(fig, overlap_title(overlap), caption, 40 * len(at) + 130, theme, left=200, grid="")
+    fig.update_xaxes(tickvals=at, ticktext=[str(n + 1) for n in at], tickangle=0)
+    return fig.update_yaxes(tickvals=at, ticktext=names, autorange="reversed")
+
+
+def overlap_title(overlap: Overlap) -> str:
+    cosine = overlap.cosine
+    if len(cosine) < 2:
+        return f"Layer {overlap.layer}: one edit, nothing to be in its way"
+    apart = cosine.abs().fill_diagonal_(-1.0)
+    i, j = divmod(int(apart.argmax()), len(cosine))
+    return f"Layer {overlap.layer}: most alike are edits {i + 1} and {j + 1}, cosine {cosine[i, j]:.2f}"
+
+
+def neighbourhood_map(shifts: Sequence[Shift], caption: str, theme: Theme) -> go.Figure:
+    """How far the next token of other prompts moved, against how strongly the update answers their subjects' keys."""
+    fig = go.Figure()
+    floor = 1e-7  # a KL of rounding alone; the axis is a logarithm
+    for kind, colour in KINDS.items():
+        of_kind = [shift for shift in shifts if shift.kind == kind]
+        if not of_kind:
+            continue
+        words = [
+            f"{html.escape(s.prompt)}<br>{html.escape(s.top[0])} → {html.escape(s.top[1])}<br>KL {number(s.kl)} nats"
+            for s in of_kind
+        ]
+        fig.add_scatter(
+            x=[max(s.response, floor) for s in of_kind],
+            y=[max(s.kl, floor) if s.kl == s.kl else None for s in of_kind],
+            name=kind,
+            mode="markers",
+            marker={
+                "color": colour,
+                "size": 10,
+                "symbol": ["diamond" if s.changed else "circle-open" for s in of_kind],
+                "line": {"width": 2},
+            },
+            text=words,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    changed = sum(shift.changed for shift in shifts)
+    title = f"{changed} of {len(shifts)} other prompts have another answer (◆)"
+    frame_figure(fig, title, caption, 300, theme, left=72, legend_rows=1)
+    fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)")
+    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", exponentformat="power")

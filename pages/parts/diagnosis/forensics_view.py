@@ -43,12 +43,8 @@ def view(lm: LanguageModel) -> None:
         "Folder", key="forensics-folder", placeholder="/models/edited", help="*.safetensors, or adapter_config.json."
     )
     if st.button("Compare", key="compare-folder", type="primary"):
-        if folder.strip():
-
-            def work(job: track.Job[None, Findings]) -> Findings:
-                return examine(lm, folder.strip(), job.track)
-
-            session.keep_job(JOB, track.submit(f"Comparing {folder.strip()}", work))
+        if path := folder.strip():
+            session.start_job(JOB, f"Comparing {path}", lambda job: examine(lm, path, job.track))
         else:
             st.error("The folder is empty. Write the path of an edited checkpoint or of a LoRA adapter.")
     job: track.Job[None, Findings] | None = session.find_job(JOB)
@@ -86,7 +82,7 @@ def show(lm: LanguageModel, findings: Findings) -> None:
             session.put_edit(as_edit(lm, findings.changes, request_of(findings)), f"found in {findings.folder}")
             st.rerun()
         except RomeError as error:
-            session.show_error(error)
+            track.show_error(error)
     st.caption(
         "As an edit it acts as an overlay: switched on the loaded model is the other one, switched off it is itself "
         "again. To revert an edited model, load it and compare it with its base."

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import streamlit as st
 
-from pages.parts.diagnosis.key_figures import overlap_heatmap
+from pages.parts.diagnosis.figures import overlap_heatmap
 from pages.shared import moment_panel, session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal, table
@@ -54,18 +53,17 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     new = candidates[chosen]
     earlier = tuple(edit for edit in active if edit.id != chosen)
     if st.button("Foretell", key="foretell", type="primary"):
-        session.keep_job(JOB, track.submit("Comparing edits", partial(foretell, lm, new, earlier)))
+        session.start_job(JOB, "Comparing edits", lambda job: foretell(lm, new, earlier))
         session.forget_job(CHECK)
     job: track.Job[None, Foretold] | None = session.find_job(JOB)
     if job is None:
         st.info(
             "Press Foretell: how alike the edits' keys are, and how far this one will move what earlier ones wrote."
         )
-        return
-    if job.result is None:
+    elif job.result is None:
         track.panel(job)
-        return
-    show(lm, job.result)
+    else:
+        show(lm, job.result)
 
 
 def title(edit: Edit, active: bool) -> str:
@@ -73,7 +71,7 @@ def title(edit: Edit, active: bool) -> str:
     return f"{name_of(edit.requests[0])}{more} ({edit.method}{'' if active else ', not applied'})"
 
 
-def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...], job: track.Job[None, Foretold]) -> Foretold:
+def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...]) -> Foretold:
     edits = (*earlier, new)
     layers = sorted({layer for edit in edits for layer in layers_of(lm, edit)})
     overlaps = overlap(lm, edits, moment_panel.moments(lm, layers))
@@ -90,11 +88,8 @@ def show(lm: LanguageModel, foretold: Foretold) -> None:
         return
     st.markdown(f"**How far {literal(name_of(foretold.new.requests[0]))} will move the earlier edits**")
     if st.button("Check against the model", key="check", help="Runs the model with and without it; nothing is kept."):
-
-        def work(job: track.Job[None, tuple[Moved, ...]]) -> tuple[Moved, ...]:
-            return tuple(moved(lm, foretold.new, foretold.earlier, job.track))
-
-        session.keep_job(CHECK, track.submit("Checking the forecast", work))
+        measure = lambda job: tuple(moved(lm, foretold.new, foretold.earlier, job.track))  # noqa: E731
+        session.start_job(CHECK, "Checking the forecast", measure)
     check: track.Job[None, tuple[Moved, ...]] | None = session.find_job(CHECK)
     if check is not None and check.result is None:
         track.panel(check)

@@ -15,6 +15,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared import edit_form, moment_panel, session, track, verdicts
+from pages.shared.charts import download
 from pages.shared.tables import table
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
@@ -53,7 +54,7 @@ def view(lm: LanguageModel) -> None:
         pressed = st.button("Diagnose all", key="diagnose-all", type="primary")
         st.caption("Solves each by itself and applies none.", width="content")
     if pressed and work:
-        session.keep_job(JOB, track.submit("Diagnosing many edits", partial(run, lm.name, settings, work)))
+        session.start_job(JOB, "Diagnosing many edits", partial(run, lm.name, settings, work))
     job: track.Job[Screening, None] | None = session.find_job(JOB)
     if job is not None:
         track.panel(job, draw)
@@ -82,7 +83,7 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
     try:
         reading = choose(source)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
     requests, problems = reading.requests, reading.problems
     tell = st.warning if requests else st.error
     for problem in problems[:SHOWN_PROBLEMS]:
@@ -151,9 +152,8 @@ def row(one: Screened) -> dict[str, str]:
 
 def downloads(screening: Screening) -> None:
     with st.container(horizontal=True):
-        for name, make in (("CSV", as_csv), ("JSON", as_json)):
-            data = partial(make, screening)
-            st.download_button(f"Download as {name}", data, f"diagnoses.{name.lower()}", on_click="ignore")
+        download("Download as CSV", lambda: as_csv(screening), "diagnoses.csv")
+        download("Download as JSON", lambda: as_json(screening), "diagnoses.json")
 
 
 def record(one: Screened) -> dict[str, Any]:

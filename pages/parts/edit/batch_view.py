@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import random
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +11,13 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts.edit import objective_view, part_views
-from pages.parts.edit.files import edit_file
+from pages.parts.edit import part_views
+from pages.parts.edit.files import adapter_zip, edit_file
 from pages.shared import moment_panel, session, track, verdicts
-from pages.shared.charts import metric_row
+from pages.shared.charts import download, metric_row
 from pages.shared.tables import literal, table
 from pages.shared.text import count, edit_label, number
-from rome_core import EditRequest, LanguageModel, RomeError, export_adapter, load_facts
+from rome_core import EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.verdict import Size, size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
@@ -140,7 +137,7 @@ def uploaded() -> None:
     try:
         read = read_table(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return
     if read.problems:
         table([{"left out": problem} for problem in read.problems])
@@ -167,7 +164,7 @@ def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConf
             session.put_edit(edit, edit_label(edit), replaced, on=size.verdict != "disabling")
             replaced = ()
 
-    session.keep_job(JOB, track.submit(f"{count(len(requests), 'fact')} by {config.name}", work, then=put))
+    session.start_job(JOB, f"{count(len(requests), 'fact')} by {config.name}", work, then=put)
 
 
 # ------------------------------------------------------------------------------------------------------------- result
@@ -257,7 +254,7 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             "k*": part_views.key_view,
             "v*": part_views.value_view,
             "Δ": part_views.update_view,
-            "Objective": objective_view.objective_view,
+            "Objective": part_views.objective_view,
         }
         chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
     whole, place = places[at]
@@ -268,31 +265,13 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
 
 def files(lm: LanguageModel, batch: Batch) -> None:
     with st.container(horizontal=True):
-        st.download_button("Outcomes as CSV", lambda: batch_csv(batch), "batch.csv", on_click="ignore", key="batch-csv")
-        st.download_button(
-            "Outcomes as JSON, with settings",
-            lambda: batch_json(lm, batch),
-            "batch.json",
-            on_click="ignore",
-            key="batch-json",
-        )
-        st.download_button(
-            "Edits (zip)",
-            lambda: edits_zip(batch.edits),
-            "edits.zip",
-            on_click="ignore",
-            key="batch-edits",
-            help="One file an edit, for this page or rome_core.load_edit, and one LoRA adapter of all.",
-        )
+        download("Outcomes as CSV", lambda: batch_csv(batch), "batch.csv", "batch-csv")
+        download("Outcomes as JSON, with settings", lambda: batch_json(lm, batch), "batch.json", "batch-json")
+        what = "One file an edit, for this page or rome_core.load_edit, and one LoRA adapter of all."
+        download("Edits (zip)", lambda: edits_zip(batch.edits), "edits.zip", "batch-edits", what)
 
 
 def edits_zip(edits: Sequence[Edit]) -> bytes:
     """Every edit as a file, in order, and all of them as one adapter."""
-    packed = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for place, edit in enumerate(edits, start=1):
-            archive.writestr(f"edit-{place:03}-{edit.method}.safetensors", edit_file(edit))
-        export_adapter(edits, Path(folder))
-        for path in sorted(Path(folder).rglob("*")):
-            archive.write(path, Path("adapter") / path.relative_to(folder))
-    return packed.getvalue()
+    files = {f"edit-{n:03}-{edit.method}.safetensors": edit_file(edit) for n, edit in enumerate(edits, start=1)}
+    return adapter_zip(edits, "adapter", files)

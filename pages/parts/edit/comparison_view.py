@@ -10,7 +10,7 @@ import streamlit as st
 
 from pages.parts.edit.comparison_figure import methods_figure
 from pages.shared import moment_panel, session, track, verdicts
-from pages.shared.charts import draw_chart, page_theme
+from pages.shared.charts import download, draw_chart, page_theme
 from pages.shared.edit_form import with_settings_of
 from pages.shared.tables import draw_text, literal, table
 from pages.shared.text import count, edit_label, number, word_differences
@@ -35,7 +35,7 @@ class Run:
     rows: tuple[MethodRow, ...] = ()
 
 
-def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig, below: tuple[Edit, ...]) -> None:
+def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -> None:
     st.markdown(
         "Every method edits the fact above, each by itself. Methods that look for the same value δ share one search: "
         "then only their updates differ."
@@ -43,7 +43,7 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig, b
     task = task_form(request) if request else None
     configs = configs_like(lm, config, request)
     if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
-        start(lm, task, configs, below)
+        start(lm, task, configs, session.active(but=[task.request]))
     job: track.Job[Run, None] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info(
@@ -96,9 +96,7 @@ def configs_like(lm: LanguageModel, config: MethodConfig, request: EditRequest |
 
 
 def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tuple[Edit, ...]) -> None:
-    moments = {
-        layer: C for config in configs for layer in config.layers if (C := moment_panel.chosen(lm, layer)) is not None
-    }
+    moments = moment_panel.made_here(lm, [layer for config in configs for layer in config.layers])
 
     def work(job: track.Job[Run, None]) -> None:
         run = Run(lm.fingerprint, task, below)
@@ -107,7 +105,7 @@ def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tu
             job.partial = run = replace(run, rows=(*run.rows, row))
 
     session.stop_job(JOB)
-    session.keep_job(JOB, track.submit(f"{task.request.prompt.subject} by every method", work))
+    session.start_job(JOB, f"{task.request.prompt.subject} by every method", work)
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
@@ -156,17 +154,14 @@ def caption(lm: LanguageModel, run: Run) -> str:
     on_top = f" · on top of {count(len(run.below), 'edit')}" if run.below else ""
     asked = f"{count(len(task.paraphrases), 'paraphrase')}, {count(len(task.neighbours), 'neighbour')}"
     layers = sorted({layer for row in run.rows if row.config for layer in row.config.layers})
+    seeds = ", ".join(sorted({str(vars(row.config).get("seed", "–")) for row in run.rows if row.config}))
     where = f" · layers {', '.join(map(str, layers))}" if layers else ""
     return (
         f"{lm.name} · “{task.request.prompt.text}” → {task.request.target_new.strip()} · {asked}{where} · "
-        f"seed {seed_of(run.rows)}{on_top} · p(new): geometric mean over the object's tokens, on the edited prompt "
+        f"seed {seeds or '–'}{on_top} · p(new): geometric mean over the object's tokens, on the edited prompt "
         "and as a mean over the other prompts · NKL: KL(before ‖ after) of the next token on the neighbours, nats · "
         "seconds beyond a shared search"
     )
-
-
-def seed_of(rows: Sequence[MethodRow]) -> str:
-    return ", ".join(sorted({str(vars(row.config).get("seed", "–")) for row in rows if row.config})) or "–"
 
 
 def texts(run: Run) -> None:
@@ -197,14 +192,11 @@ def actions(lm: LanguageModel, run: Run) -> None:
                 help="In place of this fact's other edits in the sidebar.",
             )
         csv, json = st.columns(2, width=280)
-        csv.download_button("CSV", lambda: comparison_csv(run.rows), "methods.csv", on_click="ignore", key="bench-csv")
-        json.download_button(
-            "JSON with settings",
-            lambda: comparison_json(lm, run.task, run.rows, run.below),
-            "methods.json",
-            on_click="ignore",
-            key="bench-json",
-        )
+        with csv:
+            download("CSV", lambda: comparison_csv(run.rows), "methods.csv", "bench-csv")
+        with json:
+            make = lambda: comparison_json(lm, run.task, run.rows, run.below)  # noqa: E731
+            download("JSON with settings", make, "methods.json", "bench-json")
     active = [
         item.label for item in session.edits() if any(row.edit and row.edit.id == item.edit.id for row in run.rows)
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
 
 from pages.shared import session, track
+from pages.shared.charts import download
 from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
 from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_merged
@@ -22,22 +24,10 @@ def downloads(lm: LanguageModel, report: Report) -> None:
     edit, request = report.edit, report.request
     name = f"{edit.method}-{request.prompt.subject}-{request.target_new.strip()}".replace(" ", "_")
     with st.container(horizontal=True):
-        st.download_button(
-            "Download the edit",
-            lambda: edit_file(edit),
-            f"{name}.safetensors",
-            on_click="ignore",
-            key="download-edit",
-            help="Factors and settings in one small file, to be opened below or with rome_core.load_edit.",
-        )
-        st.download_button(
-            "Download as LoRA adapter",
-            lambda: adapter_zip(edit),
-            f"{name}-adapter.zip",
-            on_click="ignore",
-            key="download-adapter",
-            help="A zip with an adapter that peft loads onto the base model.",
-        )
+        what = "Factors and settings in one small file, to be opened below or with rome_core.load_edit."
+        download("Download the edit", lambda: edit_file(edit), f"{name}.safetensors", "download-edit", what)
+        what = "A zip with an adapter that peft loads onto the base model."
+        download("Download as LoRA adapter", lambda: adapter_zip(edit), f"{name}-adapter.zip", "download-adapter", what)
     st.caption(f"The file belongs to {lm.name} and is refused by any other model.")
     merged(lm, report)
 
@@ -64,14 +54,10 @@ def merged(lm: LanguageModel, report: Report) -> None:
             try:
                 target = new_folder(folder)
             except RomeError as error:
-                session.show_error(error)
+                track.show_error(error)
                 return
             edits = (*report.below, report.edit)
-
-            def work(job: track.Job[None, None]) -> None:
-                export_merged(lm, edits, target)
-
-            session.keep_job(key, track.submit(f"Writing {target.name}", work))
+            session.start_job(key, f"Writing {target.name}", lambda job: export_merged(lm, edits, target))
         if job := session.find_job(key):
             track.panel(job)
 
@@ -93,12 +79,15 @@ def edit_file(edit: Edit) -> bytes:
         return path.read_bytes()
 
 
-def adapter_zip(edit: Edit) -> bytes:
+def adapter_zip(edits: Edit | Sequence[Edit], under: str = "", files: Mapping[str, bytes] | None = None) -> bytes:
+    """One adapter of all edits in a folder of a zip, behind other files."""
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        export_adapter(edit, folder)
+        for name, content in (files or {}).items():
+            archive.writestr(name, content)
+        export_adapter(edits, folder)
         for path in sorted(Path(folder).rglob("*")):
-            archive.write(path, path.relative_to(folder))
+            archive.write(path, Path(under) / path.relative_to(folder))
     return packed.getvalue()
 
 
@@ -111,7 +100,7 @@ def opened(lm: LanguageModel) -> Edit | None:
     try:
         return read_edit(lm, file.getvalue())
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
 
 

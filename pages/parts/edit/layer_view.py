@@ -6,12 +6,13 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 
 from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
-from pages.shared.charts import ask_once, draw_chart, page_theme
+from pages.shared.charts import ask_once, download, draw_chart, page_theme
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
@@ -101,24 +102,16 @@ def figure(lm: LanguageModel, records: Records) -> None:
     draw_chart(drawn, f"sweep-{records.source}", "edit")
     best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use, args=(best,))
+        use = partial(st.session_state.update, layer=best)
+        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use)
         st.caption(
             f"The largest S by {policy} is {number(scores[best]['S'].value)} at layer {best}; with so few facts its "
             "neighbours within the band are as good."
             if "S" in scores[best]
             else "S needs paraphrases and neighbours."
         )
-    st.download_button(
-        "Records (JSON lines)",
-        lambda: "\n".join(json.dumps(as_record(row), ensure_ascii=False) for row in records.rows),
-        "layers.jsonl",
-        on_click="ignore",
-        key=f"sweep-records-{records.source}",
-    )
-
-
-def use(layer: int) -> None:
-    st.session_state["layer"] = layer
+    lines = lambda: "\n".join(json.dumps(as_record(row), ensure_ascii=False) for row in records.rows)  # noqa: E731
+    download("Records (JSON lines)", lines, "layers.jsonl", f"sweep-records-{records.source}")
 
 
 def caption(lm: LanguageModel, records: Records, policy: str) -> str:
@@ -175,4 +168,4 @@ def start(lm: LanguageModel, config: MethodConfig, n: int, step: int, seed: int,
 
     session.stop_job(JOB)
     empty = Records(HERE, lm.fingerprint, (), settings)
-    session.keep_job(JOB, track.submit(f"Sweep over {count(len(layers), 'layer')}", work, published=empty))
+    session.start_job(JOB, f"Sweep over {count(len(layers), 'layer')}", work, published=empty)

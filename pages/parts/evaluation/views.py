@@ -9,7 +9,8 @@ import streamlit as st
 
 from pages.parts.evaluation import figures
 from pages.parts.evaluation.run import Shown, parquet
-from pages.shared.charts import choose_image_format, draw_chart, draw_clickable_chart, page_theme
+from pages.shared.charts import choose_image_format, download, draw_chart, draw_clickable_chart, page_theme
+from pages.shared.fact_sets import link_of
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core.evaluation.published import PUBLISHED, SOURCE
@@ -127,13 +128,7 @@ def case(run: Shown, method: str, position: int, facts: Sequence[Fact]) -> None:
     st.subheader(literal(f"{after.subject}, {method}"))
     fact = next((fact for fact in facts if fact.id == after.fact and fact.prompt.subject == after.subject), None)
     if fact is not None:
-        link = {
-            "template": fact.prompt.template,
-            "subject": fact.prompt.subject,
-            "target": fact.target_new,
-            "true": fact.target_true,
-            "method": method.partition("@")[0],
-        }
+        link = {**link_of(fact), "method": method.partition("@")[0]}
         st.page_link("pages/edit.py", label="Open on the Edit page", query_params=link)
     elif run.about.get("prompts") == PROMPTS_LEFT_OUT:
         st.caption("A public file's prompts are no part of this study: docs/results.md has the command that makes it.")
@@ -169,17 +164,9 @@ def failures(failed: Sequence[Row]) -> None:
 
 def files(run: Shown, lines: Sequence[Line], names: Sequence[str], key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button("CSV", lambda: scores_csv(lines), "scores.csv", on_click="ignore", key=f"csv-{key}")
-        st.download_button(
-            "Parquet, with settings",
-            lambda: parquet(lines, run.about),
-            "scores.parquet",
-            on_click="ignore",
-            key=f"parquet-{key}",
-        )
-        st.download_button(
-            "LaTeX", lambda: as_latex(merge_unedited(lines), names), "scores.tex", on_click="ignore", key=f"tex-{key}"
-        )
+        download("CSV", lambda: scores_csv(lines), "scores.csv", f"csv-{key}")
+        download("Parquet, with settings", lambda: parquet(lines, run.about), "scores.parquet", f"parquet-{key}")
+        download("LaTeX", lambda: as_latex(merge_unedited(lines), names), "scores.tex", f"tex-{key}")
         choose_image_format()
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.parts.sequence import figures as sequence_figures
 from pages.shared import probe_panel, session
-from pages.shared.charts import choose_image_format, draw_chart, metric_row, page_theme
+from pages.shared.charts import choose_image_format, download, draw_chart, draw_tabs, metric_row, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel
@@ -75,33 +75,29 @@ def details(lm: LanguageModel, run: SequenceRun, factor: float) -> None:
     records = run.records
     if not records:
         return
-    names = ["Step by step", "Retention matrix", "Probe texts", "Knowing or saying", "Save"]
-    steps, matrix, texts, probes, files = st.tabs(names, key="sequence-tab", on_change="rerun")
-    if steps.open:
-        with steps:
-            step_view(lm, run, records)
-    if matrix.open:
-        with matrix:
-            if len(records) > 1:
-                figure = sequence_figures.matrix_figure(records, sequence_figures.caption(run), page_theme())
-                draw_chart(figure, "sequence-matrix", "retention")
-            st.caption("A row a step, a column a fact. Between two checks only a step's own facts are asked.")
-    if texts.open:
-        with texts:
-            probe_texts(run, records)
-    if probes.open:
-        with probes:
-            step = int(st.session_state.get("sequence-step", records[-1].step))
-            probe_panel.draw_run_probes(lm, run, step)
-    if files.open:
-        with files, st.container(horizontal=True):
-            st.download_button(
-                "CSV, one row a step", lambda: records_csv(records, factor), "sequence.csv", on_click="ignore"
-            )
-            st.download_button(
-                "JSON, settings and records", lambda: run_json(run, records), "sequence.json", on_click="ignore"
-            )
-            choose_image_format()
+    step = int(st.session_state.get("sequence-step", records[-1].step))
+    views = {
+        "Step by step": lambda: step_view(lm, run, records),
+        "Retention matrix": lambda: matrix(run, records),
+        "Probe texts": lambda: probe_texts(run, records),
+        "Knowing or saying": lambda: probe_panel.draw_run_probes(lm, run, step),
+        "Save": lambda: files(run, records, factor),
+    }
+    draw_tabs(views, "sequence-tab")
+
+
+def matrix(run: SequenceRun, records: Sequence[Record]) -> None:
+    if len(records) > 1:
+        figure = sequence_figures.matrix_figure(records, sequence_figures.caption(run), page_theme())
+        draw_chart(figure, "sequence-matrix", "retention")
+    st.caption("A row a step, a column a fact. Between two checks only a step's own facts are asked.")
+
+
+def files(run: SequenceRun, records: Sequence[Record], factor: float) -> None:
+    with st.container(horizontal=True):
+        download("CSV, one row a step", lambda: records_csv(records, factor), "sequence.csv")
+        download("JSON, settings and records", lambda: run_json(run, records), "sequence.json")
+        choose_image_format()
 
 
 def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) -> None:

@@ -196,9 +196,9 @@ def trace_marginals(traces: Mapping[str, Trace], theme: Theme = LIGHT) -> go.Fig
         effects = trace.indirect_effect.double().nan_to_num(nan=-np.inf).cpu().numpy()
         style = {"name": KINDS[site], "legendgroup": site, "marker": {"color": SITE_COLOURS[site], "size": 6}}
         style |= {"line": {"color": SITE_COLOURS[site], "width": 2}, "mode": "lines+markers"}
-        fig.add_scatter(y=_finite(effects.max(0)), **style, row=1, col=1)
+        fig.add_scatter(y=finite(effects.max(0)), **style, row=1, col=1)
         tokens = list(range(len(effects)))
-        fig.add_scatter(x=_finite(effects.max(1)), y=tokens, showlegend=False, **style, row=1, col=2)
+        fig.add_scatter(x=finite(effects.max(1)), y=tokens, showlegend=False, **style, row=1, col=2)
     frame_figure(fig, _marginal_title(traces), caption(last), 260, theme, left=60, legend_rows=1)
     effect = f"indirect effect, {metric_name(last)}"
     fig.update_xaxes(title_text="layer (strongest token)", row=1, col=1)
@@ -208,7 +208,7 @@ def trace_marginals(traces: Mapping[str, Trace], theme: Theme = LIGHT) -> go.Fig
     return fig.update_layout(hovermode="closest")
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def finite(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.shared import session
+from pages.shared import session, track
 from pages.shared.forms import widget
 from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show_token
 from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
@@ -115,7 +115,7 @@ def _read_request(
         if config.metric == "logit difference" and not foil:
             raise PromptError("The logit difference needs a second answer.", "", "Write one in the settings.")
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return None
     followed = as_target(answer) if answer.strip() else None
     second = as_target(foil) if config.metric == "logit difference" else None
@@ -128,7 +128,7 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
         top, p_answer = _clean_run(lm, request)
         doubts = warnings(lm, request, top, p_answer)
     except RomeError as error:
-        session.show_error(error)
+        track.show_error(error)
         return False
     continuation = ", ".join(f"`{show_token(token)}` {number(p)}" for token, p in top[:SHOWN_TOKENS])
     who = "The edited model" if request.edits else "The model"

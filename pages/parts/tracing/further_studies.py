@@ -9,8 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.parts.tracing.noise_figure import LITTLE, enough, noise_figure
-from pages.parts.tracing.path_severing_figure import severed_figure, severed_words
+from pages.parts.tracing.study_figures import LITTLE, enough, noise_figure, severed_figure
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import Theme
@@ -18,7 +17,7 @@ from rome_core import LanguageModel, Trace
 from rome_core.progress import Track
 from rome_core.tracing.kinds import TraceRun
 from rome_core.tracing.noise import SCALES, NoiseLevel, noise_study
-from rome_core.tracing.path_severing import Severed, path_severing_steps
+from rome_core.tracing.path_severing import path_severing_steps
 from rome_core.tracing.runs import TraceRequest, prepare
 
 
@@ -59,7 +58,7 @@ def _draw_study(lm: LanguageModel, run: TraceRun, study: Study) -> None:
             for so_far in study.steps(lm, request, job.track):
                 job.partial = so_far
 
-        session.keep_job(key, track.submit(f"{study.label}: “{request.prompt.text}”", work))
+        session.start_job(key, f"{study.label}: “{request.prompt.text}”", work)
         st.rerun()  # the whole page, so that the sidebar shows the job as well
 
     def draw(job: track.Job[Any, None]) -> None:
@@ -70,10 +69,6 @@ def _draw_study(lm: LanguageModel, run: TraceRun, study: Study) -> None:
 
     if job is not None:
         track.panel(job, draw)
-
-
-def _sever(lm: LanguageModel, request: TraceRequest, track: Track) -> Iterator[Severed]:
-    yield from path_severing_steps(lm, prepare(lm, request), track=track)
 
 
 def _measure_levels(lm: LanguageModel, request: TraceRequest, track: Track) -> Iterator[list[NoiseLevel]]:
@@ -94,9 +89,13 @@ SEVERED = Study(
     why="The residual state at the subject's last token is restored at one layer, as above; then again while that "
     "token's MLP (or attention) outputs in the layers above stay corrupted. What is lost flowed through them.",
     button="Sever the paths",
-    steps=_sever,
+    steps=lambda lm, request, track: path_severing_steps(lm, prepare(lm, request), track=track),
     figure=severed_figure,
-    says=severed_words,
+    # What the title leaves out: where the two shares are taken, and why they need not add up to one.
+    says=lambda trace, result: (
+        "Shares are those of the layer where severing costs most. They need not add up to 100 %: an effect may need "
+        "both paths, or go through the residual stream and other tokens."
+    ),
 )
 NOISE = Study(
     name="noise",

@@ -6,7 +6,6 @@ import io
 import zipfile
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import streamlit as st
 
@@ -38,25 +37,23 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
         if job.live:
             st.caption("Both runs, clean and corrupted, are being recorded.")
         return
-    metrics(run)
+    metrics(run, run.first)
     ended = not job.live
-    heatmaps(run, job.id, _picked(run, job.id) if ended else None)
+    heatmaps(run, run.first, job.id, _picked(run, job.id) if ended else None)
     curves(run, job.id)
     if ended and run.exact:
-        one_cell(lm, run, job.id)
+        one_cell(lm, run, run.first, job.id)
         colored_prompt(run, job.id)
         compare_with_preview(run)
         draw_panels(lm, run, job.id)
-        files(run)
+        files(run, run.first)
 
 
 # --------------------------------------------------------------------------------------------------- numbers, figures
 
 
-def metrics(run: TraceRun) -> None:
+def metrics(run: TraceRun, first: Trace) -> None:
     """The numbers that matter, in a row."""
-    first = run.first
-    assert first is not None
     answer = show_token(first.answer)
     row = st.columns(5)
     row[0].metric(f"p({answer}), clean", number(first.clean))
@@ -75,10 +72,8 @@ def metrics(run: TraceRun) -> None:
         place.metric(name, f"{about}{show_token(trace.labels[token])} · {layer}", help="Token · layer (centre).")
 
 
-def heatmaps(run: TraceRun, id: str, picked: tuple[str, int, int] | None) -> None:
+def heatmaps(run: TraceRun, first: Trace, id: str, picked: tuple[str, int, int] | None) -> None:
     """The three kinds on one colour scale. A click on a cell chooses it for the details below."""
-    first = run.first
-    assert first is not None
     low, high = figures.colour_range(first)
     pale = "Pale cells are approximate (attribution patching); exact values replace them one by first."
     st.caption("Click a cell for its details below; one colour scale for all three." if run.complete else pale)
@@ -121,10 +116,10 @@ def _picked(run: TraceRun, id: str) -> tuple[str, int, int]:
     return tuple(st.session_state[f"{name}-{id}"] for name in ("kind", "token", "layer"))
 
 
-def one_cell(lm: LanguageModel, run: TraceRun, id: str) -> None:
+def one_cell(lm: LanguageModel, run: TraceRun, first: Trace, id: str) -> None:
     """What restoring one cell does to the next token, and where its layer attends."""
     st.subheader("One cell in detail")
-    site, token, layer = _cell_inputs(run, id)
+    site, token, layer = _cell_inputs(first, id)
     trace = run.exact.get(site)
     if trace is None:
         st.caption(f"{KINDS[site]} was not traced: the run was stopped before.")
@@ -137,13 +132,13 @@ def one_cell(lm: LanguageModel, run: TraceRun, id: str) -> None:
             query_params={"template": trace.prompt.template, "subject": trace.prompt.subject, "layer": str(layer)},
         )
     with st.expander(f"Attention of layer {layer}, clean prompt, every head", expanded=True):
-        labels, pattern = _cached_attention(lm, run, layer)
+        key, request = ("attention", lm.fingerprint, run.request.key, layer), run.request
+        read = lambda: attention(lm, request.prompt, layer, edits=request.edits)  # noqa: E731
+        labels, pattern = session.compute_once(key, read)
         circuits.attention_heads([show_token(label) for label in labels], pattern, key=f"heads-{id}-{layer}")
 
 
-def _cell_inputs(run: TraceRun, id: str) -> tuple[str, int, int]:
-    first = run.first
-    assert first is not None
+def _cell_inputs(first: Trace, id: str) -> tuple[str, int, int]:
     n_tokens, n_layers = first.indirect_effect.shape
     row = st.container(horizontal=True, vertical_alignment="bottom")
     site = row.segmented_control(
@@ -168,11 +163,6 @@ def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, la
         "restored": f"Restored: {what}",
     }
     st.html(token_tables({titles[name]: rows for name, rows in tops.items()}, trace.answer))
-
-
-def _cached_attention(lm: LanguageModel, run: TraceRun, layer: int) -> Any:
-    key = ("attention", lm.fingerprint, run.request.key, layer)
-    return session.compute_once(key, lambda: attention(lm, run.request.prompt, layer, edits=run.request.edits))
 
 
 def colored_prompt(run: TraceRun, id: str) -> None:
@@ -214,7 +204,7 @@ def compare_with_preview(run: TraceRun) -> None:
             st.dataframe(rows, hide_index=True)
 
 
-def files(run: TraceRun) -> None:
+def files(run: TraceRun, first: Trace) -> None:
     """The numbers and figures to take away."""
     st.subheader("Take it away")
     code = "\n\n".join(snippet(trace) for trace in run.exact.values())
@@ -223,16 +213,14 @@ def files(run: TraceRun) -> None:
         st.download_button("Arrays (npz)", heat_maps_npz(run.exact), "trace.npz", on_click="ignore")
         st.download_button("Python", code, "trace.py", "text/x-python", on_click="ignore")
         if find_spec("kaleido"):
-            st.download_button("Figures (zip)", partial(figure_zip, run), "trace-figures.zip", on_click="ignore")
+            st.download_button("Figures (zip)", partial(figure_zip, run, first), "trace-figures.zip", on_click="ignore")
         choose_image_format()
     with st.expander("Python that makes these numbers"):
         st.code(code, language="python")
 
 
-def figure_zip(run: TraceRun) -> bytes:
+def figure_zip(run: TraceRun, first: Trace) -> bytes:
     """All figures as SVG and PNG on white. Needs kaleido and a Chrome; without one the zip holds the reason."""
-    first = run.first
-    assert first is not None
     low, high = figures.colour_range(first)
     drawn = {f"trace-{site}": figures.trace_heatmap(trace, low, high) for site, trace in run.exact.items()}
     drawn["trace-curves"] = figures.trace_marginals(run.exact)
