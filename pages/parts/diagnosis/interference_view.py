@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import streamlit as st
@@ -11,7 +12,7 @@ from pages.shared import moment_panel, session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
-from rome_core import LanguageModel
+from rome_core import LanguageModel, Moment
 from rome_core.diagnosis.interference import Moved, Overlap, layers_of, moved, name_of, overlap, predict
 from rome_core.editing.edit import Edit
 from rome_core.evaluation.foresight import Foresight
@@ -53,7 +54,9 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     new = candidates[chosen]
     earlier = tuple(edit for edit in active if edit.id != chosen)
     if st.button("Foretell", key="foretell", type="primary"):
-        session.start_job(JOB, "Comparing edits", lambda job: foretell(lm, new, earlier))
+        layers = sorted({layer for edit in (*earlier, new) for layer in layers_of(lm, edit)})
+        moments = moment_panel.moments(lm, layers)  # here: a job sees no session
+        session.start_job(JOB, "Comparing edits", lambda job: foretell(lm, new, earlier, moments))
         session.forget_job(CHECK)
     job: track.Job[None, Foretold] | None = session.find_job(JOB)
     if job is None:
@@ -71,11 +74,8 @@ def title(edit: Edit, active: bool) -> str:
     return f"{name_of(edit.requests[0])}{more} ({edit.method}{'' if active else ', not applied'})"
 
 
-def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...]) -> Foretold:
-    edits = (*earlier, new)
-    layers = sorted({layer for edit in edits for layer in layers_of(lm, edit)})
-    overlaps = overlap(lm, edits, moment_panel.moments(lm, layers))
-    return Foretold(new, earlier, overlaps, predict(lm, new, earlier))
+def foretell(lm: LanguageModel, new: Edit, earlier: tuple[Edit, ...], moments: Mapping[int, Moment] | None) -> Foretold:
+    return Foretold(new, earlier, overlap(lm, (*earlier, new), moments), predict(lm, new, earlier))
 
 
 def show(lm: LanguageModel, foretold: Foretold) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -157,7 +157,8 @@ def columns_for(rows: Sequence[Row]) -> tuple[str, ...]:
 def as_parquet(lines: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
     """The rows of the CSV as Parquet, with what the run says of itself in the file's metadata."""
     table = [
-        {**{name: getattr(line, name) for name in HEADER}, "measure": name, **asdict(score)}
+        {**{name: getattr(line, name) for name in HEADER}, "measure": name}
+        | {"value": score.value, "low": score.low, "high": score.high, "count": score.n}
         for line in lines
         for name, score in line.scores.items()
     ]
