@@ -51,7 +51,7 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
         start(lm, request, config, below)
     result(lm)
     with st.expander("Open a saved edit"):
-        edit = edit_files.opened(lm)
+        edit = edit_files.open_saved(lm)
     if edit:
         show_opened(lm, edit)
 

@@ -113,9 +113,9 @@ def other_run() -> Shown | None:
         try:
             with st.spinner("Reading the run", show_time=True):
                 if path and path.strip():
-                    return evaluation_run.opened(path)
+                    return evaluation_run.open_folder(path)
                 if name in studies:
-                    return evaluation_run.opened(str(studies[name]), str(name))
+                    return evaluation_run.open_folder(str(studies[name]), str(name))
         except RomeError as error:
             track.show_error(error)
     return kept.get(str(name))

@@ -2,7 +2,7 @@
 
 An edit's Δ answers every key k with Δk, which is large where kᵀC⁻¹k_edit is. So KᵀC⁻¹K over the keys of all edits of
 a layer says who disturbs whom, and Δ_new k_i is exactly how far the next edit moves the value of edit i, as long as no
-edit of an earlier layer changes the key. `moved` measures it with both in place.
+edit of an earlier layer changes the key. `measure_moves` measures it with both in place.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def predict(lm: LanguageModel, new: Edit, earlier: Sequence[Edit]) -> tuple[Move
     return tuple(result)
 
 
-def moved(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: Track = silent) -> tuple[Moved, ...]:
+def measure_moves(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: Track = silent) -> tuple[Moved, ...]:
     """The prediction, and what happens to the model's states and answers when `new` joins the earlier edits."""
     result = []
     predictions = iter(predict(lm, new, earlier))

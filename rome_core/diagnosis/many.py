@@ -49,7 +49,7 @@ def diagnose_many(
         try:
             config = config.with_prefixes(lm, edits)
             edit = solve(lm, [request], config, moments=moments, edits=edits, track=track)
-            yield screened(lm, edit, moments)
+            yield screen(lm, edit, moments)
         except RomeError as error:
             yield Screened(request, error=str(error))
 
@@ -64,12 +64,12 @@ def diagnose_sequence(
     """Diagnose edits that are solved already, each as it is."""
     for edit in track(list(edits), "Diagnosing", len(edits)):
         try:
-            yield screened(lm, edit, moments)
+            yield screen(lm, edit, moments)
         except RomeError as error:
             yield Screened(edit.requests[0], edit=edit, error=str(error))
 
 
-def screened(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None = None) -> Screened:
+def screen(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None = None) -> Screened:
     if has_key(edit):
         found = diagnose(lm, edit, moments)
         return Screened(edit.requests[0], edit, found.verdict, found, found.relative_F)

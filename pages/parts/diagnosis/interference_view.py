@@ -13,7 +13,7 @@ from pages.shared.charts import draw_chart, page_theme
 from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import LanguageModel, Moment
-from rome_core.diagnosis.interference import Moved, Overlap, layers_of, moved, name_of, overlap, predict
+from rome_core.diagnosis.interference import Moved, Overlap, layers_of, measure_moves, name_of, overlap, predict
 from rome_core.editing.edit import Edit
 from rome_core.evaluation.foresight import Foresight
 
@@ -88,7 +88,7 @@ def show(lm: LanguageModel, foretold: Foretold) -> None:
         return
     st.markdown(f"**How far {literal(name_of(foretold.new.requests[0]))} will move the earlier edits**")
     if st.button("Check against the model", key="check", help="Runs the model with and without it; nothing is kept."):
-        measure = lambda job: tuple(moved(lm, foretold.new, foretold.earlier, job.track))  # noqa: E731
+        measure = lambda job: tuple(measure_moves(lm, foretold.new, foretold.earlier, job.track))  # noqa: E731
         session.start_job(CHECK, "Checking the forecast", measure)
     check: track.Job[None, tuple[Moved, ...]] | None = session.find_job(CHECK)
     if check is not None and check.result is None:

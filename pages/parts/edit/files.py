@@ -29,10 +29,10 @@ def downloads(lm: LanguageModel, report: Report) -> None:
         what = "A zip with an adapter that peft loads onto the base model."
         download("Download as LoRA adapter", lambda: adapter_zip(edit), f"{name}-adapter.zip", "download-adapter", what)
     st.caption(f"The file belongs to {lm.name} and is refused by any other model.")
-    merged(lm, report)
+    offer_merged(lm, report)
 
 
-def merged(lm: LanguageModel, report: Report) -> None:
+def offer_merged(lm: LanguageModel, report: Report) -> None:
     """Write the whole edited model to a folder of the server, as a job."""
     with st.expander("Write the edited model to a folder"):
         below = len(report.below)
@@ -91,7 +91,7 @@ def adapter_zip(edits: Edit | Sequence[Edit], under: str = "", files: Mapping[st
     return packed.getvalue()
 
 
-def opened(lm: LanguageModel) -> Edit | None:
+def open_saved(lm: LanguageModel) -> Edit | None:
     """An edit that was uploaded just now: once for each file, and not again on every rerun."""
     file = st.file_uploader("Open a saved edit of this model", type=["safetensors"], key="edit-file")
     if file is None or file.file_id in session.taken_uploads():

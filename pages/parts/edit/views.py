@@ -64,7 +64,7 @@ def metrics(report: Report) -> None:
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
         if edit.keys is not None
         else ("‖Δ‖", number(size.norm_F), limit, "How far the weights moved, and how far they were allowed to."),
-        ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", moved(report)),
+        ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", describe_move(report)),
         (
             "Verdict",
             verdicts.label(report.verdict),
@@ -79,7 +79,7 @@ def allowed(steps: Sequence[Step]) -> str:
     return f"clamp {number(steps[-1].limit)}" if isfinite(steps[-1].limit) else "no clamp"
 
 
-def moved(report: Report) -> str:
+def describe_move(report: Report) -> str:
     """How far the weights move, matrix by matrix."""
     sizes = report.size.modules
     if len(sizes) == 1:

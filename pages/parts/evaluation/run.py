@@ -46,18 +46,18 @@ def start(lm: LanguageModel, asked: RunRequest) -> track.Job[Shown, Shown]:
         store: Store | None = None
         for _ in carry_out(lm, plan, folder, track=job.track):
             store = store or Store(folder)
-            job.partial = shown(store, asked)
-        return shown(store or Store(folder), asked)
+            job.partial = select_rows(store, asked)
+        return select_rows(store or Store(folder), asked)
 
     return track.submit(asked.label, work)
 
 
-def shown(store: Store, asked: RunRequest) -> Shown:
+def select_rows(store: Store, asked: RunRequest) -> Shown:
     """The rows that the form asks for."""
     return Shown(asked.label, store.about, asked.rows(store))
 
 
-def opened(path: str, name: str = "") -> Shown:
+def open_folder(path: str, name: str = "") -> Shown:
     """Any run's folder, of this page or of rome-evaluate. The session keeps what it has read of it."""
     key, store = ("run's folder", path.strip()), Store(path.strip())
     former: Store | None = session.recall(key)

@@ -53,7 +53,7 @@ def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Sh
         scores(other, present_columns(other, columns_for(beside.rows)), f"beside-{key}")
         runs["the run beside it"] = other
     caption = figures.caption_of(run.about, len(known & edited) if known_only else len(edited), known_only)
-    drawn(runs, run, names, caption, known_only, key, facts, live)
+    draw_measure(runs, run, names, caption, known_only, key, facts, live)
     failures(failed)
     if not live:
         files(run, lines, names, key)
@@ -90,7 +90,7 @@ def scores(lines: Sequence[Line], names: Sequence[str], key: str) -> None:
     )
 
 
-def drawn(
+def draw_measure(
     runs: Mapping[str, Sequence[Line]],
     run: Shown,
     names: Sequence[str],

@@ -218,7 +218,7 @@ class HyperConfig(MethodConfig):
         trained = lm.remember(NETWORKS, key, lambda: load_checkpoint(path, lm, self.network))
         pairs = [(request.prompt.text, request.target_new) for request in requests]
         (deltas,) = [
-            solved(lm, trained.network, forced_rows(lm, pairs, edited_blocks(lm).start, edits), requests[0])
+            make_updates(lm, trained.network, forced_rows(lm, pairs, edited_blocks(lm).start, edits), requests[0])
             for _ in on.track([0], "Editing", 1)
         ]
         training = trained.training
@@ -227,7 +227,7 @@ class HyperConfig(MethodConfig):
         return edit.scaled(self.scale)
 
 
-def solved(lm: LanguageModel, network: HyperNetwork, forced: Forced, request: EditRequest) -> tuple[Delta, ...]:
+def make_updates(lm: LanguageModel, network: HyperNetwork, forced: Forced, request: EditRequest) -> tuple[Delta, ...]:
     """The network's updates for these rows; differentiable with respect to the network."""
     found = gradients(lm, forced, list(edited_matrices(lm)))
     return network.updates(found, describe(lm, request))

@@ -98,7 +98,7 @@ def train(
     practice, exam = facts_of("train"), facts_of("validation")
     known, unknown = pieces_of_text(lm, schedule.seed, track)
     lessons, looks = Lessons(lm, practice, known, schedule.seed), Lessons(lm, exam, unknown, schedule.seed)
-    state = resumed(lm, kind, path, schedule) or begun(lm, kind, schedule, lessons, track)
+    state = resume_training(lm, kind, path, schedule) or begin_training(lm, kind, schedule, lessons, track)
     about = {**asdict(schedule), "lr": rate_of(state.network, schedule), "facts": len(practice)}
     began = time.monotonic()
 
@@ -155,7 +155,7 @@ def validate(lm: LanguageModel, network: HyperNetwork, lessons: Lessons, step: i
 # ------------------------------------------------------------------------------------------------------ begin, go on
 
 
-def begun(lm: LanguageModel, kind: str, schedule: Schedule, lessons: Lessons, track: Track) -> State:
+def begin_training(lm: LanguageModel, kind: str, schedule: Schedule, lessons: Lessons, track: Track) -> State:
     """An untrained network that has seen some training facts' gradients."""
     torch.manual_seed(schedule.seed)
     network = KINDS[kind](edited_matrices(lm), **KINDS[kind].sizes(lm)).to(lm.device)
@@ -186,7 +186,7 @@ def save_state(path: Path, state: State, schedule: Schedule) -> None:
     write_whole(state_path(path), lambda part: save_file(tensors, part, {"about": json.dumps(about)}))
 
 
-def resumed(lm: LanguageModel, kind: str, path: Path, schedule: Schedule) -> State | None:
+def resume_training(lm: LanguageModel, kind: str, path: Path, schedule: Schedule) -> State | None:
     """The training that was stopped, if there is one. Raises EditError where it was begun with other settings."""
     stopped = state_path(path)
     if not stopped.exists():

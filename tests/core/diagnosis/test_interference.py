@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rome_core.diagnosis.interference import Moved, moved, overlap, predict
+from rome_core.diagnosis.interference import Moved, measure_moves, overlap, predict
 from rome_core.editing.edit import Edit
 from rome_core.errors import EditError
 from rome_core.model.language_model import LanguageModel
@@ -70,7 +70,7 @@ def test_the_prediction_is_what_then_happens(family: str) -> None:
     lm = tiny_model(family)
     *earlier, new = edits(lm)
 
-    forecast, found = predict(lm, new, earlier), moved(lm, new, earlier)
+    forecast, found = predict(lm, new, earlier), measure_moves(lm, new, earlier)
 
     assert [one.label for one in forecast] == ["Eiffel Tower → Rome", "Paris → Japan"]
     for request, own, told, seen in zip(REQUESTS, earlier, forecast, found, strict=False):
@@ -91,7 +91,7 @@ def test_answers_before_and_after_are_the_models() -> None:
     lm = tiny_model()
     *earlier, new = edits(lm)
 
-    found = moved(lm, new, earlier)
+    found = measure_moves(lm, new, earlier)
 
     for one, edit in zip(found, earlier, strict=True):
         pair = [(edit.requests[0].prompt.text, " " + edit.requests[0].target_new)]
@@ -116,7 +116,7 @@ def test_an_edit_of_an_earlier_layer_changes_the_keys_and_the_measurement_shows_
     both = random_edit(lm, 2, seed=5)
     new = replace(both, deltas=(*both.deltas, *random_edit(lm, 1, seed=6).deltas))
 
-    (found,) = moved(lm, new, [earlier])
+    (found,) = measure_moves(lm, new, [earlier])
 
     assert found.measured != pytest.approx(found.predicted, rel=0.05)
 
