@@ -106,10 +106,16 @@ class Moment:
             raise MomentError(f"C has shape {tuple(self.C.shape)}, keys of '{lm.name}' have {lm.d_mlp} entries.")
         if self.n_tokens < 1:
             raise MomentError("C was made from no tokens.", "", "Compute it again.")
+        if self._flaw:
+            raise MomentError(self._flaw, "", "Compute it again.")
+
+    @cached_property
+    def _flaw(self) -> str:
+        """What is wrong with the entries, if anything; every solve asks, and C does not change."""
         if not bool(self.C.isfinite().all()):
-            raise MomentError("C has entries that are not finite.", "", "Compute it again.")
-        if not torch.allclose(self.C, self.C.T, rtol=1e-5, atol=1e-6 * float(self.C.abs().max())):
-            raise MomentError("C is not symmetric.", "", "Compute it again.")
+            return "C has entries that are not finite."
+        symmetric = torch.allclose(self.C, self.C.T, rtol=1e-5, atol=1e-6 * float(self.C.abs().max()))
+        return "" if symmetric else "C is not symmetric."
 
 
 def estimate_moment(
