@@ -15,7 +15,7 @@ from pages.shared.uploads import account_of, contents, first_time, uploaded
 from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
-from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_facts
+from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_sets
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows
@@ -33,16 +33,12 @@ def uploads() -> MutableMapping[str, Facts]:
 
 
 def upload() -> None:
-    """An uploader; files that can be read join this session's sets as one, which becomes the one in use."""
-    read = lambda files, encoding: (files, read_facts(contents(files), encoding))  # noqa: E731
-    given = uploaded("Facts in any of the field's formats; several files make one set", "set-file", read)
-    if given is None:
-        return
-    files, facts = given
-    if first_time(files):
-        name = " + ".join(file.name for file in files)
-        uploads()[name] = facts
-        st.session_state["fact-set"] = name
+    """An uploader; each file that can be read joins this session's sets, and the last becomes the one in use."""
+    read = lambda files, encoding: (files, read_sets(contents(files), encoding))  # noqa: E731
+    given = uploaded("Facts in any of the field's formats", "set-file", read)
+    if given and first_time(given[0]):
+        uploads().update(given[1])
+        st.session_state["fact-set"] = list(given[1])[-1]
 
 
 def choose() -> tuple[str, Facts]:

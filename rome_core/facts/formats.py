@@ -19,7 +19,7 @@ from rome_core.errors import DataError, RomeError
 from rome_core.facts.fact import N_NEIGHBOURS, Fact, Probe
 from rome_core.facts.tables import OBJECT, PROMPT, SUBJECT, Cells, is_nothing, kind_of, plain
 from rome_core.files import ASSETS
-from rome_core.model.tokens import Prompt
+from rome_core.model.tokens import Prompt, check_letters
 
 OWN_FACTS = ASSETS / "facts.json"
 
@@ -397,7 +397,8 @@ def from_lama(template: str) -> str:
     return before.replace("[X]", "{}").strip()
 
 
-def _is_template(record: Cells) -> bool:
+def is_template(record: Cells) -> bool:
+    """Whether a record is a template of LAMA or ParaRel, not a fact."""
     return any(
         isinstance(record.get(name), str) and "[X]" in str(record[name]) for name in ("template", "pattern")
     ) and (not any(plain(name) in SUBJECT for name in record))
@@ -407,7 +408,7 @@ def templates_of(records: Iterable[Cells]) -> dict[str, list[str]]:
     """The templates that stand among the records (LAMA's relations.jsonl, ParaRel's patterns), by relation."""
     found: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        if _is_template(record):
+        if is_template(record):
             relation = record.get("relation") if isinstance(record.get("relation"), str) else ""
             found[str(relation)].append(str(record.get("pattern") or record.get("template")))
     return found
@@ -527,7 +528,7 @@ FORMATS = (
         _relation,
         frozenset({"name", "samples", "prompt templates", "prompt templates zs", "properties"}),
     ),
-    Format("templates", _is_template, _template, frozenset({"template", "pattern", "relation"})),
+    Format("templates", is_template, _template, frozenset({"template", "pattern", "relation"})),
     Format("T-REx", _is_triple, _triple, FLAT),
     Format("a table", lambda record: not _is_by_language(record), _flat, FLAT),
     Format("zsRE by language", _is_by_language, _languages, frozenset()),
@@ -562,9 +563,19 @@ def unused_fields(record: Cells, form: Format) -> list[str]:
 def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Found]:
     """What one record holds: facts, and a sentence for each thing that is none."""
     try:
-        yield from format_of(record).read(record, number, templates)
+        for part, item in format_of(record).read(record, number, templates):
+            yield part, item if isinstance(item, str) else _undamaged(item)
     except RomeError as error:
         yield "", str(error)
+
+
+def _undamaged(fact: Fact) -> Fact | str:
+    try:
+        for text in (fact.prompt.text, fact.target_new, fact.target_true, *fact.paraphrases, *fact.neighbours):
+            check_letters(text)
+    except RomeError as error:
+        return str(error)
+    return fact
 
 
 def with_flat_neighbours(facts: Sequence[Fact], flat: Sequence[bool]) -> list[Fact]:
