@@ -12,12 +12,11 @@ from rome_core.facts.fact import N_NEIGHBOURS, Fact, Part, Probe, distinct, part
 from rome_core.facts.formats import (
     OWN_FACTS,
     Templates,
-    format_of,
     is_template,
     name_of,
+    notes_on,
     read_record,
     templates_of,
-    unused_fields,
     with_flat_neighbours,
 )
 from rome_core.facts.tables import Place, Problem, Source, plain, read_source
@@ -130,10 +129,10 @@ def _templates(sources: Sequence[Source]) -> Templates:
 def _facts(names: str, sources: Sequence[Source], templates: Templates) -> Facts:
     facts, flat, n_templates = list[Fact](), list[bool](), 0
     problems = [problem for source in sources for problem in source.problems]
-    forms, unused = Counter[str](), Counter[str]()
+    forms = Counter[str]()
     for source in sources:
         for number, (place, record) in enumerate(source.records.items()):
-            form, found = format_of(record), False
+            found = False
             for part, item in read_record(record, number + 1, templates):
                 found = True
                 if isinstance(item, Fact):
@@ -143,7 +142,6 @@ def _facts(names: str, sources: Sequence[Source], templates: Templates) -> Facts
                 else:
                     problems.append(Problem(Place(place.number, place.unit, place.source, part), item))
             n_templates += not found
-            unused.update(unused_fields(record, form))
     if not facts:
         raise _nothing(names, problems, n_templates)
     return Facts(
@@ -152,7 +150,7 @@ def _facts(names: str, sources: Sequence[Source], templates: Templates) -> Facts
         n_empty=sum(source.n_empty for source in sources),
         n_templates=n_templates,
         forms=[f"{n} × {form}" for form, n in forms.items()],
-        notes=[f"Not used: {', '.join(name for name, _ in unused.most_common(12))}."] if unused else [],
+        notes=notes_on(record for source in sources for record in source.records.values()),
     )
 
 

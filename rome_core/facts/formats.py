@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -555,9 +555,13 @@ def name_of(record: Cells) -> str:
     return next((name for marks, name in _KINDS if marks <= fields), form.name) if form.read is _flat else form.name
 
 
-def unused_fields(record: Cells, form: Format) -> list[str]:
-    """The fields of a record that its reader does not look at."""
-    return [] if not form.fields else [str(name) for name in record if plain(name) not in form.fields]
+def notes_on(records: Iterable[Cells]) -> tuple[str, ...]:
+    """What stands in records and is not used: fields that their readers do not look at, the most frequent first."""
+    unused = Counter[str]()
+    for record in records:
+        known = format_of(record).fields
+        unused.update(str(name) for name in record if known and plain(name) not in known)
+    return (f"Not used: {', '.join(name for name, _ in unused.most_common(12))}.",) if unused else ()
 
 
 def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Found]:

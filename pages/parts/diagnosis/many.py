@@ -16,7 +16,7 @@ import streamlit as st
 
 from pages.shared import edit_form, moment_panel, session, track, uploads, verdicts
 from pages.shared.charts import download
-from pages.shared.tables import table
+from pages.shared.tables import literal, table
 from pages.shared.text import count, number
 from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.many import Screened, diagnose_many, diagnose_sequence
@@ -90,6 +90,8 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
         tell(str(problem))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
+    for note in reading.notes:
+        st.caption(literal(note))
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies())
     if not requests:
         return None, {}

@@ -136,6 +136,8 @@ def uploaded() -> None:
     files, tables = given
     if problems := [problem for read in tables for problem in read.problems]:
         table([{"left out": problem} for problem in problems])
+    for note in {note for read in tables for note in read.notes}:
+        st.caption(literal(note))
     if uploads.first_time(files):
         add([row for read in tables for row in read.rows.values() if not row.empty])
         st.rerun()
