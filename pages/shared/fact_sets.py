@@ -11,7 +11,7 @@ import streamlit as st
 from pages.shared import session
 from pages.shared.tables import literal
 from pages.shared.text import count
-from pages.shared.uploads import account_of, contents, first_time, uploaded
+from pages.shared.uploads import account_of, first_time, uploaded
 from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
@@ -34,11 +34,10 @@ def uploads() -> MutableMapping[str, Facts]:
 
 def upload() -> None:
     """An uploader; each file that can be read joins this session's sets, and the last becomes the one in use."""
-    read = lambda files, encoding: (files, read_sets(contents(files), encoding))  # noqa: E731
-    given = uploaded("Facts in any of the field's formats", "set-file", read)
-    if given and first_time(given[0]):
-        uploads().update(given[1])
-        st.session_state["fact-set"] = list(given[1])[-1]
+    given = uploaded("Facts in any of the field's formats", "set-file", read_sets)
+    if given and first_time("set-file"):
+        uploads().update(given)
+        st.session_state["fact-set"] = list(given)[-1]
 
 
 def choose() -> tuple[str, Facts]:

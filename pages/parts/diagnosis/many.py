@@ -109,7 +109,7 @@ def choose(source: str) -> Requests:
     if source == LIST:
         return read_requests(st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED) or "")
     if source == FILE:
-        read = lambda files, encoding: read_requests(files[-1].getvalue(), files[-1].name, encoding)  # noqa: E731
+        read = lambda files: read_requests(files[-1][1], files[-1][0])  # noqa: E731
         return uploads.uploaded("A table, JSON, or lines of text", "many-file", read) or Requests()
     facts = list(load_facts())
     left, right = st.columns(2)
