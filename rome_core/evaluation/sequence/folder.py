@@ -193,6 +193,17 @@ def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> Seq
     return run
 
 
+def discard_run(run: SequenceRun) -> None:
+    """Take back a run of which no step is finished, so that its folder is free for another one."""
+    if run.records:
+        raise DataError(f"The run in '{run.folder}' has finished steps.", "", "Delete its folder yourself.")
+    for name in ("run.json", "facts.json", RECORDS, ".lock"):  # run.json first: without it the folder is no run
+        (run.folder / name).unlink(missing_ok=True)
+    for folder in (run.folder / "edits", run.folder):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _about(run: SequenceRun) -> dict[str, Any]:
     plan = run.plan
     return {
