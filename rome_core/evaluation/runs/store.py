@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
 class Row:
     """One fact by one method at one stage: "before" any edit, "after" its own edit, "end": after its whole group's.
 
+    position: the fact's place in the run, by which facts are told apart; `fact` is its id, which others may have, too.
     answers: log-probabilities (nats) of the objects' tokens on every prompt, from which the scores can be made again.
     edit: id of the edit. solve_seconds: of the edit's solving, which the key policies of ROME share.
     """
@@ -87,19 +88,24 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 
 
 class Store:
-    """A run's folder. `settings` says what the run is; a folder that was begun with something else is refused."""
+    """A run's folder. `settings` says what the run is; a folder that was begun with something else is refused.
+
+    The folder, and in it what the run says of itself, is written with the first finished piece of work: a start that
+    fails leaves nothing behind that the right one would run into.
+    """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
+        self._told = settings is None  # whether run.json says what `about` does
         if settings is None:
             self.about = read_about(self.folder, FORMAT)
         else:
-            self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(settings))})
+            self.about = self._join({"format": FORMAT, **json.loads(json.dumps(settings))})
 
-    def _begin(self, settings: dict[str, Any]) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        if path.exists():
+    def _join(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What the run says of itself once these settings have joined what is there."""
+        if (self.folder / "run.json").exists():
             about = read_about(self.folder, FORMAT)
             for name in settings.keys() - GROWING:
                 if about.get(name) != settings[name]:
@@ -116,10 +122,8 @@ class Store:
             # More methods, and more facts of the same order, may join a run that is there.
             settings["methods"] = {**about["methods"], **settings["methods"]}
             settings = {**about, **settings, "records": max(about.get("records", 0), settings.get("records", 0))}
-            if settings == about:
-                return about
+            self._told = settings == about
         settings.setdefault("versions", versions(PACKAGES))
-        write_json(path, settings)
         return settings
 
     def _part(self, method: str, group: int) -> Path:
@@ -130,6 +134,9 @@ class Store:
 
     def write(self, method: str, group: int, rows: Iterable[Row]) -> None:
         """Keep the rows of one piece of work. A kill in the middle leaves nothing behind that counts."""
+        if not self._told:
+            write_json(self.folder / "run.json", self.about)
+            self._told = True
         table = pa.Table.from_pylist([{**asdict(row), "values": list(row.values.items())} for row in rows], SCHEMA)
         write_whole(self._part(method, group), lambda part: pq.write_table(table, part, compression="zstd"))
 
@@ -156,7 +163,9 @@ class Store:
         return len(failed)
 
     def note_sitting(self, sitting: Mapping[str, Any]) -> None:
-        """Write down one stretch of work at the end of the list."""
+        """Write down one stretch of work at the end of the list; of a run that has no folder yet, none."""
+        if not (self.folder / "run.json").exists():
+            return
         cut_off(self.folder / SITTINGS)
         append_line(self.folder / SITTINGS, sitting)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ import torch
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.second_moment import save_moment
-from rome_core.errors import DataError
+from rome_core.errors import DataError, RomeError
 from rome_core.evaluation import solving
 from rome_core.evaluation.answers import ask, pairs_of, questions_about
 from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_pairs
@@ -47,7 +48,7 @@ from rome_core.evaluation.runs.tables import (
 )
 from rome_core.evaluation.runs.work import Plan
 from rome_core.evaluation.scores import summarise
-from rome_core.facts.datasets import Fact
+from rome_core.facts.datasets import Fact, part_of
 from rome_core.files import STUDIES, cache_dir
 from rome_core.model.edits import relative_norms
 from rome_core.model.language_model import LanguageModel, load_model
@@ -202,6 +203,34 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("method", ["memit", "h-rome", "c-rome"])
+def test_facts_with_one_id_share_nothing(tmp_path: Path, method: str) -> None:
+    """Joined files repeat ids: three facts of id 1 have the numbers that they have with ids 0, 1 and 2."""
+    found = []
+    for ids in ("111", "012"):
+        facts = tuple(replace(fact, id=id) for fact, id in zip(FACTS, ids, strict=False))
+        list(carry_out(tiny(), plan(facts, (method,), group=3), tmp_path / ids))
+        rows = table(store := Store(tmp_path / ids))
+        assert [row["fact"] for row in rows if row["stage"] == "before"] == list(ids), "the id is kept as a label"
+        found.append(([{**row, "fact": ""} for row in rows], score_lines(store.rows())))
+
+    (one, lines), (other, expected) = found
+    assert same(one, other) and lines == expected
+    assert len({row["values"]["EM"] for row in one if row["stage"] == "before"}) == 3, "each has a before of its own"
+
+
+def test_a_failure_leaves_its_namesakes_in(tmp_path: Path) -> None:
+    lm = tiny_model("llama", layers=LAYERS, max_position_embeddings=40)
+    save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
+    long = replace(FACTS[0], prompt=Prompt("The city of {} is far away" + ", far away" * 20, "Paris"))
+    facts = tuple(replace(fact, id="1") for fact in (FACTS[0], long, FACTS[1]))
+    p = replace(plan(facts, ("rome",)), measures=replace(QUICK, passages=0))
+
+    before, after = score_lines(list(carry_out(lm, p, tmp_path / "run")))
+
+    assert (before.n, before.failed, after.n, after.failed) == (2, 1, 2, 1)
+
+
 @pytest.mark.parametrize(("failure", "told"), [(RuntimeError, "RuntimeError: x"), (TypeError, "TypeError: x")])
 def test_an_unforeseen_failure_is_logged_and_recorded_and_ends_nothing(
     tmp_path: Path,
@@ -310,8 +339,54 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(DataError, match="another version"):
         Store(tmp_path)
-    with pytest.raises(DataError, match="nothing to evaluate"):
-        list(carry_out(tiny(), plan((), ("rome",)), tmp_path / "run"))
+
+
+def test_what_cannot_be_evaluated_is_one_sentence_before_anything_is_done(tmp_path: Path) -> None:
+    lm, good = tiny(), plan(FACTS[:2], ("rome",))
+    same_objects = tuple(replace(fact, target_new=fact.target_true) for fact in FACTS)
+    for wrong, sentence in (
+        (replace(good, facts=()), "nothing to evaluate: there is no fact"),
+        (replace(good, methods={}), "nothing to evaluate: there is no method"),
+        (replace(good, group=0), "Groups of 0 facts"),
+        (replace(good, prefixes=0), "with 0 prefixes cannot be evaluated"),
+        (
+            replace(good, measures=replace(QUICK, passages=-1)),
+            "passages must be a whole number from 0 to 1,000, not -1",
+        ),
+        (
+            replace(good, facts=same_objects),
+            "4 of 4 facts have no new object to edit to. None is given, or it is the true",
+        ),
+        (replace(good, facts=(FACTS[0], same_objects[1])), "1 of 2 facts have no new object"),
+        (replace(good, methods={"rome": METHODS["rome"](layer=4)}), "Layer 4 does not exist"),
+        (replace(good, methods={"rome": METHODS["rome"](**SETTINGS | {"steps": 0})}), "steps must be a whole number"),
+    ):
+        with pytest.raises(RomeError, match=sentence):
+            list(carry_out(lm, wrong, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+    for wrong_facts in (same_objects, (FACTS[0], replace(FACTS[1], target_new=" "))):
+        with pytest.raises(DataError, match="have no new object"):
+            evaluate(lm, wrong_facts, METHODS["rome"](**SETTINGS))
+
+
+def test_a_start_that_fails_leaves_no_folder_and_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, wrong = tiny(), plan(FACTS[:1], ("rome",), group=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("rome_core.evaluation.runs.execution.moments_for", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            list(carry_out(lm, wrong, tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        list(carry_out(lm, wrong, tmp_path / "run", workers=stopped))
+    assert not (tmp_path / "run").exists()
+
+    rows = list(carry_out(lm, plan(FACTS[:1], ("rome",)), tmp_path / "run"))
+    assert len(rows) == 2 and Store(tmp_path / "run").about["group"] == 1
+
+
+def stopped(*_: object) -> Any:
+    raise KeyboardInterrupt
 
 
 DRIVER = """
@@ -503,6 +578,17 @@ def test_a_longer_choice_begins_with_the_shorter_one() -> None:
     assert choose_facts(FACTS, 4, 1)[:2] == choose_facts(FACTS, 2, 1)
     assert len({choose_facts(FACTS, 4, seed) for seed in range(10)}) > 5
     assert sorted(fact.id for fact in choose_facts(FACTS, None, 3)) == [fact.id for fact in FACTS]
+    with pytest.raises(DataError, match="-1 facts cannot be chosen"):
+        choose_facts(FACTS, -1, 0)
+
+
+def test_a_set_without_a_test_part_is_not_called_empty() -> None:
+    train = tuple(fact for fact in FACTS if part_of(fact) != "test")
+    asked = RunRequest("cities", "", train, 2)
+
+    assert train and len(replace(asked, test_only=False).choose(tiny())) == min(2, len(train))
+    with pytest.raises(DataError, match=f"None of the {len(train)} facts is in the test part. Half of all subjects"):
+        asked.choose(tiny())
 
 
 def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,8 +605,10 @@ def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypa
     assert choose_known(lm, many, 3, 5) == tuple(fact for fact in order if int(fact.id) % 3 == 0)[:3]
     assert asked == list(order[: len(asked)]) and len(asked) < len(many) / 2
     assert len(choose_known(lm, many, 1000, 5)) == len(range(0, len(many), 3))
-    with pytest.raises(DataError, match="knows none of the 2 facts"):
+    with pytest.raises(DataError, match="knows none of the 2 facts: it says the true object of none by itself"):
         choose_known(lm, [many[1], many[2]], 1, 5)
+    with pytest.raises(DataError, match="There are no facts of which the model could know some"):
+        choose_known(lm, [], 1, 5)
 
 
 def test_methods_at_several_layers() -> None:
