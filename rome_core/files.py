@@ -26,6 +26,14 @@ def cache_dir() -> Path:
     return user_cache_path("rome-explorer", appauthor=False).absolute()
 
 
+def expanded(path: str | Path) -> Path:
+    """A path as a user wrote it, with `~` as their home; one of a user who does not exist stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path` and move it there in one step: a kill leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

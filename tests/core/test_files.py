@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rome_core.files import ASSETS, STUDIES, cache_dir, csv_text, versions, write_whole
+from rome_core.files import ASSETS, STUDIES, cache_dir, csv_text, expanded, versions, write_whole
 
 
 def test_the_projects_own_files_are_there() -> None:
@@ -72,3 +72,11 @@ def test_a_table_as_csv_comes_back() -> None:
 
     assert header == ["name", "text", "value"]
     assert read == [["a, b", 'say "x"', "1.5"], ["two\nlines", "", ""]]
+
+
+def test_a_users_home_is_expanded_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert expanded("~/models") == tmp_path / "models"
+    assert expanded("models") == Path("models")
+    assert expanded("~nobody-at-all/models") == Path("~nobody-at-all/models")

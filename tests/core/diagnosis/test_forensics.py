@@ -17,7 +17,8 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_adapter, export_merged
 from rome_core.errors import EditError, ModelError
 from rome_core.model.hooks import batch_of, hidden_states
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import Prompt
 from tests.tiny import REQUEST, plain_key, random_edit, tiny_model
 
