@@ -22,7 +22,7 @@ STUDIES = _HERE.parent / "docs" / "studies"
 def cache_dir() -> Path:
     """The folder for everything that can be made again: $ROME_EXPLORER_CACHE, else the user's cache."""
     if chosen := os.environ.get("ROME_EXPLORER_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     return user_cache_path("rome-explorer", appauthor=False).absolute()
 
 

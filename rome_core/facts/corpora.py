@@ -50,7 +50,8 @@ def read_dataset(
             "Reading Hugging Face datasets needs the package 'datasets'.", "", "Install it: pip install datasets."
         ) from None
     try:
-        rows = load_dataset(name, config, split=split, streaming=True)
+        # Scripts that come with a dataset are no longer run since datasets 4; older releases ask at the terminal.
+        rows = load_dataset(name, config, split=split, streaming=True, trust_remote_code=False)
         return [row[column] for row in itertools.islice(rows, limit) if row[column].strip()]
     except KeyError:
         raise DataError(f"'{name}' has no column '{column}'.", "", "Name the column that holds the text.") from None
