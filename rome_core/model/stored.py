@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rome_core.errors import ModelError
 from rome_core.model.layout import is_recomputed
@@ -36,12 +36,19 @@ def weight_files(find: Callable[[str], str | Path | None]) -> list[Path]:
 def check_plain(files: Iterable[Path], name: str) -> None:
     """Raise ModelError unless all weights are of 16 bits or more: those of quantised models stand for others."""
     for file in files:
+        for key, kind in _types(file).items():
+            if kind not in PLAIN and not is_recomputed(key):
+                raise ModelError(
+                    f"'{name}' has quantised weights.",
+                    f"'{key}' is of type {kind}; keys, values and updates need the plain numbers.",
+                    "Choose the unquantised version of the model.",
+                )
+
+
+def _types(file: Path) -> dict[str, str]:
+    """The type of each tensor in a file, read off its header."""
+    try:
         with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  (not a dict)
-                kind = tensors.get_slice(key).get_dtype()
-                if kind not in PLAIN and not is_recomputed(key):
-                    raise ModelError(
-                        f"'{name}' has quantised weights.",
-                        f"'{key}' is of type {kind}; keys, values and updates need the plain numbers.",
-                        "Choose the unquantised version of the model.",
-                    )
+            return {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"'{file.name}' cannot be read.", str(error)[:200], "Copy or save the model again.") from None

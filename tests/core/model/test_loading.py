@@ -157,8 +157,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a type that nobody knows": (lambda to: write_config(to, model_type="perceptron"), "type 'perceptron' are not"),
     "no type": (lambda to: write_config(to, model_type=None), "Models of type 'None' are not supported"),
-    "weights truncated": (lambda to: os.truncate(to / "model.safetensors", 1000), "could not be loaded"),
-    "weights empty": (lambda to: os.truncate(to / "model.safetensors", 0), "could not be loaded"),
+    "weights truncated": (
+        lambda to: os.truncate(to / "model.safetensors", 1000),
+        r"'model.safetensors' cannot be read\.",
+    ),
+    "weights empty": (lambda to: os.truncate(to / "model.safetensors", 0), r"'model.safetensors' cannot be read\."),
     "weights pickled": (pickle_the_weights, r"has no safetensors\..*pickled.*Save the model again"),
     "no tokenizer": (lambda to: [path.unlink() for path in to.glob("tokenizer*")], "could not be loaded"),
     "a config that is no JSON": (lambda to: (to / "config.json").write_text("{"), "could not be loaded"),
