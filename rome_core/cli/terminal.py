@@ -17,7 +17,8 @@ from rome_core.errors import DataError, RomeError
 from rome_core.evaluation.runs.execution import choose_facts, choose_known
 from rome_core.facts.datasets import Fact, facts_of, load_facts
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.progress import Track
 from rome_core.settings import about
 

@@ -17,7 +17,7 @@ from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
 from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, train
 from rome_core.errors import RomeError
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.language_model import load_model
+from rome_core.model.loading import load_model
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from rome_core.facts.formats import (
     with_flat_neighbours,
 )
 from rome_core.facts.tables import Place, Problem, Source, plain, read_source
-from rome_core.files import read_bytes
+from rome_core.files import expanded, read_bytes
 
 __all__ = [
     "N_NEIGHBOURS",
@@ -84,7 +84,7 @@ def load_facts(path: str | Path | None = None, *more: str | Path, encoding: str 
     """
     if path is None:
         return _own_facts()
-    paths = [Path(one).expanduser() for one in (path, *more)]
+    paths = [expanded(one) for one in (path, *more)]
     return read_facts([(one.name, read_bytes(one)) for one in paths], encoding)
 
 

@@ -51,7 +51,8 @@ from rome_core.evaluation.scores import summarise
 from rome_core.facts.datasets import Fact, part_of
 from rome_core.files import STUDIES, cache_dir
 from rome_core.model.edits import relative_norms
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import Prompt
 from tests.core.evaluation.test_answers import BARE, FACT
 from tests.tiny import random_edit, random_moment, save_model, tiny_model, watch
@@ -392,7 +393,7 @@ def stopped(*_: object) -> Any:
 DRIVER = """
 import sys, time
 from tests.core.evaluation.test_runs import carry_out, plan
-from rome_core.model.language_model import load_model
+from rome_core.model.loading import load_model
 
 def slowly(items, label, total, /):
     for item in items:
