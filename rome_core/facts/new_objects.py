@@ -26,8 +26,7 @@ def require_new_objects(facts: Sequence[Fact]) -> None:
         raise DataError(
             f"{lacking:,} of {len(facts):,} facts have no new object to edit to.",
             "None is given, or it is the true one.",
-            "Take another object of the relation (--new-objects same-relation, with_new_objects()), leave such facts out "
-            "(--new-objects leave-out), or only trace them.",
+            "Take for each another object of its relation, leave them out, or only trace them.",
         )
 
 

@@ -26,6 +26,7 @@ from rome_core.files import versions, write_whole
 
 PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
 OWN_SET = "the project's own set"  # how a run's folder calls it
+NEW_OBJECTS = "new objects: "  # and how it says what facts without one were given
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
 SITTINGS = "sittings.jsonl"

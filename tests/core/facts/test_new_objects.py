@@ -29,7 +29,9 @@ def test_no_new_object_is_none_or_the_true_one(new: str, lacks: bool) -> None:
 
 
 def test_a_set_without_new_objects_is_refused_with_their_number() -> None:
-    with pytest.raises(DataError, match=r"^3 of 4 facts have no new object to edit to.*same-relation.*trace"):
+    with pytest.raises(
+        DataError, match=r"^3 of 4 facts have no new object to edit to.*true one.*object of its relation.*trace"
+    ):
         require_new_objects(CITIES)
     require_new_objects(CITIES[3:])
     require_new_objects([])
