@@ -720,6 +720,19 @@ def test_a_part_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert [row.subject for row in store.rows()] == ["another"]
 
 
+def test_a_damaged_part_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {"m": {}}})
+    store.write("m", 0, rows_by_hand()[:1])
+    (part,) = (tmp_path / "run" / "parts").glob("*/*.parquet")
+    part.write_bytes(b"PAR1 and nothing else")
+
+    with pytest.raises(DataError, match=r"000000.parquet' cannot be read\..*Delete it, and the run does it again"):
+        Store(tmp_path / "run").rows()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": "rome-explorer run 1"}))
+    with pytest.raises(DataError, match="does not say its methods"):
+        Store(tmp_path / "run")
+
+
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     store = Store(tmp_path / "run", {"methods": {}})
     answer = {"kind": "edit", "text": "t", "new": [-1.0], "true": [-2.0, -3.0]}
