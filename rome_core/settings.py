@@ -149,7 +149,10 @@ def _refusal(config: Any, name: str, got: str) -> str:
 
 def _kind_of(config: Any, name: str) -> tuple[_Kind, bool]:
     """What a field holds, and whether it may be None."""
-    hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
+    try:
+        hint = get_type_hints(config if isinstance(config, type) else type(config))[name]
+    except NameError:  # another package names a type that is imported for its type checker only
+        return _ANYTHING, True
     parts = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     own = parts - {NoneType}
     (only,) = own if len(own) == 1 else (object,)

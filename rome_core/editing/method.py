@@ -100,6 +100,7 @@ class MethodConfig:
     batches: ClassVar[bool] = False  # whether several requests may be solved into one edit
     prefixed_use: ClassVar[bool] = False  # whether a prefix stands before the prompt when the edited model is used
     single_key: ClassVar[bool] = False  # whether its edits have one key and one denominator, which can be judged
+    trained: ClassVar[bool] = False  # whether it was trained on a part of the facts, which says little of others
     offered_instead: ClassVar[bool] = False  # whether it is offered in place of a disabling edit by another method
     same_update_as: ClassVar[str] = ""  # another method, whose update it makes
     divides_by: ClassVar[str] = "k*ᵀC⁻¹k*"  # what a single key's update divides by, as a figure's axis names it

@@ -18,13 +18,18 @@ from rome_core.facts.tables import Place, Problem
 
 
 def require_new_objects(facts: Sequence[Fact]) -> None:
-    """Raise DataError with their number if some of the facts have no new object."""
+    """Raise DataError with their number if some of the facts have no new object, or no true one to score it against."""
     if lacking := sum(map(lacks_new_object, facts)):
         raise DataError(
             f"{lacking:,} of {len(facts):,} facts have no new object to edit to.",
             "None is given, or it is the true one.",
-            "Take another object of the relation (--new-objects same-relation, with_new_objects()), leave such facts "
-            "out (--new-objects leave-out), or only trace them.",
+            "Take for each another object of its relation, leave them out, or only trace them.",
+        )
+    if lacking := sum(not fact.target_true for fact in facts):
+        raise DataError(
+            f"{lacking:,} of {len(facts):,} facts have no true object.",
+            "An edit is scored by p(new) against p(true).",
+            "Add the true object (target_true, ground_truth), or edit such facts without scoring them.",
         )
 
 

@@ -26,6 +26,7 @@ from rome_core.files import versions, write_whole
 
 PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
 OWN_SET = "the project's own set"  # how a run's folder calls it
+NEW_OBJECTS = "new objects: "  # and how it says what facts without one were given
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
 SITTINGS = "sittings.jsonl"
@@ -99,14 +100,14 @@ class Store:
         self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
         self._told = settings is None  # whether run.json says what `about` does
         if settings is None:
-            self.about = read_about(self.folder, FORMAT)
+            self.about = _read_run(self.folder)
         else:
             self.about = self._join({"format": FORMAT, **json.loads(json.dumps(settings))})
 
     def _join(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What the run says of itself once these settings have joined what is there."""
         if (self.folder / "run.json").exists():
-            about = read_about(self.folder, FORMAT)
+            about = _read_run(self.folder)
             for name in settings.keys() - GROWING:
                 if about.get(name) != settings[name]:
                     raise DataError(
@@ -148,9 +149,7 @@ class Store:
         for path in paths:
             written = path.stat().st_mtime_ns
             if path not in self._read or self._read[path][0] != written:
-                records = pq.ParquetFile(path).read().to_pylist()
-                rows = [Row(**{**record, "values": dict(record["values"])}) for record in records]
-                self._read[path] = written, rows
+                self._read[path] = written, _read_part(path)
         return [row for path in paths for row in self._read[path][1]]
 
     def forget_failures(self) -> int:
@@ -171,3 +170,22 @@ class Store:
 
     def sittings(self) -> list[dict[str, Any]]:
         return list(read_lines(self.folder / SITTINGS))
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of it. Raises DataError where it holds no run, or says too little."""
+    about = read_about(folder, FORMAT)
+    if not isinstance(about.get("methods"), dict):
+        raise DataError(f"'{folder}' does not say its methods.", "", "Choose another folder: this run.json is damaged.")
+    return about
+
+
+def _read_part(path: Path) -> list[Row]:
+    """The rows of one finished piece of work. Raises DataError if its file is damaged."""
+    try:
+        records = pq.ParquetFile(path).read().to_pylist()
+        return [Row(**{**record, "values": dict(record["values"])}) for record in records]
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"'{path}' cannot be read.", f"{error}".splitlines()[0][:200], "Delete it, and the run does it again."
+        ) from error

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -449,6 +450,168 @@ def test_two_workers_give_the_same_numbers_and_one_may_die(tmp_path: Path) -> No
         assert a["values"] == pytest.approx(b["values"], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_cluster_of_one_cpu_does_the_work_of_two_workers(tmp_path: Path) -> None:
+    """A real one: the second worker would never be placed."""
+    ray = pytest.importorskip("ray")
+    from rome_core.evaluation.runs.ray_workers import ray_workers
+
+    model, said = save_model(tiny(), tmp_path / "model"), list[str]()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        workers = ray_workers(2, partial(load_model, model), threads=3, address="auto", say=said.append)
+        rows = list(carry_out(load_model(model), plan(FACTS[:3], ("rome",)), tmp_path / "run", workers=workers))
+    finally:
+        ray.shutdown()
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+    assert said == [
+        "No machine of the Ray cluster has 3 CPUs: a worker takes 1.",
+        "The Ray cluster has room for 1 of 2 workers: these do the work.",
+    ]
+
+
+class FakeRay:
+    """A cluster by hand, in this process. A worker beyond its CPUs never starts, and who waits for one waits forever.
+
+    deaths: which tasks take their worker with them, and how many machines go with it.
+    """
+
+    class exceptions:  # noqa: N801  (as ray has it)
+        class RayActorError(Exception):
+            pass
+
+    def __init__(self, *machines: dict[str, float], busy: float = 0.0, deaths: Sequence[int] = ()) -> None:
+        self.machines, self.busy, self.deaths = list(machines), busy, list(deaths)
+        self.joined: list[dict[str, Any]] = []
+        self.actors, self.wanted, self.killed, self.done = 0, list[dict[str, float]](), 0, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: Any) -> None:
+        self.joined.append(options)
+        if not self.machines:
+            raise ConnectionError("Could not find any running Ray instance.\nLook around.")
+
+    def shutdown(self) -> None:
+        self.joined.append({"left": True})
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": bool(machine), "Resources": machine} for machine in self.machines]
+
+    def cluster_resources(self) -> dict[str, float]:
+        kinds = {kind for machine in self.machines for kind in machine}
+        return {kind: sum(machine.get(kind, 0.0) for machine in self.machines) for kind in kinds}
+
+    def available_resources(self) -> dict[str, float]:
+        return {**self.cluster_resources(), "CPU": self.cluster_resources()["CPU"] - self.busy}
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, **wanted: float) -> Any:
+        self.wanted.append(wanted)
+        return lambda made: SimpleNamespace(remote=lambda *given: self.actor(made(*given)))
+
+    def actor(self, engine: Any) -> Any:
+        self.actors += 1
+        placed = self.actors <= sum(int(machine.get("CPU", 0)) for machine in self.machines)
+        return SimpleNamespace(work=SimpleNamespace(remote=lambda task: (placed, lambda: engine.work(task))))
+
+    def wait(self, futures: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        ready = [future for future in futures if future[0]][:num_returns]
+        assert ready, "this would wait forever"
+        return ready, [future for future in futures if future not in ready]
+
+    def get(self, future: Any) -> Any:
+        self.done += 1
+        if self.done in self.deaths:
+            self.actors -= 1
+            self.machines = [{} for _ in self.machines] if self.deaths.count(self.done) > 1 else self.machines
+            raise self.exceptions.RayActorError("the worker died\nlong story")
+        return future[1]()
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+
+def run_on(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, ray: FakeRay, n: int = 2, **options: Any
+) -> tuple[list[Row], list[str]]:
+    """Three facts by ROME on a cluster, and what was said."""
+    from rome_core.evaluation.runs.ray_workers import ray_workers
+
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr("rome_core.evaluation.runs.ray_workers.SETTLE", 0.01)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    lm, said = tiny(), list[str]()
+    workers = ray_workers(n, lambda: lm, say=said.append, **{"address": "head:6379", **options})
+    return list(carry_out(lm, plan(FACTS[:3], ("rome",)), folder, workers=workers)), said
+
+
+def test_a_cluster_that_is_too_small_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, said = run_on(monkeypatch, tmp_path / "a", ray := FakeRay({"CPU": 1.0}))
+
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+    assert said == ["The Ray cluster has room for 1 of 2 workers: these do the work."]
+    assert ray.wanted == [{"num_cpus": 1, "num_gpus": 0.0}] and ray.killed == 1
+    assert ray.joined == [{"address": "head:6379", "log_to_driver": False}, {"left": True}]
+
+    rows, said = run_on(monkeypatch, tmp_path / "b", ray := FakeRay({"CPU": 2.0}, {"CPU": 3.0}), 9, threads=4)
+    assert len(rows) == 6 and ray.wanted == [{"num_cpus": 3, "num_gpus": 0.0}]
+    assert said == [
+        "No machine of the Ray cluster has 4 CPUs: a worker takes 3.",
+        "The Ray cluster has room for 1 of 9 workers: these do the work.",
+    ]
+
+    rows, said = run_on(monkeypatch, tmp_path / "c", ray := FakeRay({"CPU": 2.0}), address=None, threads=4)
+    assert len(rows) == 6 and not said and ray.wanted == [{"num_cpus": 1, "num_gpus": 0.0}], "one's own is as large"
+    assert ray.joined[0]["address"] == "local" and ray.joined[0]["num_cpus"] == 2
+
+
+@pytest.mark.parametrize(
+    ("ray", "options", "sentence"),
+    [
+        (
+            FakeRay(),
+            {},
+            "No Ray cluster can be used at 'head:6379'. Could not find any running Ray instance. Start one",
+        ),
+        (FakeRay(), {"address": None}, "Ray cannot be started here. Could not find"),
+        (FakeRay({"CPU": 2.0}, busy=2.0), {}, r"no room for a worker \(CPUs: 1, GPUs: 0\). It has CPUs: 2, free: 0;"),
+        (FakeRay({"CPU": 2.0}), {"gpus": 1.0}, r"no room for a worker \(CPUs: 1, GPUs: 1\).*GPUs: 0, free: 0"),
+        (FakeRay({"CPU": 1.0}, deaths=[2, 2]), {}, "has no machine left for a worker. Start one again"),
+    ],
+    ids=["nowhere", "not here", "busy", "no GPU", "gone"],
+)
+def test_a_cluster_without_room_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: FakeRay, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RomeError, match=sentence):
+        run_on(monkeypatch, tmp_path / "run", ray, **options)
+    assert (tmp_path / "run").exists() == bool(ray.deaths), "what was finished before is kept"
+
+
+def test_a_worker_that_dies_is_replaced_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = run_on(monkeypatch, tmp_path / "a", FakeRay({"CPU": 1.0}, deaths=[2]), 1)
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+
+    rows, _ = run_on(monkeypatch, tmp_path / "b", FakeRay({"CPU": 1.0}, deaths=[1, 2, 3]), 1)
+    assert {row.error for row in rows} == {"", "3 workers died on it: the worker died"}
+
+
+def test_workers_stand_on_one_machine_each() -> None:
+    from rome_core.evaluation.runs.ray_workers import seats
+
+    def cluster(*resources: dict[str, float], alive: bool = True) -> list[dict[str, Any]]:
+        return [{"Alive": alive, "Resources": own} for own in resources]
+
+    assert seats(cluster({"CPU": 3.0}, {"CPU": 3.0}), 2, 0.0) == 2, "2 + 2, and not 6 / 2"
+    assert seats(cluster({"CPU": 8.0, "GPU": 1.0}), 1, 0.1) == 8
+    assert seats(cluster({"CPU": 99.0, "GPU": 1.0}), 1, 0.1) == 10
+    assert seats(cluster({"CPU": 8.0}), 1, 0.5) == seats(cluster({"CPU": 8.0}, alive=False), 1, 0.0) == 0
+
+
 class Dying:
     """Loads a model; the first process of all to do so is killed a moment later, in the middle of its work."""
 
@@ -556,6 +719,19 @@ def test_a_part_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
 
     store.write("m_1", 0, [replace(row, subject="another")])
     assert [row.subject for row in store.rows()] == ["another"]
+
+
+def test_a_damaged_part_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {"m": {}}})
+    store.write("m", 0, rows_by_hand()[:1])
+    (part,) = (tmp_path / "run" / "parts").glob("*/*.parquet")
+    part.write_bytes(b"PAR1 and nothing else")
+
+    with pytest.raises(DataError, match=r"000000.parquet' cannot be read\..*Delete it, and the run does it again"):
+        Store(tmp_path / "run").rows()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": "rome-explorer run 1"}))
+    with pytest.raises(DataError, match="does not say its methods"):
+        Store(tmp_path / "run")
 
 
 def test_rows_survive_their_file(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_no_new_object_is_none_or_the_true_one(new: str, lacks: bool) -> None:
 
 
 def test_a_set_without_new_objects_is_refused_with_their_number() -> None:
-    with pytest.raises(DataError, match=r"^3 of 4 facts have no new object to edit to.*same-relation.*trace"):
+    with pytest.raises(
+        DataError, match=r"^3 of 4 facts have no new object to edit to.*true one.*object of its relation.*trace"
+    ):
         require_new_objects(CITIES)
     require_new_objects(CITIES[3:])
     require_new_objects([])
@@ -95,3 +97,8 @@ def test_every_fact_comes_back_with_a_new_object_or_is_named(rows, seed, draw) -
         assert replace(one, target_new="") == replace(by_id[one.id], target_new=""), "nothing else is changed"
     draw.shuffle(facts)
     assert {one.id: one for one in with_new_objects(facts, seed)} == {one.id: one for one in found}
+
+
+def test_a_set_without_true_objects_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match=r"^1 of 2 facts have no true object\. An edit is scored by p\(new\) against p"):
+        require_new_objects([fact("Paris", "", "Italy"), fact("Rome", "Italy", "France")])
