@@ -12,10 +12,9 @@ from pages.parts.edit import batch_view, figures, layer_view, part_views
 from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
-from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
+from pages.shared import address, edit_form, frame, moment_panel, probe_panel, session, track, verdicts
 from pages.shared.charts import choose_view, draw_chart, draw_tabs, page_theme
-from pages.shared.tables import literal
-from pages.shared.text import count, edit_label
+from pages.shared.text import count, edit_label, literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
@@ -28,12 +27,13 @@ def main() -> None:
     st.title("Edit a fact")
     st.markdown("What does the model say once a fact is rewritten in its weights, and what else changes with it?")
     lm = session.model()
+    address.carry("view", "What to do", address.one_of(VIEWS))  # the settings above depend on it
     edit_form.example_buttons()
     request = edit_form.request_form()
     if request:
         edit_form.token_inspector(lm, request)
     # A list of facts is edited by one config, which must not follow the one fact that happens to stand above it.
-    about_one = st.session_state.get("view", st.query_params.get("view", ONE)) in (ONE, ALL)
+    about_one = st.session_state.get("view", ONE) in (ONE, ALL)
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", request=request if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])

@@ -9,7 +9,7 @@ import streamlit as st
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation import views as evaluation_views
 from pages.parts.evaluation.run import Shown
-from pages.shared import fact_sets, frame, session, track
+from pages.shared import address, fact_sets, frame, session, track
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
@@ -19,7 +19,7 @@ from rome_core.facts.datasets import Fact, Facts, facts_of
 from rome_core.settings import about
 
 JOB = ("evaluate", "job")
-N_FACTS = 10
+N_FACTS, MOST = 10, 10_000
 
 
 def main() -> None:
@@ -48,7 +48,8 @@ def main() -> None:
 def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
     """Set, size, methods, layers in two rows; the rest waits in an expander."""
     row = st.columns([1, 1, 4])
-    n = row[0].number_input("Facts", 1, 10_000, N_FACTS, key="evaluate-n", bind="query-params")
+    address.carry("evaluate-n", "Facts", address.a_number(int, 1, MOST))
+    n = row[0].number_input("Facts", 1, MOST, N_FACTS, key="evaluate-n", persist_state="session")
     seed = row[1].number_input("Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.")
     default = [method for method in dict.fromkeys((DEFAULT_METHOD, "rome", "ft-l")) if method in METHODS]
     methods = row[2].multiselect("Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one")

@@ -8,8 +8,8 @@ import streamlit as st
 
 from pages.shared import fact_sets, frame, session, track
 from pages.shared.fact_sets import Wish
-from pages.shared.tables import literal, table
-from pages.shared.text import count
+from pages.shared.tables import table
+from pages.shared.text import count, literal
 from rome_core import LanguageModel
 from rome_core.facts.datasets import Fact, Facts, part_of
 
@@ -102,7 +102,7 @@ def details(fact: Fact) -> None:
     st.subheader(literal(f"{fact.prompt.text} … {fact.target_true} → {fact.target_new}"))
     link = fact_sets.link_of(fact)
     with st.container(horizontal=True):
-        st.page_link("pages/tracing.py", label="Locate it", query_params={k: link[k] for k in ("template", "subject")})
+        st.page_link("pages/tracing.py", label="Locate it", query_params=link)
         st.page_link("pages/edit.py", label="Edit it", query_params=link)
     kinds = {
         "paraphrase": fact.paraphrases,

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import address, session, track
 from pages.shared.style import DARK, LIGHT, Theme
-from pages.shared.tables import literal
+from pages.shared.text import literal
 from rome_core import RomeError
 
 T = TypeVar("T")
@@ -63,9 +63,10 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
 
 
 def choose_view(label: str, views: Mapping[str, T], key: str) -> T:
-    """What the page shows of several views; the URL keeps the choice. The first one is there at first."""
+    """What the page shows of several views; the address keeps the choice. The first one is there at first."""
     names = list(views)
-    look: dict[str, Any] = {"bind": "query-params", "required": True, "label_visibility": "collapsed"}
+    address.carry(key, label, address.one_of(names))
+    look: dict[str, Any] = {"persist_state": "session", "required": True, "label_visibility": "collapsed"}
     return views[st.segmented_control(label, names, default=names[0], key=key, **look)]
 
 

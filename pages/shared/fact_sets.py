@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared import session, track
+from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.text import count
 from rome_core import LanguageModel, RomeError
 from rome_core.evaluation import hash_of, known_facts
@@ -143,9 +144,8 @@ def table(facts: Sequence[Fact], known: Mapping[Fact, bool]) -> dict[str, list[o
 
 
 def link_of(fact: Fact) -> dict[str, str]:
-    """The query parameters that fill the Edit page's form with a fact."""
-    template, subject = fact.prompt.template, fact.prompt.subject
-    return {"template": template, "subject": subject, "target": fact.target_new, "true": fact.target_true}
+    """The query of a page that opens with a fact."""
+    return FactAtHand.of(fact.request).link
 
 
 def hash_of_set(name: str, facts: Facts) -> str:

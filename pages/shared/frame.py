@@ -9,7 +9,7 @@ from typing import Literal
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from pages.shared import circuits, session, track
+from pages.shared import address, circuits, fact_at_hand, session, track
 from rome_core import DEFAULT_MODEL, LanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +54,13 @@ def require_frame() -> None:
 
 def run() -> None:
     """The whole app: the frame, then the page."""
-    st.set_page_config(page_title="ROME Explorer", page_icon=str(ICON), layout="wide")
-    st.html(CSS)
     page = navigation()
+    st.set_page_config(page_title=f"{page.title} · ROME Explorer", page_icon=str(ICON), layout="wide")
+    st.html(CSS)
+    opened = address.begin(page.url_path)
+    if opened and "model" in opened:
+        st.session_state["model"] = opened["model"]
+    fact_at_hand.open_page(opened)
     circuits.copy_bundle()
     track.settle_jobs()  # before the list of edits is drawn: an edit that was solved joins it
     with st.sidebar:
@@ -67,6 +71,8 @@ def run() -> None:
     try:
         with track.no_traceback():
             page.run()
+        name = session.chosen_name()
+        address.end({} if name == DEFAULT_MODEL else {"model": name})
     finally:
         _this_run.framed = False
 
@@ -76,7 +82,6 @@ def _model_chooser() -> None:
         "Model",
         value=DEFAULT_MODEL,
         key="model",
-        bind="query-params",
         on_change=session.try_again,
         help="The default model, a Hugging Face id such as gpt2, or a folder on the server. Only safetensors are read.",
     )

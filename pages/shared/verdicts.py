@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared.tables import literal
+from pages.shared.text import literal
 from rome_core.diagnosis.verdict import Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}

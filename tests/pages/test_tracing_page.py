@@ -57,7 +57,7 @@ def test_bad_input_is_one_sentence_and_cannot_be_run(
     tracing: AppTest, template: str, subject: str, sentence: str
 ) -> None:
     tracing.text_input(key="subject").set_value(subject)
-    tracing.text_input(key="template").set_value(template).run()
+    tracing.text_area(key="template").set_value(template).run()
 
     assert len(tracing.error) == 1
     assert sentence in tracing.error[0].value
@@ -74,15 +74,15 @@ def test_the_logit_difference_asks_for_a_second_answer(tracing: AppTest) -> None
 
 def test_the_page_says_what_it_guessed_and_what_the_model_answers(tracing: AppTest) -> None:
     tracing.text_input(key="subject").set_value("")
-    tracing.text_input(key="template").set_value("The Colosseum is located in the city of").run()
+    tracing.text_area(key="template").set_value("The Colosseum is located in the city of").run()
 
     assert "Subject guessed: **Colosseum**" in texts(tracing.caption)
     assert "The model continues with" in texts(tracing.caption)
 
 
 def test_doubtful_input_is_warned_about(tracing: AppTest) -> None:
-    tracing.text_input(key="template").set_value("The Colosseum is loc{} in ")
-    tracing.text_input(key="subject").set_value("ated")
+    tracing.text_area(key="template").set_value("The Colosseum is loc{} in ")
+    tracing.text_input(key="subject").set_value("ated").run()
     tracing.text_input(key="answer").set_value("Rome").run()
 
     said = texts(tracing.warning)
@@ -94,16 +94,16 @@ def test_doubtful_input_is_warned_about(tracing: AppTest) -> None:
 
 
 def test_an_example_fills_the_form(tracing: AppTest) -> None:
-    tracing.button(key="try-France").click().run()
+    tracing.button(key="example-2").click().run()
 
-    assert tracing.text_input(key="template").value == "The capital of {} is"
+    assert tracing.text_area(key="template").value == "The capital of {} is"
     assert tracing.text_input(key="subject").value == "France"
 
 
 def test_a_deep_link_fills_the_form(app: AppTest) -> None:
     goto(app, "tracing", template="{} is in", subject="Köln", **{"trace-seed": "7"})
 
-    assert app.text_input(key="template").value == "{} is in"
+    assert app.text_area(key="template").value == "{} is in"
     assert app.text_input(key="subject").value == "Köln"
     assert app.number_input(key="trace-seed").value == 7
 

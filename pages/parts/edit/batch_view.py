@@ -15,8 +15,8 @@ from pages.parts.edit import part_views
 from pages.parts.edit.files import adapter_zip, edit_file
 from pages.shared import moment_panel, session, track, verdicts
 from pages.shared.charts import download, metric_row
-from pages.shared.tables import literal, table
-from pages.shared.text import count, edit_label, number
+from pages.shared.tables import table
+from pages.shared.text import count, edit_label, literal, number
 from rome_core import EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.verdict import Size, size_of
 from rome_core.editing.edit import Edit

@@ -12,8 +12,8 @@ from pages.parts.edit.comparison_figure import methods_figure
 from pages.shared import moment_panel, session, track, verdicts
 from pages.shared.charts import download, draw_chart, page_theme
 from pages.shared.edit_form import with_settings_of
-from pages.shared.tables import draw_text, literal, table
-from pages.shared.text import count, edit_label, number, word_differences
+from pages.shared.tables import draw_text, table
+from pages.shared.text import count, edit_label, literal, number, word_differences
 from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig

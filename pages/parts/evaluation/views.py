@@ -11,8 +11,8 @@ from pages.parts.evaluation import figures
 from pages.parts.evaluation.run import Shown, parquet
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.fact_sets import link_of
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
 from rome_core.evaluation.published import PUBLISHED, SOURCE
 from rome_core.evaluation.runs.store import PROMPTS_LEFT_OUT, Row
 from rome_core.evaluation.runs.tables import (

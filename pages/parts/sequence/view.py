@@ -9,8 +9,8 @@ import streamlit as st
 from pages.parts.sequence import figures as sequence_figures
 from pages.shared import probe_panel, session
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_tabs, metric_row, page_theme
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
 from rome_core import LanguageModel
 from rome_core.evaluation.sequence.curves import collapse, curves, own_checks, records_csv, score_held
 from rome_core.evaluation.sequence.folder import Record, SequenceRun, run_json

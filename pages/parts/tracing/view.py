@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import streamlit as st
 
-from pages.parts.tracing import figures
+from pages.parts.tracing import figures, way_on
 from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
 from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
@@ -125,12 +125,7 @@ def one_cell(lm: LanguageModel, run: TraceRun, first: Trace, id: str) -> None:
         st.caption(f"{KINDS[site]} was not traced: the run was stopped before.")
         return
     _what_it_does(lm, run, trace, token, layer)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.page_link(
-            "pages/edit.py",
-            label=f"Edit this fact at layer {layer} →",
-            query_params={"template": trace.prompt.template, "subject": trace.prompt.subject, "layer": str(layer)},
-        )
+    way_on.draw(lm, trace, token, layer)
     with st.expander(f"Attention of layer {layer}, clean prompt, every head", expanded=True):
         key, request = ("attention", lm.fingerprint, run.request.key, layer), run.request
         read = lambda: attention(lm, request.prompt, layer, edits=request.edits)  # noqa: E731
