@@ -11,7 +11,7 @@ from pages.parts.averages.form import inquiry_form
 from pages.shared import frame, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
 from pages.shared.fact_sets import SHOWN_PROBLEMS, read_text
-from pages.shared.text import count, number
+from pages.shared.text import count, literal, number
 from rome_core import LanguageModel, RomeError
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import Inquiry, Rows, Source, averages_csv, records_of, write_records
@@ -101,7 +101,7 @@ def show(lm: LanguageModel, inquiry: Inquiry, opened: Source | None) -> None:
     names = [HERE, *sources]
     if st.session_state.get("average-source") not in names:
         st.session_state["average-source"] = HERE if here or not sources else names[1]
-    shown = st.segmented_control("Show", names, key="average-source", required=True)
+    shown = st.segmented_control("Show", names, key="average-source", required=True, persist_state="session")
     if shown in sources:
         source = sources[shown]
         figures(source, "file")
@@ -170,11 +170,11 @@ def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:
 def figures(source: Source, id: str) -> None:
     """Numbers, heat maps and curves of some records, with where they come from."""
     averages = cached_average(source)
-    tried = f"{count(len(source.rows), 'fact')} tried"
-    st.caption(f"Source: {source.name} · {source.about.model or 'model not told'} · {tried}, {averages.n} used")
+    tried = f"{count(len(source.rows), 'fact')} tried, {averages.n} used"
+    st.caption(literal(f"Source: {source.name} · {source.about.model or 'model not told'} · {tried}"))
     metrics(averages, len(source.rows))
     for reason, n in sorted(averages.dropped.items(), key=lambda item: -item[1])[:SHOWN_PROBLEMS]:
-        st.caption(f"Dropped {count(n, 'fact')}: {reason.rstrip('.')}.")
+        st.caption(f"Dropped {count(n, 'fact')}: {literal(reason.rstrip('.'))}.")
     if not averages.n:
         st.caption("The figures appear with the first fact that the model knows.")
         return

@@ -56,7 +56,9 @@ def chosen() -> session.ActiveEdit | None:
     if not items:
         return None
     name = lambda id: items[id].label if id in items else NEW  # noqa: E731
-    return items.get(st.selectbox("What to diagnose", [NEW, *items], format_func=name, key="what"))
+    return items.get(
+        st.selectbox("What to diagnose", [NEW, *items], format_func=name, key="what", persist_state="session")
+    )
 
 
 def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:

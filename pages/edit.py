@@ -128,10 +128,9 @@ def show(lm: LanguageModel, report: Report) -> None:
     reason = edit_views.why_no_effect(report)
     if reason:
         st.warning(literal(f"No effect: {reason}"))
-    state = "It is on in this session: the sidebar switches it off, scales it or removes it."
-    if report.verdict == "disabling":
-        state = f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
-    st.caption(f"Solved in {report.seconds:.1f} s. {state}")
+    solved = f"Solved in {report.seconds:.1f} s. " if report.seconds else ""
+    broken = f"{verdicts.SHAPES['disabling']} It would break the model. " if report.verdict == "disabling" else ""
+    st.caption(solved + broken + session.standing(report.edit))
     keyed = report.edit.keys is not None
     views = {
         "Before / after": edit_views.before_after,

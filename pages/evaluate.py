@@ -50,16 +50,31 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
     row = st.columns([1, 1, 4])
     address.carry("evaluate-n", "Facts", address.a_number(int, 1, MOST))
     n = row[0].number_input("Facts", 1, MOST, N_FACTS, key="evaluate-n", persist_state="session")
-    seed = row[1].number_input("Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.")
+    seed = row[1].number_input(
+        "Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.", persist_state="session"
+    )
     default = [method for method in dict.fromkeys((DEFAULT_METHOD, "rome", "ft-l")) if method in METHODS]
-    methods = row[2].multiselect("Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one")
+    methods = row[2].multiselect(
+        "Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one", persist_state="session"
+    )
     with st.expander("More settings"):
         first = st.columns(3)
         layers = first[0].multiselect(
-            "Layers", range(lm.n_layers), key="evaluate-layers", placeholder="the preset's", help="Each method at each."
+            "Layers",
+            range(lm.n_layers),
+            key="evaluate-layers",
+            placeholder="the preset's",
+            help="Each method at each.",
+            persist_state="session",
         )
         prefixes = first[1].number_input(
-            "Prefixes", 0, 21, 6, key="evaluate-prefixes", help="Of every method's search; 0: each method's own number."
+            "Prefixes",
+            0,
+            21,
+            6,
+            key="evaluate-prefixes",
+            help="Of every method's search; 0: each method's own number.",
+            persist_state="session",
         )
         group = first[2].number_input(
             "Facts edited together",
@@ -69,16 +84,22 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
             key="evaluate-group",
             help="1: each by itself on the untouched model. More: on top of each other, or at once, measured again at "
             "the end.",
+            persist_state="session",
         )
         choice = st.container(horizontal=True)
         test_only = choice.toggle(
-            "Test part only", True, key="evaluate-part", help="Leaves out subjects that hypernetworks are trained on."
+            "Test part only",
+            True,
+            key="evaluate-part",
+            help="Leaves out subjects that hypernetworks are trained on.",
+            persist_state="session",
         )
         known_only = choice.toggle(
             "Known facts only",
             key="evaluate-known",
             help="Asks the unedited model first, and takes the facts whose every token of the true object is its first "
             "choice after the prompt.",
+            persist_state="session",
         )
         quick, values = replace(MeasureSettings(), generated=0, passages=2), {}
         for place, (field_name, field) in zip(st.columns(4), about(MeasureSettings).items(), strict=True):
@@ -109,8 +130,18 @@ def other_run() -> Shown | None:
     kept = finished_runs()
     studies = evaluation_run.studies()
     with st.expander("Open another run, or compare with it"):
-        name = st.selectbox("A run of this session, or a study of the project", ["none", *kept, *studies], key="beside")
-        path = st.text_input("A run's folder on the server", key="beside-folder", help="As rome-evaluate writes it.")
+        name = st.selectbox(
+            "A run of this session, or a study of the project",
+            ["none", *kept, *studies],
+            key="beside",
+            persist_state="session",
+        )
+        path = st.text_input(
+            "A run's folder on the server",
+            key="beside-folder",
+            help="As rome-evaluate writes it.",
+            persist_state="session",
+        )
         try:
             with st.spinner("Reading the run", show_time=True):
                 if path and path.strip():

@@ -36,7 +36,7 @@ def problems(name: str, facts: Facts) -> None:
     if not facts.problems:
         return
     are = "is" if len(facts.problems) == 1 else "are"
-    st.warning(f"{count(len(facts.problems), 'record')} of {name} cannot be read and {are} left out.")
+    st.warning(f"{count(len(facts.problems), 'record')} of {literal(name)} cannot be read and {are} left out.")
     with st.expander("Which, and why"):
         rows = [{"what is wrong": p.what, "why": p.why, "what to do": p.try_next} for p in facts.problems]
         st.dataframe(rows, hide_index=True, key="problems")
@@ -45,17 +45,20 @@ def problems(name: str, facts: Facts) -> None:
 def filter_form(facts: Facts) -> Wish:
     """The filters, in one row."""
     row = st.columns([2, 2, 1.6, 1.2])
-    text = row[0].text_input("Search", key="set-search", placeholder="prompt or object")
+    text = row[0].text_input("Search", key="set-search", placeholder="prompt or object", persist_state="session")
     relations = sorted({fact.relation for fact in facts if fact.relation})
-    chosen = row[1].multiselect("Relations", relations, key="set-relations", placeholder="all", disabled=not relations)
+    chosen = row[1].multiselect(
+        "Relations", relations, key="set-relations", placeholder="all", disabled=not relations, persist_state="session"
+    )
     parts = row[2].multiselect(
         "Part",
         ["train", "validation", "test"],
         key="set-part",
         placeholder="all",
         help="By a hash of the subject: hypernetworks are trained on one part and never scored on it.",
+        persist_state="session",
     )
-    known = row[3].selectbox("Known", ["all", "yes", "no", "not asked"], key="set-known")
+    known = row[3].selectbox("Known", ["all", "yes", "no", "not asked"], key="set-known", persist_state="session")
     return Wish(text or "", tuple(chosen), tuple(parts), "" if known == "all" else str(known))
 
 

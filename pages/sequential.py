@@ -54,8 +54,12 @@ def form(lm: LanguageModel) -> SequenceStart | None:
     """What the form asks; None if it cannot be asked."""
     config = edit_form.method_form(lm, DEFAULT_METHOD, "sequencing")
     top = st.columns(4)
-    n = top[0].number_input("Facts", 1, 5000, N_FACTS, key="sequence-facts", help="How many have their turn.")
-    seed = top[1].number_input("Order seed", 0, 2**31 - 1, 0, key="sequence-seed", help="Of the order of the facts.")
+    n = top[0].number_input(
+        "Facts", 1, 5000, N_FACTS, key="sequence-facts", help="How many have their turn.", persist_state="session"
+    )
+    seed = top[1].number_input(
+        "Order seed", 0, 2**31 - 1, 0, key="sequence-seed", help="Of the order of the facts.", persist_state="session"
+    )
     with st.expander("What is measured, and how often"):
         pace: Pace = config_form(lm, Pace, "sequence-pace")
         lines = st.text_area(
@@ -116,9 +120,13 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     if chosen not in names:
         st.session_state["sequence-shown"] = names[0]
     row = st.columns([2, 1], vertical_alignment="bottom")
-    name = row[0].selectbox("Run", names, key="sequence-shown")
+    name = row[0].selectbox("Run", names, key="sequence-shown", persist_state="session")
     others = st.multiselect(
-        "Compare with", [other for other in names if other != name], key="sequence-others", placeholder="no other run"
+        "Compare with",
+        [other for other in names if other != name],
+        key="sequence-others",
+        placeholder="no other run",
+        persist_state="session",
     )
     factor = row[1].number_input(
         "Collapse at (× perplexity)",
@@ -129,6 +137,7 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
         key="sequence-factor",
         help="The model counts as collapsed at the first edit from which on perplexity stays at or above so many times "
         "the unedited model's. A peak that later edits make good again is no collapse.",
+        persist_state="session",
     )
     run, beside = runs[name], {other: runs[other] for other in others}
     job = job_of(name)

@@ -47,7 +47,9 @@ def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]
 
 def choose_image_format() -> None:
     """What the camera button of every figure saves."""
-    st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+    st.segmented_control(
+        "Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True, persist_state="session"
+    )
 
 
 def download(label: str, make: Callable[[], str | bytes], file: str, key: str | None = None, help: str = "") -> None:
@@ -59,7 +61,8 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     """A row of metrics (label, value, a second number below it, help); on a narrow page two rows."""
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
-            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
+            name, second = literal(label), literal(below)
+            st.metric(name, value, second, delta_color="off", delta_arrow="off", help=literal(help), width=180)
 
 
 def choose_view(label: str, views: Mapping[str, T], key: str) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared import address
-from pages.shared.text import guess_subject, read_prompt
+from pages.shared.text import guess_subject, literal, read_prompt
 from rome_core import EditRequest, Prompt, RomeError, load_facts
 
 
@@ -110,7 +110,7 @@ def example_buttons(examples: Mapping[str, Callable[[], None]]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption("Examples", width="content")
         for number, (label, fill) in enumerate(examples.items()):
-            st.button(label, key=f"example-{number}", type="tertiary", on_click=fill)
+            st.button(literal(label), key=f"example-{number}", type="tertiary", on_click=fill)
 
 
 def text_field(place: Any, name: str, label: str, help: str, **look: Any) -> str:

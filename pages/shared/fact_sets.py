@@ -11,7 +11,7 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared import session, track
 from pages.shared.fact_at_hand import FactAtHand
-from pages.shared.text import count
+from pages.shared.text import count, literal
 from rome_core import LanguageModel, RomeError
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
@@ -74,9 +74,9 @@ def choose_or_upload() -> Facts:
     with st.expander("Another fact set"):
         upload()
         name, facts = choose()
-        st.caption(f"In use: {count(len(facts), 'fact')} of {name}.")
+        st.caption(f"In use: {count(len(facts), 'fact')} of {literal(name)}.")
         for problem in facts.problems[:SHOWN_PROBLEMS]:
-            st.warning(str(problem))
+            st.warning(literal(str(problem)))
         if len(facts.problems) > SHOWN_PROBLEMS:
             st.caption(f"And {len(facts.problems) - SHOWN_PROBLEMS} more such records.")
     return facts

@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from pages.shared import address, circuits, fact_at_hand, session, track
+from pages.shared.text import literal
 from rome_core import DEFAULT_MODEL, LanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,12 +127,21 @@ def _edit_row(item: session.ActiveEdit, position: int) -> None:
     id = item.edit.id
     lm = session.loaded()
     other = lm is not None and item.edit.base != lm.fingerprint
+    on, scale = f"on-{id}", f"scale-{id}"
+    st.session_state[on], st.session_state[scale] = item.on, item.scale  # what a page did to it shows here
+
+    def switch() -> None:
+        item.on = bool(st.session_state[on])
+
+    def set_strength() -> None:
+        item.scale = float(st.session_state[scale])
+
     row = st.container(horizontal=True, vertical_alignment="center", gap="small")
-    item.on = row.toggle(
-        f"{item.label} (other model)" if other else item.label, value=item.on, key=f"on-{id}", disabled=other
+    row.toggle(
+        literal(f"{item.label} (other model)" if other else item.label), key=on, disabled=other, on_change=switch
     )
     with row.popover("…", help="Strength, order, remove"):
-        item.scale = st.slider("Strength", 0.0, 1.5, item.scale, 0.05, key=f"scale-{id}", help="1 is as solved.")
+        st.slider("Strength", 0.0, 1.5, step=0.05, key=scale, on_change=set_strength, help="1 is as solved.")
         if position:
             st.button("Move up", key=f"up-{id}", on_click=session.move_up, args=(id,))
         st.button("Remove", key=f"remove-{id}", on_click=session.remove_edit, args=(id,))

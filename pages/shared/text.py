@@ -27,6 +27,13 @@ def literal(text: str) -> str:
     return _MARKS.sub(r"\\\g<0>", re.sub(r"^(\d+)(?=[.)])", rf"\1{_WORD_JOINER}", joined))
 
 
+def code(text: str) -> str:
+    """Text as Markdown code that nothing in it can end."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{show_breaks(text)}{pad}{fence}"
+
+
 def show_breaks(text: str) -> str:
     """A text on one line, its line breaks made visible."""
     return re.sub(r" *(\r\n|\r|\n) *", " ⏎ ", text)

@@ -20,6 +20,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from pages.shared.text import literal
 from rome_core import RomeError
 from rome_core.progress import Stopped
 
@@ -237,14 +238,15 @@ def _status(job: Progress) -> None:
 
 def describe(job: Progress) -> str:
     """One line: what runs, how far it is, how long it took and will take."""
+    label = literal(job.label)
     if job.state == "queued":
         ahead = worker().ahead(job)
-        return f"{job.label} · waiting" + (f" · {ahead} job{'s' if ahead > 1 else ''} ahead" if ahead else "")
+        return f"{label} · waiting" + (f" · {ahead} job{'s' if ahead > 1 else ''} ahead" if ahead else "")
     if job.state == "done":
-        return f"{job.label} · done in {job.seconds:.1f} s"
+        return f"{label} · done in {job.seconds:.1f} s"
     if job.state == "stopped":
-        return f"{job.label} · stopped after {job.seconds:.1f} s; what was finished is shown"
-    parts = [job.what or job.label]
+        return f"{label} · stopped after {job.seconds:.1f} s; what was finished is shown"
+    parts = [literal(job.what) or label]
     if job.total:
         parts.append(f"{job.done} of {job.total}")
     parts.append(f"{job.seconds:.1f} s")
@@ -267,7 +269,7 @@ def no_traceback() -> Iterator[None]:
 def show_error(error: Exception | None) -> None:
     """One sentence in a red box, never a traceback."""
     if isinstance(error, RomeError):
-        st.error(str(error))
+        st.error(literal(str(error)))
     else:
-        what = f"{type(error).__name__}: {str(error)[:200]}"
+        what = literal(f"{type(error).__name__}: {str(error)[:200]}")
         st.error(f"Something unforeseen happened ({what}). The server's log has more.")

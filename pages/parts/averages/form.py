@@ -36,7 +36,12 @@ def inquiry_form(lm: LanguageModel) -> tuple[Inquiry, bool]:
         "others are counted and left out, because an answer that is not there cannot be restored.",
     )
     chosen = top[1].multiselect(
-        "Relations", relations, key="relations", placeholder="all of them", help="Which kinds of fact."
+        "Relations",
+        relations,
+        key="relations",
+        placeholder="all of them",
+        help="Which kinds of fact.",
+        persist_state="session",
     )
     order = top[2].number_input(
         "Seed", 0, 2**31 - 1, 0, key="order", persist_state="session", help="Of the order in which facts are tried."

@@ -50,6 +50,7 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
         format_func=lambda id: title(candidates[id], id in {edit.id for edit in active}),
         key="next-edit",
         help="The others count as the earlier ones, in their order.",
+        persist_state="session",
     )
     new = candidates[chosen]
     earlier = tuple(edit for edit in active if edit.id != chosen)

@@ -17,7 +17,7 @@ import streamlit as st
 from pages.shared import edit_form, moment_panel, session, track, verdicts
 from pages.shared.charts import download
 from pages.shared.tables import table
-from pages.shared.text import count, number
+from pages.shared.text import count, literal, number
 from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.many import Screened, diagnose_many, diagnose_sequence
 from rome_core.editing.edit import Edit
@@ -47,7 +47,12 @@ class Screening:
 
 def view(lm: LanguageModel) -> None:
     source = st.segmented_control(
-        "Which edits", [LIST, FILE, FACTS, EDITS], default=LIST, required=True, key="many-source"
+        "Which edits",
+        [LIST, FILE, FACTS, EDITS],
+        default=LIST,
+        required=True,
+        key="many-source",
+        persist_state="session",
     )
     work, settings = of_edits(lm) if source == EDITS else of_requests(lm, source)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -87,7 +92,7 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
     requests, problems = reading.requests, reading.problems
     tell = st.warning if requests else st.error
     for problem in problems[:SHOWN_PROBLEMS]:
-        tell(str(problem))
+        tell(literal(str(problem)))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies())
@@ -105,7 +110,10 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
 def choose(source: str) -> Requests:
     """What is to be diagnosed: typed, uploaded, or drawn from the project's facts."""
     if source == LIST:
-        return read_requests(st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED) or "")
+        return read_requests(
+            st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED, persist_state="session")
+            or ""
+        )
     if source == FILE:
         file = st.file_uploader("CSV, JSON or lines of text", type=["csv", "json", "txt"], key="many-file")
         if file is None:
@@ -113,8 +121,12 @@ def choose(source: str) -> Requests:
         return read_requests(file.getvalue().decode("utf-8", errors="replace"), file.name)
     facts = list(load_facts())
     left, right = st.columns(2)
-    n = left.number_input("Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.")
-    seed = right.number_input("Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.")
+    n = left.number_input(
+        "Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.", persist_state="session"
+    )
+    seed = right.number_input(
+        "Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.", persist_state="session"
+    )
     random.Random(int(seed)).shuffle(facts)
     return Requests(tuple(fact.request for fact in facts[: int(n)]))
 

@@ -89,6 +89,8 @@ def sheet(request: EditRequest | None) -> list[Row]:
     with st.expander("Load a file"):
         uploaded()
     current = current_sheet()
+    if f"batch-{current.version}" not in st.session_state and current.typed != current.base:
+        put(current.typed)  # the editor was left: what was typed into it is what it begins with now
     edited = st.data_editor(
         {column: [getattr(row, column) for row in current.base or [Row()]] for column in COLUMNS},
         num_rows="dynamic",
@@ -108,7 +110,7 @@ def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
 def put(rows: list[Row]) -> None:
     """Another table: the editor starts afresh on it."""
     current = current_sheet()
-    current.version, current.base = current.version + 1, rows
+    current.version, current.base, current.typed = current.version + 1, rows, list(rows)
 
 
 def add(rows: list[Row]) -> None:
@@ -249,6 +251,7 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             format_func=lambda n: f"{n + 1}. {batch.done[n].prompt.subject} → {batch.done[n].target_new.strip()}",
             key="batch-at",
             width=330,
+            persist_state="session",
         )
         names = {
             "k*": part_views.key_view,
@@ -256,7 +259,9 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             "Δ": part_views.update_view,
             "Objective": part_views.objective_view,
         }
-        chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
+        chosen = st.segmented_control(
+            "Part", list(names), default="Δ", key="batch-part", required=True, persist_state="session"
+        )
     whole, place = places[at]
     edit = whole.of_request(place) if len(whole.requests) > 1 and chosen != "Objective" else whole
     below = (*batch.below, *(batch.edits[: batch.edits.index(whole)]))

@@ -75,9 +75,26 @@ def task_form(request: EditRequest) -> Trial:
         )
     with st.container(horizontal=True):
         temperature = st.number_input(
-            "Temperature", 0.0, 2.0, 0.0, 0.1, key="bench-heat", width=130, help="Of the text; 0: the likeliest token."
+            "Temperature",
+            0.0,
+            2.0,
+            0.0,
+            0.1,
+            key="bench-heat",
+            width=130,
+            help="Of the text; 0: the likeliest token.",
+            persist_state="session",
         )
-        seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
+        seed = st.number_input(
+            "Text seed",
+            0,
+            None,
+            0,
+            key="bench-seed",
+            width=130,
+            help="The same for every method.",
+            persist_state="session",
+        )
     return Trial(
         request, paraphrases, neighbours, generation_texts(request)[0], temperature=float(temperature), seed=int(seed)
     )
@@ -183,7 +200,7 @@ def actions(lm: LanguageModel, run: Run) -> None:
     solved = {row.method: row for row in run.rows if row.edit}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if solved:
-            name = st.selectbox("Row", list(solved), key="bench-row", width=170)
+            name = st.selectbox("Row", list(solved), key="bench-row", width=170, persist_state="session")
             st.button(
                 "Make it the active edit",
                 key="bench-activate",
@@ -197,11 +214,9 @@ def actions(lm: LanguageModel, run: Run) -> None:
         with json:
             make = lambda: comparison_json(lm, run.task, run.rows, run.below)  # noqa: E731
             download("JSON with settings", make, "methods.json", "bench-json")
-    active = [
-        item.label for item in session.edits() if any(row.edit and row.edit.id == item.edit.id for row in run.rows)
-    ]
-    if active:
-        st.caption(literal(f"Among this session's edits: {', '.join(active)}."))
+    for row in solved.values():
+        if row.edit and any(item.edit.id == row.edit.id for item in session.edits()):
+            st.caption(f"Among this session's edits: {literal(edit_label(row.edit))}. {session.standing(row.edit)}")
 
 
 def activate(row: MethodRow) -> None:

@@ -13,7 +13,7 @@ import streamlit as st
 from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
 from pages.shared.charts import ask_once, download, draw_chart, page_theme
-from pages.shared.text import count, number
+from pages.shared.text import count, literal, number
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
@@ -50,12 +50,14 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         track.panel(job, lambda job: figure(lm, job.partial) if job.partial and job.partial.rows else None)
     elif sources:
         names = list(sources)
-        chosen = st.segmented_control("Show", names, default=names[0], key="sweep-source", required=True)
+        chosen = st.segmented_control(
+            "Show", names, default=names[0], key="sweep-source", required=True, persist_state="session"
+        )
         figure(lm, sources[chosen if chosen in sources else names[0]])
     else:
         if job is not None and not job.live:
             track.panel(job)
-        st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
+        st.info(f"No sweep of {literal(lm.name)} is there yet. Run one here or on the command line.")
         if averages := effects(lm):
             words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(averages.n, 'fact')}"
             draw_chart(layers_figure({}, averages, words, page_theme()), "sweep-none", "edit")
@@ -93,10 +95,12 @@ def figure(lm: LanguageModel, records: Records) -> None:
     policies = list(dict.fromkeys(name for row in records.rows for name in row.cases))
     if not policies:
         reasons = {row.error for row in records.rows}
-        st.warning(f"No fact could be edited: {' '.join(sorted(reasons))}")
+        st.warning(literal(f"No fact could be edited: {' '.join(sorted(reasons))}"))
         return
     default = policies.index(DEFAULT_METHOD) if DEFAULT_METHOD in policies else 0
-    policy = st.selectbox("Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170)
+    policy = st.selectbox(
+        "Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170, persist_state="session"
+    )
     scores = by_layer(records.rows, policy)
     drawn = layers_figure(scores, effects(lm), caption(lm, records, policy), page_theme())
     draw_chart(drawn, f"sweep-{records.source}", "edit")
@@ -133,9 +137,21 @@ def caption(lm: LanguageModel, records: Records, policy: str) -> str:
 def form(lm: LanguageModel, config: MethodConfig) -> None:
     with st.expander("Run a sweep", expanded=False):
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            n = st.number_input("Facts", 2, 50, 4, key="sweep-facts", width=110, help="Of the validation part.")
-            step = st.number_input("Every n-th layer", 1, lm.n_layers, min(4, lm.n_layers), key="sweep-step", width=140)
-            seed = st.number_input("Seed", 0, None, 0, key="sweep-seed", width=110, help="Of the choice of facts.")
+            n = st.number_input(
+                "Facts", 2, 50, 4, key="sweep-facts", width=110, help="Of the validation part.", persist_state="session"
+            )
+            step = st.number_input(
+                "Every n-th layer",
+                1,
+                lm.n_layers,
+                min(4, lm.n_layers),
+                key="sweep-step",
+                width=140,
+                persist_state="session",
+            )
+            seed = st.number_input(
+                "Seed", 0, None, 0, key="sweep-seed", width=110, help="Of the choice of facts.", persist_state="session"
+            )
             pressed = st.button("Run", key="sweep-run")
         st.caption(
             "The search's settings are those above, in the layer's place each layer in turn. On the command line:"

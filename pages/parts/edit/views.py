@@ -187,9 +187,11 @@ def texts(lm: LanguageModel, report: Report) -> None:
     st.markdown("**What the model writes.** Equal seed; words that differ are marked.")
     left, right, _ = st.columns([1, 1, 2])
     temperature = left.number_input(
-        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat"
+        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat", persist_state="session"
     )
-    seed = right.number_input("Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed")
+    seed = right.number_input(
+        "Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed", persist_state="session"
+    )
     written: Sequence[Continuation] = report.continuations
     if temperature:
         openings = generation_texts(report.request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +40,7 @@ def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, theme: 
                     "thickness": 1,
                     "width": 3,
                 },
-                name=stage if len(runs) == 1 else f"{stage}, {name}",
+                name=stage if len(runs) == 1 else f"{stage}, {html.escape(name)}",
                 marker={"color": COLOURS[stage], "pattern": {"shape": "/" if i else ""}},
                 customdata=[(score.low * factor, score.high * factor, score.n) for score in scores],
                 hovertemplate=(
@@ -89,7 +90,7 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, theme: Theme) -> go
                 "color": AFTER,
                 "line": {"width": 1, "color": theme.ink},
             },
-            customdata=[(row.method, row.position, row.subject, row.delta_norm) for row in points],
+            customdata=[(row.method, row.position, html.escape(row.subject), row.delta_norm) for row in points],
             hovertemplate=(
                 "<b>%{customdata[2]}</b>, %{customdata[0]}<br>‖Δ‖/‖W‖ %{x:.3g} (‖Δ‖ %{customdata[3]:.3g})"
                 f"<br>{measure} %{{y:.3g}}<extra></extra>"

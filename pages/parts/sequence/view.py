@@ -105,7 +105,9 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
     last = records[-1].step
     if int(st.session_state.get("sequence-step", last)) > last:
         del st.session_state["sequence-step"]
-    step = st.slider("Step", 0, max(1, last), last, key="sequence-step", help="0 is the unedited model.")
+    step = st.slider(
+        "Step", 0, max(1, last), last, key="sequence-step", help="0 is the unedited model.", persist_state="session"
+    )
     record = next((record for record in records if record.step == step), records[-1])
     before = {check.fact: check for check in record.before}
     after = {check.fact: check for check in own_checks(record)}

@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared import address, fact_at_hand, session, track
 from pages.shared.forms import carry_fields, widget
-from pages.shared.text import guess_subject, number, read_prompt, show_token
+from pages.shared.text import code, guess_subject, literal, number, read_prompt, show_token
 from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
 from rome_core.errors import PromptError
 from rome_core.model.scoring import next_tokens
@@ -126,12 +126,12 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
     except RomeError as error:
         track.show_error(error)
         return False
-    continuation = ", ".join(f"`{show_token(token)}` {number(p)}" for token, p in top[:SHOWN_TOKENS])
+    continuation = ", ".join(f"{code(show_token(token))} {number(p)}" for token, p in top[:SHOWN_TOKENS])
     who = "The edited model" if request.edits else "The model"
-    subject = f"Subject guessed: **{guessed}**. " if guessed else ""
+    subject = f"Subject guessed: **{literal(guessed)}**. " if guessed else ""
     place.caption(f"{subject}{who} continues with {continuation}.")
     for sentence in doubts:
-        st.warning(sentence)
+        st.warning(literal(sentence))
     return True
 
 

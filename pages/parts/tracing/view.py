@@ -14,7 +14,7 @@ from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
 from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.style import SITE_COLOURS
-from pages.shared.text import number, show_token, token_tables
+from pages.shared.text import code, literal, number, show_token, token_tables
 from pages.shared.track import Job
 from rome_core import LanguageModel, Trace
 from rome_core.tracing.attribution import compare_with_exact
@@ -54,7 +54,7 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
 
 def metrics(run: TraceRun, first: Trace) -> None:
     """The numbers that matter, in a row."""
-    answer = show_token(first.answer)
+    answer = literal(show_token(first.answer))
     row = st.columns(5)
     row[0].metric(f"p({answer}), clean", number(first.clean))
     row[1].metric(
@@ -87,7 +87,7 @@ def heatmaps(run: TraceRun, first: Trace, id: str, picked: tuple[str, int, int] 
         alt = f"{KINDS[site]}: {figures.caption(trace)}"
         draw_clickable_chart(figure, f"heat-{site}-{id}", f"trace-{site}", partial(_pick, site, id), alt)
     for note in {trace.note for trace in run.exact.values() if trace.note}:
-        st.caption(note)
+        st.caption(literal(note))
 
 
 def curves(run: TraceRun, id: str) -> None:
@@ -169,7 +169,7 @@ def colored_prompt(run: TraceRun, id: str) -> None:
     token = int(strongest.argmax())
     st.markdown(
         f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each "
-        f"token, from 0 to {number(float(strongest[token]))} at `{show_token(trace.labels[token])}`"
+        f"token, from 0 to {number(float(strongest[token]))} at {code(show_token(trace.labels[token]))}"
     )
     circuits.colored_tokens(trace.labels, strongest, SITE_COLOURS[trace.config.site], key=f"tokens-{id}")
 
