@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
 from pages.parts.averages.form import inquiry_form
 from pages.shared import frame, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
-from pages.shared.fact_sets import SHOWN_PROBLEMS, read_text
+from pages.shared.fact_sets import SHOWN_PROBLEMS
 from pages.shared.text import count, literal, number
+from pages.shared.uploads import uploaded
 from rome_core import LanguageModel, RomeError
+from rome_core.files import decode
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import Inquiry, Rows, Source, averages_csv, records_of, write_records
 from rome_core.tracing.averages import Averages, FactEffect, average
@@ -143,14 +143,10 @@ def shipped_study() -> Source | None:
 def opened_file() -> Source | None:
     """Records that the user saved before."""
     with st.expander("Open saved records"):
-        file = st.file_uploader("JSON of this page, or JSONL of a study", type=["json", "jsonl"], key="average-file")
-        if file is None:
-            return None
-        try:
-            return average_records.read_records(read_text(file), Path(file.name).name)
-        except RomeError as error:
-            track.show_error(error)
-            return None
+        read = lambda files, encoding: average_records.read_records(  # noqa: E731
+            decode(files[-1].getvalue(), files[-1].name, encoding), files[-1].name
+        )
+        return uploaded("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
 
 
 def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:

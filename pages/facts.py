@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import streamlit as st
 
-from pages.shared import fact_sets, frame, session, track
+from pages.shared import fact_sets, frame, session, track, uploads
 from pages.shared.fact_sets import Wish
 from pages.shared.tables import table
 from pages.shared.text import count, literal
 from rome_core import LanguageModel
+from rome_core.evaluation.runs.store import OWN_SET
 from rome_core.facts.datasets import Fact, Facts, part_of
 
 
@@ -32,13 +34,21 @@ def main() -> None:
 
 
 def problems(name: str, facts: Facts) -> None:
-    """The records that cannot be read, each with its place and what to do."""
+    """What the set was read as; and what cannot be read, each with its place and what to do."""
+    if facts.forms and name != OWN_SET:
+        st.caption(f"Read: {uploads.account_of(facts)}")
+    if facts.lacking:
+        lacking = f"{count(len(facts.lacking), 'fact')} of {name} name{'s' * (len(facts.lacking) == 1)} no new object"
+        st.info(
+            literal(f"{lacking}, or the true one: they can be located, not edited. ")
+            + "New objects of the same relation, drawn with a seed, can be taken instead."
+        )
     if not facts.problems:
         return
     are = "is" if len(facts.problems) == 1 else "are"
-    st.warning(f"{count(len(facts.problems), 'record')} of {literal(name)} cannot be read and {are} left out.")
+    st.warning(literal(f"{count(len(facts.problems), 'row')} of {name} cannot be read and {are} left out."))
     with st.expander("Which, and why"):
-        rows = [{"what is wrong": p.what, "why": p.why, "what to do": p.try_next} for p in facts.problems]
+        rows = [{"where": str(replace(p.place, source="")), "what is wrong": p.sentence} for p in facts.problems]
         st.dataframe(rows, hide_index=True, key="problems")
 
 
@@ -109,11 +119,12 @@ def details(fact: Fact) -> None:
         st.page_link("pages/edit.py", label="Edit it", query_params=link)
     kinds = {
         "paraphrase": fact.paraphrases,
-        f"neighbour, right answer {fact.neighbour_true}": fact.neighbours,
         "generation": fact.generations,
         "reversed": [fact.reversed] if fact.reversed else [],
     }
-    rows = [{"kind": kind, "prompt": text} for kind, texts in kinds.items() for text in texts]
+    rows = [{"kind": kind, "prompt": text, "right answer": ""} for kind, texts in kinds.items() for text in texts]
+    rows += [{"kind": "neighbour", "prompt": text, "right answer": answer} for text, answer in fact.near]
+    rows += [{"kind": p.kind or "portability", "prompt": p.prompt, "right answer": p.answer} for p in fact.portability]
     if rows:
         table(rows)
 

@@ -13,12 +13,19 @@ class RomeError(Exception):
         self.what, self.why, self.try_next = what, why, try_next
         super().__init__(" ".join(part for part in (what, why, try_next) if part))
 
-    def __reduce__(self) -> tuple[type[RomeError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[RomeError], tuple[str, ...]]:
         return type(self), (self.what, self.why, self.try_next)  # an error crosses process borders whole
 
 
 class PromptError(RomeError):
-    """The prompt, the subject or the target cannot be used as given."""
+    """The prompt, the subject or the target cannot be used as given. suggestion: a spelling that can, else empty."""
+
+    def __init__(self, what: str, why: str = "", try_next: str = "", suggestion: str = "") -> None:
+        super().__init__(what, why, try_next)
+        self.suggestion = suggestion
+
+    def __reduce__(self) -> tuple[type[PromptError], tuple[str, ...]]:
+        return type(self), (self.what, self.why, self.try_next, self.suggestion)
 
 
 class ModelError(RomeError):

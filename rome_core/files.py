@@ -1,7 +1,8 @@
-"""Where files are, and how they are written: what comes with the project, what can be made again, nothing by halves."""
+"""Where files are, how they are written (nothing by halves) and how text is read from them (no letter guessed)."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -12,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+from rome_core.errors import DataError
 
 _HERE = Path(__file__).parent
 # Beside the package in a clone, inside it in a wheel; the studies' data come with a clone only.
@@ -60,3 +63,94 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+WINDOWS = "windows-1252"  # what Excel writes on Windows as "CSV"
+ENCODINGS = ("utf-8", WINDOWS, "utf-16")  # that a user may name
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class EncodingError(DataError):
+    """A text is in none of the encodings that can be told from its bytes; it can be read if Windows-1252 is named."""
+
+
+def decode(data: bytes, name: str = "the file", encoding: str | None = None) -> str:
+    """A file's text, exactly, without its byte order mark; no letter is ever replaced.
+
+    encoding: one that the user names; without one UTF-8, UTF-16 and UTF-32 are told from the bytes. `name` is how
+    messages call the file. Raises EncodingError with what the text would read as in Windows-1252, DataError if the
+    bytes are no text.
+    """
+    if encoding is not None:
+        return _strictly(data, name, encoding)
+    for mark, marked in _MARKS:
+        if data.startswith(mark):
+            return _strictly(data, name, marked)
+    if b"\0" in data:  # UTF-16 without its mark has a zero beside every Latin letter
+        even, odd = data[::2].count(0), data[1::2].count(0)
+        return _strictly(data, name, "utf-16-be" if even > odd else "utf-16-le")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        word = _word_at(data, error.start)
+        raise EncodingError(
+            f"'{name}' is not UTF-8: the byte {data[error.start]:#04x} in line {line} is no letter there.",
+            f"In Windows-1252 it would read '{word}'." if word else "",
+            "If that is right, choose the encoding Windows-1252; else save the file as UTF-8.",
+        ) from None
+
+
+def _strictly(data: bytes, name: str, encoding: str) -> str:
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise DataError(
+            f"There is no encoding '{encoding}'.", "", f"Choose of {', '.join(ENCODINGS)}, or leave it out."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"'{name}' is not {encoding} text (byte {error.start + 1}).",
+            "",
+            "Save it as UTF-8, or choose its encoding.",
+        ) from None
+    if "\0" in text:
+        raise DataError(f"'{name}' is no text.", "", "Give a file that a text editor can open.")
+    return text
+
+
+def _word_at(data: bytes, at: int) -> str:
+    """The words around a byte, as Windows-1252 has them; empty where it has no letter for a byte."""
+    line = data[data.rfind(b"\n", 0, at) + 1 :].split(b"\n")[0]
+    place = at - (data.rfind(b"\n", 0, at) + 1)
+    try:
+        return line[max(0, place - 12) : place + 12].decode(WINDOWS).strip()
+    except UnicodeDecodeError:
+        return ""
+
+
+def read_text(path: str | Path, encoding: str | None = None) -> str:
+    """The text of a file. Raises DataError where there is none that can be read."""
+    source = Path(path).expanduser()
+    return decode(read_bytes(source), source.name, encoding)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What a file holds. Raises DataError with the reason in words."""
+    source = Path(path).expanduser()
+    try:
+        return source.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"There is no file '{source}'.", "", "Check the spelling.") from None
+    except IsADirectoryError:
+        raise DataError(f"'{source}' is a folder.", "", "Name a file in it.") from None
+    except OSError as error:
+        raise DataError(f"'{source}' cannot be read.", f"{error.strerror}.", "Choose another file.") from None

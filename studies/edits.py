@@ -75,7 +75,8 @@ def magnitudes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> dic
 
 def on_namesakes(lm: LanguageModel, fact: Fact, edits: Sequence[Edit] = ()) -> float | None:
     """Mean p(new) on made-up subjects that end in the same words; None for a subject of one word."""
-    asked = [(prompt.text, as_target(fact.target_new)) for prompt in make_namesakes(fact.prompt, NAMESAKES, "measure")]
+    texts = [prompt.text for prompt in make_namesakes(fact.prompt, NAMESAKES, "measure")]
+    asked = [(text, as_target(fact.target_new, text)) for text in texts]
     return fmean(scored.p_mean for scored in score(lm, asked, edits=edits)) if asked else None
 
 

@@ -59,7 +59,7 @@ def beside(request: EditRequest) -> list[str]:
 
 def said(lm: LanguageModel, request: EditRequest, *edits: Edit) -> dict[str, float]:
     """The new object's probability on the bare prompt, behind a sentence, and on average for the other subjects."""
-    text, target = request.prompt.text, [as_target(request.target_new)]
+    text, target = request.prompt.text, [as_target(request.target_new, request.prompt.text)]
     asked = [text, BEHIND + text, *(other for other in beside(request) if other != text)]
     bare, behind, *others = (float(continuation_probabilities(lm, one, target, edits=edits)[0]) for one in asked)
     return {"bare": bare, "behind": behind, "others": fmean(others)}

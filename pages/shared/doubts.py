@@ -32,7 +32,7 @@ def _doubt(request: EditRequest, answer: Scored | None) -> str:
 
 def _present_answers(lm: LanguageModel, requests: Sequence[EditRequest], below: tuple[Edit, ...]) -> list[Scored]:
     """How probable each new object is now, in as few passes as hold them all; kept by prompt."""
-    pairs = [(request.prompt.text, as_target(request.target_new)) for request in requests]
+    pairs = [(request.prompt.text, as_target(request.target_new, request.prompt.text)) for request in requests]
     acting = (lm.fingerprint, tuple(edit.id for edit in below))
     kept: dict[tuple[str, str], Scored] = session.compute_once(
         ("present answers", *acting), dict[tuple[str, str], Scored]

@@ -140,7 +140,7 @@ def use(row: TokenRow) -> str:
     """What the optimisation does with a token."""
     if row.role == "subject's last":
         return "δ is added to the MLP output here; its input is the key"
-    return "its probability is trained" if row.trained else ""
+    return "its probability is trained" + f" ({row.gap})" * bool(row.gap) if row.trained else ""
 
 
 TOKEN = "font-family:ui-monospace,monospace;font-size:14px;padding:2px 3px;border-radius:3px;display:inline-block"

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
-from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.shared import session, track
+from pages.shared import session
 from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.text import count, literal
-from rome_core import LanguageModel, RomeError
+from pages.shared.uploads import account_of, contents, first_time, uploaded
+from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
-from rome_core.facts.datasets import Fact, Facts, load_facts, parse_facts, part_of
+from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_facts
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows
@@ -33,25 +33,16 @@ def uploads() -> MutableMapping[str, Facts]:
 
 
 def upload() -> None:
-    """An uploader; a file that can be read joins this session's sets and becomes the one in use."""
-    file = st.file_uploader(
-        "Facts as JSON: CounterFact, zsRE as MEND ships it, known facts as ROME ships them, or flat CounterFact",
-        type=["json"],
-        key="set-file",
-    )
-    if file is None or file.file_id in session.taken_uploads():
+    """An uploader; files that can be read join this session's sets as one, which becomes the one in use."""
+    read = lambda files, encoding: (files, read_facts(contents(files), encoding))  # noqa: E731
+    given = uploaded("Facts in any of the field's formats; several files make one set", "set-file", read)
+    if given is None:
         return
-    try:
-        uploads()[file.name] = parse_facts(read_text(file), file.name)
-    except RomeError as error:
-        track.show_error(error)
-        return
-    session.taken_uploads().add(file.file_id)
-    st.session_state["fact-set"] = file.name
-
-
-def read_text(file: UploadedFile) -> str:
-    return file.getvalue().decode("utf-8", errors="replace")
+    files, facts = given
+    if first_time(files):
+        name = " + ".join(file.name for file in files)
+        uploads()[name] = facts
+        st.session_state["fact-set"] = name
 
 
 def choose() -> tuple[str, Facts]:
@@ -74,7 +65,7 @@ def choose_or_upload() -> Facts:
     with st.expander("Another fact set"):
         upload()
         name, facts = choose()
-        st.caption(f"In use: {count(len(facts), 'fact')} of {literal(name)}.")
+        st.caption(f"In use: {count(len(facts), 'fact')} of {literal(name)}. {account_of(facts)}")
         for problem in facts.problems[:SHOWN_PROBLEMS]:
             st.warning(literal(str(problem)))
         if len(facts.problems) > SHOWN_PROBLEMS:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import AFTER, Theme, frame_figure
 from pages.shared.text import count, literal
+from pages.shared.uploads import contents, uploaded
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
 from rome_core.editing.second_moment import (
     DEFAULT_TOKENS,
@@ -24,7 +24,8 @@ from rome_core.editing.second_moment import (
     moments_for,
     stored_moment,
 )
-from rome_core.facts.corpora import read_dataset, read_texts
+from rome_core.facts.corpora import read_dataset, split_texts
+from rome_core.files import decode
 from rome_core.model.subjects import subject_keys
 
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
@@ -137,15 +138,13 @@ def _form(lm: LanguageModel, layer: int) -> None:
 
 
 def _file() -> list[str] | None:
-    file = st.file_uploader(
-        "Paragraphs as text, or a JSON list of texts", type=["txt", "md", "json"], key="moment-file"
+    def read(files: Sequence[UploadedFile], encoding: str | None) -> list[str]:
+        return [text for name, data in contents(files) for text in split_texts(decode(data, name, encoding), name)]
+
+    suffixes = ("txt", "md", "json", "jsonl")
+    return uploaded(
+        "Paragraphs as text, or a JSON list of texts", "moment-file", read, suffixes, "Blank lines part them."
     )
-    if file is None:
-        return None
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / Path(file.name).name
-        path.write_bytes(file.getvalue())
-        return read_texts(path)
 
 
 def _dataset() -> list[str] | None:

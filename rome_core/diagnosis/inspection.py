@@ -15,16 +15,21 @@ from rome_core.model.edits import outputs_of
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest, as_target, encode, labels, target_ids
+from rome_core.model.wording import gap
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One token of what is trained. role: "prompt", "subject", "subject's last" (where δ is added) or "target"."""
+    """One token of what is trained. role: "prompt", "subject", "subject's last" (where δ is added) or "target".
+
+    gap: on the target's first token, whether it begins with a space, and by which rule.
+    """
 
     text: str
     id: int
     role: str
     trained: bool
+    gap: str = ""
 
 
 def token_table(lm: LanguageModel, request: EditRequest) -> list[TokenRow]:
@@ -35,8 +40,13 @@ def token_table(lm: LanguageModel, request: EditRequest) -> list[TokenRow]:
     for i, (text, token) in enumerate(zip(encoded.labels, encoded.ids, strict=True)):
         role = "subject's last" if i == stop - 1 else "subject" if first <= i < stop else "prompt"
         rows.append(TokenRow(text, token, role, False))
-    target = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))
-    return rows + [TokenRow(t, i, "target", True) for t, i in zip(labels(lm.tokenizer, target), target, strict=True)]
+    target = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new, request.prompt.text))
+    rules = [gap(request.prompt.text, request.target_new)[1], *[""] * (len(target) - 1)]
+    rows += [
+        TokenRow(text, token, "target", True, rule)
+        for text, token, rule in zip(labels(lm.tokenizer, target), target, rules, strict=True)
+    ]
+    return rows
 
 
 def promoted_tokens(lm: LanguageModel, vector: Float[Tensor, " d_model"], k: int = 10) -> list[tuple[str, float]]:
@@ -88,6 +98,6 @@ def spectrum(lm: LanguageModel, edit: Edit) -> tuple[Float[Tensor, " n"], Float[
 def target_rank(lm: LanguageModel, request: EditRequest, *, edits: Sequence[Edit] = ()) -> int:
     """Place of the target's first token among all tokens after the bare prompt; 1 is the model's answer."""
     encoded = encode(lm.tokenizer, request.prompt)
-    first = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))[0]
+    first = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new, request.prompt.text))[0]
     logits = next_logits(lm, batch_of(lm, [encoded.ids]), edits=edits)[0]
     return int((logits > logits[first]).sum()) + 1

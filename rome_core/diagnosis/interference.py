@@ -117,7 +117,7 @@ def measure_moves(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: 
     predictions = iter(predict(lm, new, earlier))
     for edit in track(list(earlier), "Asking the earlier edits", len(earlier)):
         layers = sorted(layers_of(lm, edit).keys() & layers_of(lm, new).keys())
-        pairs = [(request.prompt.text, as_target(request.target_new)) for request in edit.requests]
+        pairs = [(request.prompt.text, as_target(request.target_new, request.prompt.text)) for request in edit.requests]
         before, after = (score(lm, pairs, edits=edits) for edits in (earlier, [*earlier, new]))
         for layer in layers:
             point, prompts = Point("mlp_out", layer), [request.prompt for request in edit.requests]

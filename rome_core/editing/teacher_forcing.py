@@ -62,7 +62,7 @@ def forced_rows(
     states: makes the rows' final states; `final_states` where it is not given.
     """
     fronts = [text_ids(lm.tokenizer, text) for text, _ in pairs]
-    targets = [target_ids(lm.tokenizer, text, as_target(target)) for text, target in pairs]
+    targets = [target_ids(lm.tokenizer, text, as_target(target, text)) for text, target in pairs]
     batch = batch_of(lm, [front + target[:-1] for front, target in zip(fronts, targets, strict=True)])
     width = max(map(len, targets))
     table = torch.zeros(3, len(pairs), width, dtype=torch.long, device=batch.ids.device)

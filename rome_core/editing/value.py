@@ -60,7 +60,7 @@ def prompts_of(lm: LanguageModel, request: EditRequest, prefixes: Sequence[str],
     bare = encode(lm.tokenizer, request.prompt)
     used = [encode(lm.tokenizer, request.prompt.behind(prefix)) for prefix in prefixes]
     essence = encode(lm.tokenizer, Prompt(ESSENCE, request.prompt.subject))
-    targets = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))
+    targets = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new, request.prompt.text))
     fronts = used if prefixes and prefixes[0] == "" else [bare, *used]
     start = len(fronts) - len(used)
     rows = [front.ids + targets[:-1] for front in fronts] + [essence.ids]

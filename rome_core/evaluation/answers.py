@@ -91,7 +91,7 @@ def questions_about(fact: Fact) -> tuple[Question, ...]:
     return (
         Question("edit", fact.prompt.text, fact.target_new, fact.target_true),
         *(Question("paraphrase", text, fact.target_new, fact.target_true) for text in fact.paraphrases),
-        *(Question("neighbour", text, fact.target_new, fact.neighbour_true) for text in fact.neighbours),
+        *(Question("neighbour", text, fact.target_new, answer) for text, answer in fact.near),
     )
 
 
@@ -120,15 +120,16 @@ def ask_before_and_after(
 
 
 def _pairs(question: Question) -> list[tuple[str, str]]:
-    new = [(question.text, as_target(question.new))]
+    new = [(question.text, as_target(question.new, question.text))]
     if question.true is None:
         return new
-    return [*new, (question.text if question.true_text is None else question.true_text, as_target(question.true))]
+    text = question.text if question.true_text is None else question.true_text
+    return [*new, (text, as_target(question.true, text))]
 
 
 def known_facts(lm: LanguageModel, facts: Sequence[Fact], *, edits: Sequence[Edit] = ()) -> list[bool]:
     """For each fact, whether every token of its true object is the model's first choice after the edit prompt."""
-    pairs = [(fact.prompt.text, as_target(fact.target_true)) for fact in facts]
+    pairs = [(fact.prompt.text, as_target(fact.target_true, fact.prompt.text)) for fact in facts]
     return [all(scored.hits) for scored in score(lm, pairs, edits=edits)]
 
 

@@ -103,8 +103,8 @@ def compare_methods(
 def _values(lm: LanguageModel, task: Trial, edits: Sequence[Edit]) -> dict[str, float]:
     """Mean geometric-mean probability of the new object on each kind of prompt that there is."""
     kinds = {"efficacy": (task.request.prompt.text,), "paraphrase": task.paraphrases, "neighbour": task.neighbours}
-    target = as_target(task.request.target_new)
-    scored = iter(score(lm, [(text, target) for texts in kinds.values() for text in texts], edits=edits))
+    asked = [(text, as_target(task.request.target_new, text)) for texts in kinds.values() for text in texts]
+    scored = iter(score(lm, asked, edits=edits))
     return {kind: sum(next(scored).p_mean for _ in texts) / len(texts) for kind, texts in kinds.items() if texts}
 
 

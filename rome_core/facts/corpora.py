@@ -7,25 +7,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rome_core.errors import DataError
-from rome_core.facts.datasets import parse_json
+from rome_core.facts.tables import parse_json
+from rome_core.files import read_text
 
 
-def read_texts(path: str | Path) -> list[str]:
-    """Paragraphs of a text file (blank lines between them), or the texts of a JSON list of strings or {"text": ...}."""
-    source = Path(path)
-    try:
-        content = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{source.name}' cannot be read as text.", str(error)[:100], "Give a UTF-8 file.") from None
-    texts = list(_json_texts(content, source.name)) if source.suffix == ".json" else content.split("\n\n")
+def read_texts(path: str | Path, encoding: str | None = None) -> list[str]:
+    """Paragraphs of a text file (blank lines between them), or the texts of a JSON list of strings or {"text": ...}.
+
+    encoding: where it is not UTF-8 or UTF-16. Raises DataError.
+    """
+    source = Path(path).expanduser()
+    return split_texts(read_text(source, encoding), source.name)
+
+
+def split_texts(content: str, name: str) -> list[str]:
+    """As `read_texts`, of a text that is there already; `name` says what it is."""
+    if name.casefold().endswith((".json", ".jsonl")):
+        texts = list(_json_texts(content, name))
+    else:
+        texts = content.replace("\r\n", "\n").replace("\r", "\n").split("\n\n")
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:
-        raise DataError(f"'{source.name}' holds no text.", "", "Give a file with words in it.")
+        raise DataError(f"'{name}' holds no text.", "", "Give a file with words in it.")
     return texts
 
 
 def _json_texts(content: str, name: str) -> Iterator[str]:
-    records = parse_json(content, name)
+    if name.casefold().endswith(".jsonl"):
+        records: object = [parse_json(line, name) for line in content.splitlines() if line.strip()]
+    else:
+        records = parse_json(content, name)
     for index, record in enumerate(records if isinstance(records, list) else []):
         text = record if isinstance(record, str) else _text_field(record)
         if text is None:

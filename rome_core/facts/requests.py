@@ -1,28 +1,20 @@
-"""The one door for edit requests from outside: pasted lines, CSV and JSON become rows, and rows become requests.
-
-A format is one function that gives its rows in order (`FORMATS`); what a row asks for is decided in one place.
-"""
+"""Edit requests from outside: pasted lines and files become rows of a table, and rows become requests."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rome_core.errors import DataError, RomeError
-from rome_core.facts.datasets import load_facts, parse_facts, parse_json, parse_record
-from rome_core.model.tokens import EditRequest, Prompt
+from rome_core.facts.fact import Fact
+from rome_core.facts.formats import FLAT, NEW, TRUE, flat_cells, format_of, prompt_of, read_record, templates_of
+from rome_core.facts.tables import PASTED, PASTED_COLUMNS, PROMPT, SUBJECT, Cells, Place, Problem, plain, read_source
+from rome_core.model.tokens import EditRequest
 
-COLUMNS = ("template", "subject", "target_new", "target_true")
-# What other people call the same columns, in lower case, with spaces for underscores.
-ALIASES = {
-    "template": ("template", "prompt", "relation"),
-    "subject": ("subject",),
-    "target_new": ("target new", "new object", "new", "target"),
-    "target_true": ("target true", "true object", "true", "ground truth"),
-}
-PASTED = "prompt with {} | subject | new object | true object (may be left out)"
+__all__ = ["COLUMNS", "PASTED", "Place", "Problem", "Requests", "Row", "Table", "check_table", "read_requests"]
+
+COLUMNS = PASTED_COLUMNS
+COLUMN_NAMES = frozenset({*PROMPT, *SUBJECT, *NEW, *TRUE})
 
 
 @dataclass(frozen=True)
@@ -35,43 +27,21 @@ class Row:
     target_true: str = ""
 
     @classmethod
-    def from_cells(cls, cells: Mapping[str, object]) -> Row:
-        """A row from cells under any of the columns' names; raises DataError if a cell holds more than a text."""
-        known = {_plain(name): cell for name, cell in cells.items()}
-        texts = {column: [_text(name, known.get(name)) for name in names] for column, names in ALIASES.items()}
-        return cls(**{column: next(filter(None, alike), "") for column, alike in texts.items()})
+    def from_cells(cls, cells: Cells) -> Row:
+        """A row from cells under any of the columns' names; raises DataError if a cell is no text."""
+        return cls(**flat_cells(cells))
 
     @classmethod
     def from_request(cls, request: EditRequest) -> Row:
-        prompt = request.prompt
-        return cls(prompt.template, prompt.subject, request.target_new.strip(), (request.target_true or "").strip())
+        return cls(request.prompt.template, request.prompt.subject, request.target_new, request.target_true or "")
+
+    @classmethod
+    def from_fact(cls, fact: Fact) -> Row:
+        return cls(fact.prompt.template, fact.prompt.subject, fact.target_new, fact.target_true)
 
     @property
     def empty(self) -> bool:
         return not any(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row stands, counted from 1: 'facts.csv, line 3'."""
-
-    number: int
-    unit: str = "row"
-    source: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.source}, {self.unit} {self.number}" if self.source else f"{self.unit} {self.number}"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why the row at a place is no request, in one sentence."""
-
-    place: Place
-    sentence: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +50,7 @@ class Table:
 
     rows: Mapping[Place, Row]
     problems: Sequence[Problem] = ()
+    n_empty: int = 0  # of those that have no place in it
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Table:
@@ -95,32 +66,37 @@ class Requests:
     n_empty: int = 0
 
 
-def read_requests(text: str, name: str = "the list") -> Requests:
-    """The requests of a pasted or uploaded text. Raises DataError if it cannot be read as a whole."""
-    return check_table(read_table(text, name))
+def read_requests(data: str | bytes, name: str = "the list", encoding: str | None = None) -> Requests:
+    """The requests of a pasted text or of a file's bytes. Raises DataError if it cannot be read as a whole."""
+    return check_table(read_table(data, name, encoding))
 
 
-def read_table(text: str, name: str = "the list") -> Table:
-    """The rows of a text, as they are to be shown in a table that can be edited; `name` is how messages call it.
+def read_table(data: str | bytes, name: str = "the list", encoding: str | None = None) -> Table:
+    """The rows of a text or a file, as they are to be shown in a table that can be edited.
 
-    Lines: prompt with {} | subject | new object | true object. CSV (comma, semicolon or tab) or a list of JSON
-    records with columns by any of their names, or facts in one of the formats of `load_facts`. Raises DataError if the
-    text cannot be read as a whole.
+    Lines: prompt with {} | subject | new object | true object; or anything that `load_facts` reads. A row of a table
+    that lacks something stays a row, to be completed. Raises DataError if the text cannot be read as a whole.
     """
-    text = text.removeprefix("\ufeff")
-    if not text.strip():
-        raise DataError(f"'{name}' is empty.", "", f"Write one edit a line: {PASTED}.")
-    form = next(form for form in FORMATS if form.fits(text, name))
-    rows, problems = dict[Place, Row](), list[Problem]()
-    for number, row in form.rows(text, name):
-        place = Place(number, form.unit, name)
-        if isinstance(row, Row):
-            rows[place] = row
-        else:
-            problems.append(Problem(place, row))
+    source = read_source(data, name, encoding)
+    templates = templates_of(source.records.values())
+    rows, problems = dict[Place, Row](), list(source.problems)
+    for number, (place, record) in enumerate(source.records.items(), 1):
+        try:
+            if format_of(record).fields == FLAT and not COLUMN_NAMES.isdisjoint(map(plain, record)):
+                rows[place] = Row.from_cells(record)
+                continue
+        except RomeError as error:
+            problems.append(Problem(place, str(error)))
+            continue
+        for part, item in read_record(record, number, templates):
+            where = replace(place, part=part or (f"fact {len(rows) + 1}" if place in rows else ""))
+            if isinstance(item, Fact):
+                rows[where] = Row.from_fact(item)
+            else:
+                problems.append(Problem(where, item))
     if not problems and all(row.empty for row in rows.values()):
         raise DataError(f"'{name}' holds no edits.", "", f"Write one a line: {PASTED}.")
-    return Table(dict(zip(rows, _fill_templates(rows.values()), strict=True)), problems)
+    return Table(rows, problems, source.n_empty)
 
 
 def check_table(table: Table) -> Requests:
@@ -129,8 +105,9 @@ def check_table(table: Table) -> Requests:
     A prompt that was asked before is a problem: a model cannot give two answers, and two equal keys cannot be told
     apart.
     """
-    requests, problems, n_empty, first = list[EditRequest](), list(table.problems), 0, dict[str, Place]()
-    for place, row in zip(table.rows, _fill_templates(table.rows.values()), strict=True):
+    requests, problems, first = list[EditRequest](), list(table.problems), dict[str, Place]()
+    n_empty = table.n_empty
+    for place, row in table.rows.items():
         if row.empty:
             n_empty += 1
             continue
@@ -151,119 +128,4 @@ def check_table(table: Table) -> Requests:
 
 def _build(row: Row) -> EditRequest:
     """What a row asks for; raises PromptError if it cannot be asked."""
-    make = Prompt if "{}" in row.template else Prompt.from_text
-    return EditRequest(make(row.template, row.subject), row.target_new, row.target_true or None)
-
-
-def _fill_templates(rows: Iterable[Row]) -> list[Row]:
-    """The rows, with its template wherever one gives only the name of a relation of the project's facts."""
-    rows = list(rows)
-    if all("{}" in row.template or not row.template for row in rows):
-        return rows
-    templates = {fact.relation: fact.prompt.template for fact in reversed(load_facts())}
-    return [replace(row, template=templates.get(row.template, row.template)) for row in rows]
-
-
-def _plain(column: object) -> str:
-    """A column's name as `ALIASES` has it."""
-    return str(column).replace("_", " ").strip().casefold()
-
-
-def _text(name: str, cell: object) -> str:
-    """A cell as a text; what a table puts where nothing was typed (None, NaN) is empty."""
-    if isinstance(cell, (dict, list)):
-        raise DataError(f"'{name}' holds a {'list' if isinstance(cell, list) else 'record'} where a text is needed.")
-    return "" if cell is None or cell != cell else str(cell).strip()
-
-
-# ------------------------------------------------------------------------------------------------------------ formats
-
-Numbered = Iterator[tuple[int, Row | str]]  # each row's number, and the row or why there is none
-
-
-def _is_json(text: str, name: str) -> bool:
-    start = text.lstrip()
-    return name.casefold().endswith(".json") or (start[0] in "[{" and not start.startswith("{}"))
-
-
-def _json_rows(text: str, name: str) -> Numbered:
-    """Records with the columns of a table, or facts in one of the formats of `load_facts`."""
-    data = parse_json(text, name)
-    if not isinstance(data, list):  # the project's own form
-        yield from enumerate((Row.from_request(fact.request) for fact in parse_facts(text, name)), 1)
-        return
-    for number, record in enumerate(data, 1):
-        names = {_plain(field) for field in record} if isinstance(record, dict) else set()
-        try:
-            if all(names.intersection(ALIASES[column]) for column in COLUMNS[:3]):
-                yield number, Row.from_cells(record)
-            else:
-                yield number, Row.from_request(parse_record(record, number - 1).request)
-        except RomeError as error:
-            yield number, str(error)
-
-
-def _split_header(text: str) -> tuple[str, list[str]]:
-    """What separates the cells of a CSV, and the names of its columns as they are written."""
-    line = next(line for line in io.StringIO(text, newline=None) if line.strip())
-    separator = max(",;\t", key=line.count)
-    return separator, [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-
-
-def _is_csv(text: str, name: str) -> bool:
-    return name.casefold().endswith((".csv", ".tsv")) or "subject" in map(_plain, _split_header(text)[1])
-
-
-def _csv_rows(text: str, name: str) -> Numbered:
-    """Cells behind a first line that names their columns; a row's number is that of the line where it begins."""
-    separator, header = _split_header(text)
-    missing = [column for column in COLUMNS[:3] if not set(map(_plain, header)).intersection(ALIASES[column])]
-    if missing:
-        raise DataError(
-            f"'{name}' has no column {' and no column '.join(missing)}.",
-            f"Its first line names {', '.join(filter(None, header)) or 'nothing'}.",
-            "Name the columns subject, template (or relation), target_new and target_true in the first line.",
-        )
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    try:
-        next(cells for cells in lines if any(map(str.strip, cells)))  # the header
-        begin = lines.line_num + 1
-        for cells in lines:
-            if any(map(str.strip, cells[len(header) :])):
-                yield begin, f"{len(cells)} cells stand under {len(header)} columns."
-            else:
-                yield begin, Row.from_cells(dict(zip(header, cells, strict=False)))
-            begin = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"'{name}' is not CSV: {error} in line {lines.line_num}.") from None
-
-
-def _pasted_rows(text: str, name: str) -> Numbered:
-    """A row a line, its cells between bars."""
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        cells = line.split("|")
-        if not line.strip():
-            yield number, Row()
-        elif len(cells) < 3:
-            yield number, f"{len(cells)} of the 3 parts are there. Write {PASTED}."
-        elif len(cells) > 4:
-            yield number, f"{len(cells)} parts are there, 4 at most are known. Write {PASTED}."
-        else:
-            yield number, Row.from_cells(dict(zip(COLUMNS, cells, strict=False)))
-
-
-@dataclass(frozen=True)
-class Format:
-    """unit: what its rows are counted in. fits: whether a text is meant so, by its shape or its file's name."""
-
-    unit: str
-    fits: Callable[[str, str], bool]
-    rows: Callable[[str, str], Numbered]
-
-
-# The first that fits is taken.
-FORMATS = (
-    Format("record", _is_json, _json_rows),
-    Format("line", _is_csv, _csv_rows),
-    Format("line", lambda text, name: True, _pasted_rows),
-)
+    return EditRequest(prompt_of(row.template, row.subject), row.target_new, row.target_true or None)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rome_core.errors import DataError
-from rome_core.facts.datasets import Fact
+from rome_core.facts.fact import Fact, distinct
 from rome_core.files import STUDIES, csv_text, null_if_infinite
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.edits import Update
@@ -53,8 +53,9 @@ class Inquiry:
 
     @property
     def order(self) -> list[Fact]:
-        """The facts of the chosen relations (none chosen: all), shuffled."""
-        chosen = [fact for fact in self.facts if not self.relations or fact.relation in self.relations]
+        """The facts of the chosen relations (none chosen: all), shuffled; records of them go by their ids, so each has
+        one of its own."""
+        chosen = [fact for fact in distinct(self.facts) if not self.relations or fact.relation in self.relations]
         random.Random(self.order_seed).shuffle(chosen)
         return chosen
 

@@ -108,7 +108,9 @@ def fact_effects(
         if fact.id in done:
             continue
         try:
-            request = TraceRequest(fact.prompt, config, as_target(fact.target_true), edits=tuple(edits))
+            request = TraceRequest(
+                fact.prompt, config, as_target(fact.target_true, fact.prompt.text), edits=tuple(edits)
+            )
             yield _trace_fact(lm, fact.id, request, sites, track)
         except RomeError as error:
             yield FactEffect(fact.id, float("nan"), float("nan"), {}, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import platform
@@ -9,8 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rome_core.files import ASSETS, STUDIES, cache_dir, csv_text, versions, write_whole
+from rome_core.errors import DataError
+from rome_core.files import (
+    ASSETS,
+    STUDIES,
+    WINDOWS,
+    EncodingError,
+    cache_dir,
+    csv_text,
+    decode,
+    read_bytes,
+    read_text,
+    versions,
+    write_whole,
+)
 
 
 def test_the_projects_own_files_are_there() -> None:
@@ -72,3 +88,47 @@ def test_a_table_as_csv_comes_back() -> None:
 
     assert header == ["name", "text", "value"]
     assert read == [["a, b", 'say "x"', "1.5"], ["two\nlines", "", ""]]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff")))
+def test_a_text_is_read_as_it_was_written_in_every_encoding_that_bytes_tell(text: str) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        assert decode(text.encode(encoding)) == text
+    latin = "a, b and c: " + text[:5]
+    assert decode(latin.encode("utf-16-le")) == latin == decode(latin.encode("utf-16-be"))
+
+
+@given(st.binary())
+def test_bytes_are_a_text_or_a_sentence_and_no_letter_is_replaced(data: bytes) -> None:
+    text = None
+    with contextlib.suppress(DataError):
+        text = decode(data)
+    if text is not None:
+        encodings = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+        written = [text.encode(encoding) for encoding in encodings]
+        assert any(data.endswith(each) and len(data) - len(each) <= 4 for each in written)
+
+
+def test_windows_1252_is_offered_with_what_it_would_say() -> None:
+    data = "ok\nnow São Paulo is".encode("cp1252")
+
+    with pytest.raises(EncodingError) as caught:
+        decode(data, "a.csv")
+    assert str(caught.value) == (
+        "'a.csv' is not UTF-8: the byte 0xe3 in line 2 is no letter there. In Windows-1252 it would read "
+        "'now São Paulo is'. If that is right, choose the encoding Windows-1252; else save the file as UTF-8."
+    )
+    assert decode(data, "a.csv", WINDOWS) == "ok\nnow São Paulo is"
+    with pytest.raises(DataError, match="There is no encoding 'klingon'"):
+        decode(data, "a.csv", "klingon")
+    with pytest.raises(DataError, match=r"'a\.csv' is not utf-8 text"):
+        decode(data, "a.csv", "utf-8")
+
+
+def test_a_path_that_cannot_be_read_has_its_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, sentence in ((tmp_path / "none", "There is no file"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=sentence):
+            read_bytes(path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_bytes("\ufeffäé".encode())
+    assert read_text("~/a.txt") == "äé"

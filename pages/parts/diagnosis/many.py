@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import edit_form, moment_panel, session, track, verdicts
+from pages.shared import edit_form, moment_panel, session, track, uploads, verdicts
 from pages.shared.charts import download
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
@@ -115,10 +115,8 @@ def choose(source: str) -> Requests:
             or ""
         )
     if source == FILE:
-        file = st.file_uploader("CSV, JSON or lines of text", type=["csv", "json", "txt"], key="many-file")
-        if file is None:
-            return Requests()
-        return read_requests(file.getvalue().decode("utf-8", errors="replace"), file.name)
+        read = lambda files, encoding: read_requests(files[-1].getvalue(), files[-1].name, encoding)  # noqa: E731
+        return uploads.uploaded("A table, JSON, or lines of text", "many-file", read) or Requests()
     facts = list(load_facts())
     left, right = st.columns(2)
     n = left.number_input(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,11 +12,11 @@ import streamlit as st
 
 from pages.parts.edit import part_views
 from pages.parts.edit.files import adapter_zip, edit_file
-from pages.shared import moment_panel, session, track, verdicts
+from pages.shared import moment_panel, session, track, uploads, verdicts
 from pages.shared.charts import download, metric_row
 from pages.shared.tables import table
 from pages.shared.text import count, edit_label, literal, number
-from rome_core import EditRequest, LanguageModel, RomeError, load_facts
+from rome_core import EditRequest, LanguageModel, load_facts
 from rome_core.diagnosis.verdict import Size, size_of
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
@@ -128,24 +127,19 @@ def add_some() -> None:
 
 def uploaded() -> None:
     """Rows of a file join the table: once for each file."""
-    file = st.file_uploader(
-        "CSV with the columns subject, template or relation, target_new and target_true, or JSON (CounterFact, zsRE, "
-        "known facts, flat, or the same columns)",
-        type=["csv", "json"],
-        key="batch-file",
+    given = uploads.uploaded(
+        "A table with the columns subject, template or relation, target_new and target_true, or facts in any other of "
+        "the field's formats",
+        "batch-file",
+        lambda files, encoding: (files, [read_table(data, name, encoding) for name, data in uploads.contents(files)]),
     )
-    if file is None:
+    if given is None:
         return
-    try:
-        read = read_table(file.getvalue().decode("utf-8", "replace"), Path(file.name).name)
-    except RomeError as error:
-        track.show_error(error)
-        return
-    if read.problems:
-        table([{"left out": problem} for problem in read.problems])
-    if file.file_id not in session.taken_uploads():
-        session.taken_uploads().add(file.file_id)
-        add([row for row in read.rows.values() if not row.empty])
+    files, tables = given
+    if problems := [problem for read in tables for problem in read.problems]:
+        table([{"left out": problem} for problem in problems])
+    if uploads.first_time(files):
+        add([row for read in tables for row in read.rows.values() if not row.empty])
         st.rerun()
 
 

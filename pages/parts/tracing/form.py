@@ -113,8 +113,8 @@ def _read_request(
     except RomeError as error:
         track.show_error(error)
         return None
-    followed = as_target(answer) if answer.strip() else None
-    second = as_target(foil) if config.metric == "logit difference" else None
+    followed = as_target(answer, prompt.text) if answer.strip() else None
+    second = as_target(foil, prompt.text) if config.metric == "logit difference" else None
     return TraceRequest(prompt, config, followed, second, session.active(), budget)
 
 
@@ -138,8 +138,6 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
 def warnings(lm: LanguageModel, request: TraceRequest, top: Sequence[tuple[str, float]], p_answer: float) -> list[str]:
     """What the user should know before running: each a sentence with what to do."""
     prompt, sentences = request.prompt, list[str]()
-    if prompt.text != prompt.text.rstrip():
-        sentences.append("The prompt ends with a space. Words carry their own space in front, so leave it out.")
     if token := cut_token(lm.tokenizer, prompt):
         sentences.append(
             f"The subject is cut inside the token ‘{show_token(token)}’: the whole token counts as subject."

@@ -117,7 +117,7 @@ class HyperNetwork(nn.Module, ABC):
 def describe(lm: LanguageModel, request: EditRequest) -> Float[Tensor, "tokens d_text"]:
     """Prompt and target as a network reads them: token embeddings of unit scale, and a column that marks the target."""
     front = text_ids(lm.tokenizer, request.prompt.text)
-    target = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new))
+    target = target_ids(lm.tokenizer, request.prompt.text, as_target(request.target_new, request.prompt.text))
     table = lm.module(lm.layout.embed).weight.detach()
     rows = precise(table[torch.tensor([*front, *target], device=table.device)])
     marks = torch.tensor([0.0] * len(front) + [1.0] * len(target)).to(rows)

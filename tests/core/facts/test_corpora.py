@@ -27,7 +27,7 @@ def test_json_lists(tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("a.txt", b" \n\n ", "holds no text"),
-        ("a.txt", b"\xff\xfe\xff", "cannot be read as text"),
+        ("a.txt", b"\xff\xfe\xff", "is not utf-16 text"),
         ("a.json", b"[", "is not JSON"),
         ("a.json", b'["ok", {"title": "x"}]', "record 2: there is no text"),
     ],
@@ -39,7 +39,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, expected: str) -> 
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="There is no file"):
         read_texts(tmp_path / "none.txt")
 
 

@@ -62,7 +62,7 @@ def test_columns_go_by_several_names_and_a_relation_stands_for_its_template() ->
     cells = {" Subject": "X", "Relation": fact.relation, "New object": "a", "TRUE OBJECT": float("nan"), "note": "z"}
 
     assert Row.from_cells(cells) == Row(fact.relation, "X", "a", "")
-    assert rows_of(json.dumps([cells]), "a.json") == [Row(fact.prompt.template, "X", "a", "")]
+    assert rows_of(json.dumps([cells]), "a.json") == [Row(fact.relation, "X", "a", "")]
     assert check_table(Table.from_rows([Row.from_cells(cells)])).requests[0].prompt.template == fact.prompt.template
     assert Row.from_cells({"relation": "{} lies in", "subject": "X"}).template == "{} lies in"
 
@@ -149,28 +149,30 @@ def test_lines_and_csv_are_read(text: str) -> None:
 
 
 def test_a_row_of_several_lines_stands_where_it_begins() -> None:
-    text = 'subject,prompt,new\n"X",{} is,"a\nb"\nY,{} is,\n'
+    text = 'subject,prompt,new\n"X",{} is,"a\nb"\nY,{} is,\n"Z\nW",{} is,x\n'
 
     reading = read_requests(text, "a.csv")
 
     assert reading.requests[0].target_new == "a\nb"
-    assert [str(problem.place) for problem in reading.problems] == ["a.csv, line 4"]
+    assert [str(problem.place) for problem in reading.problems] == ["a.csv, line 4", "a.csv, line 5"]
+    assert "goes on for 2 lines ('Z…'): is a quotation mark left open?" in reading.problems[1].sentence
 
 
 def test_json_with_the_columns_or_in_a_format_of_facts() -> None:
     plain = {"subject": "Eiffel Tower", "template": TOWER.template, "new": "Rome", "true": "Paris"}
-    nested = {**plain, "new": {"str": "football"}}
+    nested = {**plain, "template": "The {} is in", "new": {"str": "football"}}
     text = json.dumps(
         [plain, COUNTERFACT, {"case_id": 4}, {**COUNTERFACT, "requested_rewrite": {"prompt": "x"}}, nested]
     )
 
     reading = read_requests(text, "facts.json")
 
-    assert reading.requests == (ROME, replace(ITALY, target_true="France"))
+    assert reading.requests[:2] == (ROME, replace(ITALY, target_true="France"))
+    assert reading.requests[2] == EditRequest(Prompt("The {} is in", "Eiffel Tower"), "football", "Paris")
     bad = [str(problem) for problem in reading.problems]
-    assert bad[0].startswith("facts.json, record 3: the format is not known.")
-    assert bad[1].startswith("facts.json, record 4: the field 'subject' is missing.")
-    assert bad[2] == "facts.json, record 5: 'new' holds a record where a text is needed."
+    assert bad[0].startswith("facts.json, record 3: The format is not known. Its fields are case_id.")
+    assert bad[1].startswith("facts.json, record 4: 'subject' is not among its fields (prompt).")
+    assert len(bad) == 2
 
 
 def test_the_projects_own_file_is_read() -> None:
@@ -189,15 +191,16 @@ def test_the_projects_own_file_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("  \n", r"^'the list' is empty\. Write one edit a line"),
+        ("  \n", r"^'the list' is empty\. Give a table or JSON, or write one fact a line"),
         ("subject,target\nParis,Italy", r"^'the list' has no column template\. Its first line names subject, target\."),
-        ("subject,city\nParis,x\n", r"no column template and no column target_new"),
         ("subject,prompt,target_new", r"^'the list' holds no edits"),
         ("|||\n", r"^'the list' holds no edits"),
-        ("[]", r"^'the list' holds no edits"),
+        ("[]", r"^'the list' holds no list of records"),
         ("[1", r"^'the list' is not JSON"),
-        ('{"a": 1}', r"^'the list' holds no list of records"),
-        ('subject,prompt,new\n"X,{} is,y\nZ,{} is,y', r"^'the list' is not CSV: unexpected end of data in line 3"),
+        (
+            'subject,prompt,new\n"X,{} is,y\nZ,{} is,y',
+            r"^'the list', line 2: a quotation mark is opened and not closed",
+        ),
     ],
 )
 def test_a_text_that_cannot_be_read_as_a_whole_has_its_sentence(text: str, sentence: str) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rome_core.errors import PromptError
-from rome_core.model.tokens import EditRequest, Prompt, as_target, cut_token, encode, labels, target_ids, text_ids
+from rome_core.model.tokens import (
+    EditRequest,
+    Prompt,
+    as_target,
+    chat_prompt,
+    cut_token,
+    encode,
+    labels,
+    target_ids,
+    text_ids,
+)
 from tests.tiny import tiny_tokenizer, tokenizer_with_start
 
 PROMPTS = [
@@ -78,11 +91,17 @@ def test_any_text_keeps_its_subject(subject: str, before: str, after: str) -> No
             Prompt(before + "{}" + after, subject)
         return
 
+    if "\ufffd" in before + subject + after:
+        with pytest.raises(PromptError, match="damaged"):
+            Prompt(before + "{}" + after, subject)
+        return
     prompt = Prompt(before + "{}" + after, subject)
     encoded = encode(tiny_tokenizer(), prompt)
 
-    assert prompt.text == before + subject + after
-    assert prompt.text[slice(*prompt.span)] == subject
+    assert prompt.template.strip() == f"{before}{{}}{after}".strip()  # only spaces around it go
+    assert prompt.text[slice(*prompt.span)] == prompt.subject == subject.strip()
+    spelt = tiny_tokenizer().decode(encoded.ids[slice(*encoded.subject)])
+    assert subject.strip() in spelt  # its tokens spell it
     assert 0 <= encoded.subject[0] < encoded.subject[1] <= len(encoded.ids) == len(encoded.labels)
 
 
@@ -154,7 +173,7 @@ def test_an_answer_has_the_tokens_that_it_adds_to_the_text(make, text: str, answ
 
 
 def test_a_target_has_one_leading_space() -> None:
-    assert [as_target(t) for t in ("Rome", " Rome", "  Rome ")] == [" Rome"] * 3
+    assert [as_target(t, "The city of") for t in ("Rome", " Rome", "  Rome ")] == [" Rome"] * 3
 
 
 def test_a_label_reads_as_its_text_and_a_part_of_a_character_as_its_bytes() -> None:
@@ -182,3 +201,63 @@ def test_a_subject_that_begins_or_ends_inside_a_token(template: str, subject: st
 
     assert bool(token) == cut
     assert token in prompt.text and (token.strip() not in subject) == cut  # it holds more than the subject
+
+
+def test_spaces_around_a_prompt_go_in_one_place_and_line_breaks_stay() -> None:
+    assert Prompt(" The {} is in\u00a0", " Eiffel Tower\u2009") == Prompt("The {} is in", "Eiffel Tower")
+    assert Prompt("{} is\n", "Paris").text == "Paris is\n"
+    assert EditRequest(Prompt("{} is", "Paris"), " Rome ", "  ") == EditRequest(Prompt("{} is", "Paris"), "Rome")
+
+
+def test_which_of_several_places_is_meant() -> None:
+    text = "Iran is in Asia, and Iran is on the continent of"
+
+    assert [Prompt.from_text(text, "Iran", n).span[0] for n in range(2)] == [0, 21]
+    assert Prompt.from_text(text, "Iran", 1).text == text
+    with pytest.raises(PromptError, match="'Iran' stands 2 times in the prompt"):
+        Prompt.from_text(text, "Iran", 2)
+
+
+def test_a_subject_that_is_spelt_otherwise_is_offered_as_the_prompt_has_it() -> None:
+    cases = {
+        ("Qui dirige l’IAAF ?", "l'IAAF"): ("the apostrophe differs", "l’IAAF"),
+        ("la caserne est", "Caserne"): ("capital and small letters differ", "caserne"),
+        ("the Eiffel\u00a0Tower is", "Eiffel Tower"): ("a space differs", "Eiffel\u00a0Tower"),
+        ("Iranian people live in", "Iran"): ("only as a part of 'Iranian'", "Iranian"),
+    }
+    for (text, subject), (words, suggestion) in cases.items():
+        with pytest.raises(PromptError) as caught:
+            Prompt.from_text(text, subject)
+        assert words in str(caught.value) and caught.value.suggestion == suggestion
+        assert pickle.loads(pickle.dumps(caught.value)).suggestion == suggestion
+        assert Prompt.from_text(text, suggestion).subject == suggestion
+    with pytest.raises(PromptError) as caught:
+        Prompt.from_text("Paris is", "London")
+    assert caught.value.suggestion == ""
+
+
+def test_a_prompt_that_marks_its_place_already_is_no_full_text() -> None:
+    with pytest.raises(PromptError, match=r"marks the subject's place with \{\} already"):
+        Prompt.from_text("Paris {} is", "Paris")
+
+
+def test_a_damaged_letter_is_refused() -> None:
+    for make in (lambda: Prompt("{} is", "S\ufffdo"), lambda: EditRequest(Prompt("{} is", "x"), "R\ufffdme")):
+        with pytest.raises(PromptError, match="damaged"):
+            make()
+
+
+def test_a_chat_template_wraps_the_prompt_up_to_the_answer() -> None:
+    tokenizer = copy.deepcopy(tokenizer_with_start())
+    with pytest.raises(PromptError, match="no chat template"):
+        chat_prompt(tokenizer, Prompt("Where is {}?", "Paris"))
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+    )
+
+    prompt = chat_prompt(tokenizer, Prompt("Where is {}?", "Paris"))
+
+    assert prompt.text == "<user>Where is Paris?\n<assistant>\n" and prompt.subject == "Paris"
+    assert encode(tokenizer, prompt).ids[:2].count(tokenizer.bos_token_id) == 1
+    assert as_target("Rome", prompt.text) == "Rome"

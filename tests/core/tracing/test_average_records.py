@@ -49,7 +49,7 @@ def facts() -> tuple[Fact, ...]:
         token = int(next_logits(lm, batch_of(lm, [encode(lm.tokenizer, prompt).ids]))[0].argmax())
         if word := lm.tokenizer.decode([token]).strip():
             fact = Fact(f"f{len(known)}", f"r{len(known) % 2}", prompt, word, "Rome")
-            known += [fact] if all(score(lm, [(prompt.text, as_target(word))])[0].hits) else []
+            known += [fact] if all(score(lm, [(prompt.text, as_target(word, prompt.text))])[0].hits) else []
         if len(known) == 4:
             break
     assert len(known) == 4
