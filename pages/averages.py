@@ -10,7 +10,7 @@ from pages.shared import frame, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
 from pages.shared.fact_sets import SHOWN_PROBLEMS
 from pages.shared.text import count, literal, number
-from pages.shared.uploads import uploaded
+from pages.shared.uploads import uploaded_and_kept
 from rome_core import LanguageModel, RomeError
 from rome_core.files import decode
 from rome_core.tracing import average_records
@@ -123,7 +123,7 @@ def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> Non
     source = Source(HERE, tuple(rows), average_records.describe(lm, inquiry))
     known = sum(not row.dropped for row in rows)
     if not rows:
-        st.caption("The first fact is being traced.")
+        st.caption("The figures appear with the first fact.")
         return
     figures(source, id)
     if ended:
@@ -146,7 +146,7 @@ def opened_file() -> Source | None:
         read = lambda files, encoding: average_records.read_records(  # noqa: E731
             decode(files[-1].getvalue(), files[-1].name, encoding), files[-1].name
         )
-        return uploaded("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
+        return uploaded_and_kept("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
 
 
 def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:

@@ -10,6 +10,7 @@ from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation import views as evaluation_views
 from pages.parts.evaluation.run import Shown
 from pages.shared import address, fact_sets, frame, session, track
+from pages.shared.charts import result_of
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
@@ -41,7 +42,7 @@ def main() -> None:
         session.stop_job(JOB)
         session.keep_job(JOB, evaluation_run.start(lm, asked))
     beside = other_run()
-    result(facts, beside)
+    result(facts, beside, asked)
     evaluation_views.published()
 
 
@@ -158,11 +159,13 @@ def finished_runs() -> dict[str, Shown]:
     return session.keep("evaluation runs", dict[str, Shown])
 
 
-def result(facts: list[Fact], beside: Shown | None) -> None:
+def result(facts: list[Fact], beside: Shown | None, asked: RunRequest) -> None:
+    """What the last run has brought. asked: what the form asks now."""
     job = session.find_job(JOB)
     if job is None:
         if beside is not None:
-            evaluation_views.run_view(beside, facts, "opened", live=False)
+            with result_of(beside.name, moved_on=False, again="Run"):
+                evaluation_views.run_view(beside, facts, "opened", live=False)
         else:
             st.info(
                 "Press Run: a table of scores with their intervals appears here and settles as facts are added. Above, "
@@ -177,12 +180,13 @@ def result(facts: list[Fact], beside: Shown | None) -> None:
             if not job.live:
                 finished_runs()[f"{run.name} ({job.id})"] = run
 
-    if job.live:
-        track.panel(job, draw)
-    else:
-        track.panel(job)
-        with track.no_traceback():
-            draw(job)
+    with result_of(job.label, job.asked != asked, "Run"):
+        if job.live:
+            track.panel(job, draw)
+        else:
+            track.panel(job)
+            with track.no_traceback():
+                draw(job)
 
 
 frame.require_frame()

@@ -10,6 +10,7 @@ import streamlit as st
 from pages.parts.sequence import view as sequence_view
 from pages.parts.sequence.jobs import all_runs, folder, go_on, work
 from pages.shared import edit_form, fact_sets, frame, session, track
+from pages.shared.charts import result_of
 from pages.shared.forms import config_form
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, LanguageModel
@@ -108,7 +109,7 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     chosen = st.session_state.get("sequence-shown")
     under_way = job_of(chosen) if chosen else None
     if chosen and under_way and chosen not in runs:  # prefixes are being sampled
-        track.panel(under_way, lambda job: poll_for(chosen))
+        track.panel(under_way, lambda job: poll_for(chosen, job))
         return
     if not runs:
         st.info(
@@ -141,20 +142,23 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     )
     run, beside = runs[name], {other: runs[other] for other in others}
     job = job_of(name)
-    if job is not None and (job.live or job.state in ("error", "stopped")):
-        track.panel(job, lambda job: sequence_view.figures(name, run, beside, float(factor), job.id))
-    else:
-        sequence_view.figures(name, run, beside, float(factor), "kept")
-    if job is None or not job.live:
-        unfinished(lm, name, run)
-        sequence_view.details(lm, run, float(factor))
-        continuing(lm, run, wish)
+    moved_on = own(run) and (wish is None or wish.name(lm) != name)
+    with result_of(name, moved_on, "Run"):
+        if job is not None and (job.live or job.state in ("error", "stopped")):
+            track.panel(job, lambda job: sequence_view.figures(name, run, beside, float(factor), job.id))
+        else:
+            sequence_view.figures(name, run, beside, float(factor), "kept")
+        if job is None or not job.live:
+            unfinished(lm, name, run)
+            sequence_view.details(lm, run, float(factor))
+            continuing(lm, run, wish)
 
 
-def poll_for(name: str) -> None:
+def poll_for(name: str, under_way: track.Job[None, int]) -> None:
     if (folder() / name / "run.json").exists():
         st.rerun()
-    st.caption("The prefixes are sampled from the unedited model.")
+    if under_way.state == "running":
+        st.caption("The prefixes are sampled from the unedited model.")
 
 
 def unfinished(lm: LanguageModel, name: str, run: SequenceRun) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import plotly.graph_objects as go
@@ -63,6 +64,19 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
         for label, value, below, help in numbers:
             name, second = literal(label), literal(below)
             st.metric(name, value, second, delta_color="off", delta_arrow="off", help=literal(help), width=180)
+
+
+@contextmanager
+def result_of(what: str, moved_on: bool, again: str) -> Iterator[None]:
+    """A result under the name of what was asked; it stands apart once the form above asks something else.
+
+    again: the button that would ask it.
+    """
+    st.markdown(f"**{literal(what)}**")
+    if moved_on:
+        st.caption(f"The form has changed since this run; press **{again}** to run it.")
+    with st.container(key="result-apart" if moved_on else "result"):
+        yield
 
 
 def choose_view(label: str, views: Mapping[str, T], key: str) -> T:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import streamlit as st
+
 from pages.shared import session
-from pages.shared.text import number
-from rome_core import EditRequest, LanguageModel
+from pages.shared.text import literal, number
+from rome_core import EditRequest, LanguageModel, RomeError
 from rome_core.editing.edit import Edit
 from rome_core.model.scoring import Scored, score
 from rome_core.model.tokens import as_target
@@ -14,10 +16,20 @@ from rome_core.model.tokens import as_target
 AT_ONCE = 200  # requests whose present answers are asked for; more would keep the page waiting
 
 
+def tell(lm: LanguageModel, request: EditRequest, below: tuple[Edit, ...]) -> None:
+    """Say what is doubtful about a request, before it is run."""
+    for sentence in filter(None, of_requests(lm, [request], below)):
+        st.warning(literal(sentence))
+
+
 def of_requests(lm: LanguageModel, requests: Sequence[EditRequest], below: tuple[Edit, ...]) -> list[str]:
     """A sentence for each request, empty where nothing is doubtful. below: the edits that act already."""
     asked = list(requests[:AT_ONCE])
-    answers = [*_present_answers(lm, asked, below), *[None] * (len(requests) - len(asked))]
+    try:
+        answers: list[Scored | None] = [*_present_answers(lm, asked, below)]
+    except RomeError:  # said where the request is used
+        answers = []
+    answers += [None] * (len(requests) - len(answers))
     return [_doubt(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
 

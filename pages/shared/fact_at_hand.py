@@ -95,9 +95,16 @@ def take(fact: FactAtHand) -> None:
     st.session_state.update(dict.fromkeys(ANSWERS, ""))
 
 
+def take_next(fact: FactAtHand) -> None:
+    """Put a fact at hand in the next run: this run's form is drawn already."""
+    st.session_state["_next_fact"] = fact
+
+
 def open_page(query: Mapping[str, str] | None) -> None:
     """Called when a page is opened: a link brings its fact, any other way the one at hand stays."""
-    if query is not None:
+    if next_fact := st.session_state.pop("_next_fact", None):
+        take(next_fact)
+    elif query is not None:
         linked = not query.keys().isdisjoint(FIELDS)
         answers = {name: query.get(name, st.session_state.get(name, "")) for name in ANSWERS}
         take(of_link(query) if linked else current())

@@ -191,10 +191,12 @@ def start_job(
     work: Callable[[Job[Any, Any]], object],
     *,
     published: object = None,
+    asked: object = None,
+    begins_with: str = "preparing",
     then: Callable[[Any], None] = lambda result: None,
 ) -> None:
     """Queue `work(job)`, as `track.submit` does, and keep its job."""
-    keep_job(key, submit(label, work, published=published, then=then))
+    keep_job(key, submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then))
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:

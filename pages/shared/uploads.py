@@ -42,6 +42,19 @@ def uploaded(label: str, key: str, read: Read[R], suffixes: Sequence[str] = SUFF
     return result
 
 
+def uploaded_and_kept(
+    label: str, key: str, read: Read[R], suffixes: Sequence[str] = SUFFIXES, help: str = READABLE
+) -> R | None:
+    """The same; what was read stays in the session when the page is left, which empties the uploader."""
+    result = uploaded(label, key, read, suffixes, help)
+    kept = session.keep("brought", dict[str, R])
+    if result is not None:
+        kept[key] = result
+    elif st.session_state.get(key):  # what is there now cannot be read
+        kept.pop(key, None)
+    return kept.get(key)
+
+
 def first_time(files: Sequence[UploadedFile]) -> bool:
     """Whether these files were not taken in this session yet; now they are."""
     is_new = _name(files) not in session.taken_uploads()

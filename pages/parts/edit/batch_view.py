@@ -12,8 +12,8 @@ import streamlit as st
 
 from pages.parts.edit import part_views
 from pages.parts.edit.files import adapter_zip, edit_file
-from pages.shared import moment_panel, session, track, uploads, verdicts
-from pages.shared.charts import download, metric_row
+from pages.shared import doubts, moment_panel, session, track, uploads, verdicts
+from pages.shared.charts import download, metric_row, result_of
 from pages.shared.tables import table
 from pages.shared.text import count, edit_label, literal, number
 from rome_core import EditRequest, LanguageModel, load_facts
@@ -25,7 +25,7 @@ from rome_core.evaluation.before_after import Report
 from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
 JOB = ("batch", "job")
-SOME = 10
+SOME, SHOWN_DOUBTS = 10, 10
 LABELS = {
     "template": "Prompt, {} for the subject",
     "subject": "Subject",
@@ -50,10 +50,11 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         st.warning(f"{count(len(problems), 'row')} cannot be used; {others} in.")
         table([{"row": problem.place.number, "what is wrong": problem.sentence} for problem in problems])
     below = session.active(but=requests)
+    tell_doubts(lm, requests, below)
     label = f"Edit {count(len(requests), 'fact')}" if requests else "Edit"
     if st.button(label, key="batch-run", type="primary", disabled=not requests):
         start(lm, requests, config, below)
-    result(lm)
+    result(lm, (tuple(requests), config))
 
 
 @dataclass
@@ -143,6 +144,19 @@ def uploaded() -> None:
         st.rerun()
 
 
+def tell_doubts(lm: LanguageModel, requests: Sequence[EditRequest], below: tuple[Edit, ...]) -> None:
+    """The rows that ask for what is true or for what the model says, before they are run."""
+    found = [(request, doubt) for request, doubt in zip(requests, doubts.of_requests(lm, requests, below), strict=True)]
+    rows = [{"fact": request.prompt.text, "what is doubtful": doubt} for request, doubt in found if doubt]
+    if rows:
+        st.warning(f"{count(len(rows), 'fact')} of {len(requests)} may be edited to no purpose.")
+        table(rows[:SHOWN_DOUBTS])
+    if len(rows) > SHOWN_DOUBTS:
+        st.caption(f"And {len(rows) - SHOWN_DOUBTS} more.")
+    if len(requests) > doubts.AT_ONCE:
+        st.caption(f"Of the first {doubts.AT_ONCE} the model was asked what it says now, of the others not.")
+
+
 # --------------------------------------------------------------------------------------------------------------- work
 
 
@@ -160,18 +174,31 @@ def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConf
             session.put_edit(edit, edit_label(edit), replaced, on=size.verdict != "disabling")
             replaced = ()
 
-    session.start_job(JOB, f"{count(len(requests), 'fact')} by {config.name}", work, then=put)
+    label = f"{count(len(requests), 'fact')} by {config.name}"
+    session.start_job(
+        JOB,
+        label,
+        work,
+        asked=(tuple(requests), config),
+        begins_with="reading C, writing prefixes, finding keys",
+        then=put,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- result
 
 
-def result(lm: LanguageModel) -> None:
+def result(lm: LanguageModel, asked: tuple[tuple[EditRequest, ...], MethodConfig]) -> None:
+    """What the last batch has brought. asked: what the table and the form ask now."""
     job: track.Job[Batch, Batch] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info("Fill the table and press the button: each fact gets its row of probabilities before and after.")
     elif job.result is not None:
-        show(lm, job.result)
+        first = job.result.requests[0]
+        others = f" and {count(len(job.result.requests) - 1, 'other')}" if len(job.result.requests) > 1 else ""
+        what = f"{first.prompt.subject} → {first.target_new.strip()}{others}, by {job.result.edits[0].method}"
+        with result_of(what, job.asked != asked, "Edit"):
+            show(lm, job.result)
     else:
         track.panel(job, so_far)
 

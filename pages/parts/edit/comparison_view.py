@@ -9,8 +9,8 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit.comparison_figure import methods_figure
-from pages.shared import moment_panel, session, track, verdicts
-from pages.shared.charts import download, draw_chart, page_theme
+from pages.shared import doubts, moment_panel, session, track, verdicts
+from pages.shared.charts import download, draw_chart, page_theme, result_of
 from pages.shared.edit_form import with_settings_of
 from pages.shared.tables import draw_text, table
 from pages.shared.text import count, edit_label, literal, number, word_differences
@@ -34,6 +34,10 @@ class Run:
     below: tuple[Edit, ...]
     rows: tuple[MethodRow, ...] = ()
 
+    @property
+    def title(self) -> str:
+        return f"{self.task.request.prompt.subject} → {self.task.request.target_new.strip()}"
+
 
 def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -> None:
     st.markdown(
@@ -42,8 +46,13 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
     )
     task = task_form(request) if request else None
     configs = configs_like(lm, config, request)
+    below = session.active(but=[request] if request else ())
+    if request:
+        doubts.tell(lm, request, below)
     if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
-        start(lm, task, configs, session.active(but=[task.request]))
+        start(lm, task, configs, below)
+    if task is None:
+        st.caption("The form above says what is missing.")
     job: track.Job[Run, None] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info(
@@ -51,9 +60,11 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
             "settings above are used by every method that shares them, the others take their own defaults."
         )
         return
-    track.panel(job, lambda job: show(lm, job.partial) if job.partial else None)
-    if not job.live and job.partial:
-        actions(lm, job.partial)
+    what = f"{job.partial.title} by every method" if job.partial else job.label
+    with result_of(what, job.asked != (task, configs), "Run all methods"):
+        track.panel(job, lambda job: show(lm, job.partial) if job.partial else None)
+        if not job.live and job.partial:
+            actions(lm, job.partial)
 
 
 def task_form(request: EditRequest) -> Trial:
@@ -122,7 +133,8 @@ def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tu
             job.partial = run = replace(run, rows=(*run.rows, row))
 
     session.stop_job(JOB)
-    session.start_job(JOB, f"{task.request.prompt.subject} by every method", work)
+    title = f"{Run(lm.fingerprint, task, below).title} by every method"
+    session.start_job(JOB, title, work, asked=(task, configs), begins_with="asking the model before any edit")
 
 
 # --------------------------------------------------------------------------------------------------------------- rows

@@ -21,7 +21,7 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
     """What is drawn again and again while a run goes on."""
     records = run.records
     if not records:
-        st.caption("The unedited model is being measured.")
+        st.caption("The figures appear once the unedited model is measured.")
         return
     metrics(run, records, factor)
     words = sequence_figures.caption(run) + f" · collapse: perplexity stays at {factor:g} times the unedited model's"

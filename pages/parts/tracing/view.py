@@ -34,7 +34,7 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
     """Everything about a run, as far as it is."""
     run = job.partial
     if run is None or run.first is None:
-        if job.live:
+        if job.state == "running":
             st.caption("Both runs, clean and corrupted, are being recorded.")
         return
     metrics(run, run.first)
