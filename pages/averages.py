@@ -10,9 +10,8 @@ from pages.shared import frame, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
 from pages.shared.fact_sets import SHOWN_PROBLEMS
 from pages.shared.text import count, literal, number
-from pages.shared.uploads import uploaded_and_kept
+from pages.shared.uploads import text_of, uploaded_and_kept
 from rome_core import LanguageModel, RomeError
-from rome_core.files import decode
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import Inquiry, Rows, Source, averages_csv, records_of, write_records
 from rome_core.tracing.averages import Averages, FactEffect, average
@@ -143,9 +142,7 @@ def shipped_study() -> Source | None:
 def opened_file() -> Source | None:
     """Records that the user saved before."""
     with st.expander("Open saved records"):
-        read = lambda files, encoding: average_records.read_records(  # noqa: E731
-            decode(files[-1].getvalue(), files[-1].name, encoding), files[-1].name
-        )
+        read = lambda files: average_records.read_records(*reversed(text_of(files[-1])))  # noqa: E731
         return uploaded_and_kept("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
 
 

@@ -11,11 +11,11 @@ import streamlit as st
 from pages.shared import session
 from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.text import count, literal
-from pages.shared.uploads import account_of, contents, first_time, uploaded
+from pages.shared.uploads import account_of, first_time, uploaded
 from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
-from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_facts
+from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_sets
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows
@@ -33,16 +33,11 @@ def uploads() -> MutableMapping[str, Facts]:
 
 
 def upload() -> None:
-    """An uploader; files that can be read join this session's sets as one, which becomes the one in use."""
-    read = lambda files, encoding: (files, read_facts(contents(files), encoding))  # noqa: E731
-    given = uploaded("Facts in any of the field's formats; several files make one set", "set-file", read)
-    if given is None:
-        return
-    files, facts = given
-    if first_time(files):
-        name = " + ".join(file.name for file in files)
-        uploads()[name] = facts
-        st.session_state["fact-set"] = name
+    """An uploader; each file that can be read joins this session's sets, and the last becomes the one in use."""
+    given = uploaded("Facts in any of the field's formats", "set-file", read_sets)
+    if given and first_time("set-file"):
+        uploads().update(given)
+        st.session_state["fact-set"] = list(given)[-1]
 
 
 def choose() -> tuple[str, Facts]:

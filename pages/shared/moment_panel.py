@@ -8,13 +8,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
-from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import AFTER, Theme, frame_figure
 from pages.shared.text import count, literal
-from pages.shared.uploads import contents, uploaded
+from pages.shared.uploads import Upload, text_of, uploaded
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
 from rome_core.editing.second_moment import (
     DEFAULT_TOKENS,
@@ -25,7 +24,6 @@ from rome_core.editing.second_moment import (
     stored_moment,
 )
 from rome_core.facts.corpora import read_dataset, split_texts
-from rome_core.files import decode
 from rome_core.model.subjects import subject_keys
 
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
@@ -138,8 +136,8 @@ def _form(lm: LanguageModel, layer: int) -> None:
 
 
 def _file() -> list[str] | None:
-    def read(files: Sequence[UploadedFile], encoding: str | None) -> list[str]:
-        return [text for name, data in contents(files) for text in split_texts(decode(data, name, encoding), name)]
+    def read(files: list[Upload]) -> list[str]:
+        return [text for name, content in map(text_of, files) for text in split_texts(content, name)]
 
     suffixes = ("txt", "md", "json", "jsonl")
     return uploaded(

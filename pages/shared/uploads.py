@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
@@ -12,38 +13,60 @@ from pages.shared import session, track
 from pages.shared.text import count, literal
 from rome_core.errors import RomeError
 from rome_core.facts.datasets import READABLE, SUFFIXES, Facts
-from rome_core.files import WINDOWS, EncodingError
+from rome_core.files import WINDOWS, EncodingError, decode
 
 R = TypeVar("R")
-Read = Callable[[Sequence[UploadedFile], str | None], R]  # files, and the encoding that was named for them
+Upload = tuple[str, str | bytes]  # a file's name, and its bytes, or its text where its encoding was named
 
 
-def uploaded(label: str, key: str, read: Read[R], suffixes: Sequence[str] = SUFFIXES, help: str = READABLE) -> R | None:
+@dataclass
+class _Taken(Generic[R]):
+    """What an uploader holds: read once, not on every redraw."""
+
+    name: str
+    result: R
+    is_new: bool = True
+
+
+def uploaded(
+    label: str,
+    key: str,
+    read: Callable[[list[Upload]], R],
+    suffixes: Sequence[str] = SUFFIXES,
+    help: str = READABLE,
+) -> R | None:
     """An uploader of one or several files, and what `read` makes of them; what is wrong is said below it."""
-    given = st.file_uploader(label, type=list(suffixes), key=key, help=help, accept_multiple_files=True)
-    files = list(given or [])
+    files = list(st.file_uploader(label, type=list(suffixes), key=key, help=help, accept_multiple_files=True) or [])
     if not files:
+        session.keep(_place(key), dict[str, _Taken[R]]).clear()
         return None
-    named = session.keep(("encodings", key), dict[str, str])
-    encoding = named.get(_name(files))
-    try:
-        result = read(files, encoding)
-    except EncodingError as error:
-        track.show_error(error)
-        st.button(
-            "Read it as Windows-1252", key=f"{key}-windows", on_click=named.__setitem__, args=(_name(files), WINDOWS)
-        )
-        return None
-    except RomeError as error:
-        track.show_error(error)
-        return None
-    if encoding:
-        st.caption("Read as Windows-1252, as you chose.")
-    return result
+    windows = session.keep(("windows-1252", key), set[str])
+    name = " ".join(f"{file.file_id}{'*' * (file.file_id in windows)}" for file in files)
+    taken = session.keep(_place(key), dict[str, _Taken[R]])
+    if name not in taken:
+        try:
+            result = read([_content(file, windows) for file in files])
+        except EncodingError as error:
+            track.show_error(error)
+            doubtful = [file.file_id for file in files if _is_doubtful(file)]
+            st.button("Read it as Windows-1252", key=f"{key}-windows", on_click=windows.update, args=(doubtful,))
+            return None
+        except RomeError as error:
+            track.show_error(error)
+            return None
+        taken.clear()
+        taken[name] = _Taken(name, result)
+    if chosen := [file.name for file in files if file.file_id in windows]:
+        st.caption(literal(f"Read as Windows-1252, as you chose: {', '.join(chosen)}."))
+    return taken[name].result
 
 
 def uploaded_and_kept(
-    label: str, key: str, read: Read[R], suffixes: Sequence[str] = SUFFIXES, help: str = READABLE
+    label: str,
+    key: str,
+    read: Callable[[list[Upload]], R],
+    suffixes: Sequence[str] = SUFFIXES,
+    help: str = READABLE,
 ) -> R | None:
     """The same; what was read stays in the session when the page is left, which empties the uploader."""
     result = uploaded(label, key, read, suffixes, help)
@@ -55,20 +78,37 @@ def uploaded_and_kept(
     return kept.get(key)
 
 
-def first_time(files: Sequence[UploadedFile]) -> bool:
-    """Whether these files were not taken in this session yet; now they are."""
-    is_new = _name(files) not in session.taken_uploads()
-    session.taken_uploads().add(_name(files))
+def first_time(key: str) -> bool:
+    """Whether what the uploader gave was not taken by its page yet; now it is."""
+    is_new = any(one.is_new for one in session.keep(_place(key), dict[str, _Taken[Any]]).values())
+    for one in session.keep(_place(key), dict[str, _Taken[Any]]).values():
+        one.is_new = False
     return is_new
 
 
-def _name(files: Sequence[UploadedFile]) -> str:
-    return " ".join(file.file_id for file in files)
+def _place(key: str) -> tuple[str, str]:
+    return "uploaded", key
 
 
-def contents(files: Sequence[UploadedFile]) -> list[tuple[str, bytes]]:
-    """The files' names and bytes."""
-    return [(file.name, file.getvalue()) for file in files]
+def _content(file: UploadedFile, windows: Container[str]) -> Upload:
+    data = file.getvalue()
+    return file.name, decode(data, file.name, WINDOWS) if file.file_id in windows else data
+
+
+def _is_doubtful(file: UploadedFile) -> bool:
+    try:
+        decode(file.getvalue(), file.name)
+    except EncodingError:
+        return True
+    except RomeError:
+        return False
+    return False
+
+
+def text_of(upload: Upload) -> tuple[str, str]:
+    """An upload's name and its text, where only a text will do. Raises DataError."""
+    name, data = upload
+    return name, decode(data, name) if isinstance(data, bytes) else data
 
 
 def account_of(facts: Facts) -> str:

@@ -11,14 +11,15 @@ from rome_core.errors import DataError
 from rome_core.facts.fact import N_NEIGHBOURS, Fact, Part, Probe, distinct, part_of
 from rome_core.facts.formats import (
     OWN_FACTS,
-    format_of,
+    Templates,
+    is_template,
     name_of,
+    notes_on,
     read_record,
     templates_of,
-    unused_fields,
     with_flat_neighbours,
 )
-from rome_core.facts.tables import Place, Problem, plain, read_source
+from rome_core.facts.tables import Place, Problem, Source, plain, read_source
 from rome_core.files import read_bytes
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "parse_facts",
     "part_of",
     "read_facts",
+    "read_sets",
 ]
 
 READABLE = (
@@ -107,13 +109,30 @@ def read_facts(files: Sequence[tuple[str, str | bytes]], encoding: str | None = 
     Every row is accounted for: it is a fact, a problem with its place, empty, or a template for others.
     """
     sources = [read_source(data, name, encoding) for name, data in files]
-    templates = templates_of(record for source in sources for record in source.records.values())
+    return _facts(" and ".join(name for name, _ in files), sources, _templates(sources))
+
+
+def read_sets(files: Sequence[tuple[str, str | bytes]], encoding: str | None = None) -> dict[str, Facts]:
+    """As `read_facts`, with a set for each file; one that holds templates only gives them to the others."""
+    sources = {name: read_source(data, name, encoding) for name, data in files}
+    templates = _templates(list(sources.values()))
+    givers = [name for name, source in sources.items() if source.records and not source.problems]
+    givers = [name for name in givers if all(map(is_template, sources[name].records.values()))]
+    others = {name: source for name, source in sources.items() if name not in givers} or sources
+    return {name: _facts(name, [source], templates) for name, source in others.items()}
+
+
+def _templates(sources: Sequence[Source]) -> Templates:
+    return templates_of(record for source in sources for record in source.records.values())
+
+
+def _facts(names: str, sources: Sequence[Source], templates: Templates) -> Facts:
     facts, flat, n_templates = list[Fact](), list[bool](), 0
     problems = [problem for source in sources for problem in source.problems]
-    forms, unused = Counter[str](), Counter[str]()
+    forms = Counter[str]()
     for source in sources:
         for number, (place, record) in enumerate(source.records.items()):
-            form, found = format_of(record), False
+            found = False
             for part, item in read_record(record, number + 1, templates):
                 found = True
                 if isinstance(item, Fact):
@@ -123,8 +142,6 @@ def read_facts(files: Sequence[tuple[str, str | bytes]], encoding: str | None = 
                 else:
                     problems.append(Problem(Place(place.number, place.unit, place.source, part), item))
             n_templates += not found
-            unused.update(unused_fields(record, form))
-    names = " and ".join(name for name, _ in files)
     if not facts:
         raise _nothing(names, problems, n_templates)
     return Facts(
@@ -132,8 +149,8 @@ def read_facts(files: Sequence[tuple[str, str | bytes]], encoding: str | None = 
         problems,
         n_empty=sum(source.n_empty for source in sources),
         n_templates=n_templates,
-        forms=[f"{n} from {form}" for form, n in forms.items()],
-        notes=[f"Not used: {', '.join(name for name, _ in unused.most_common(12))}."] if unused else [],
+        forms=[f"{n} × {form}" for form, n in forms.items()],
+        notes=notes_on(record for source in sources for record in source.records.values()),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +19,7 @@ from rome_core.errors import DataError, RomeError
 from rome_core.facts.fact import N_NEIGHBOURS, Fact, Probe
 from rome_core.facts.tables import OBJECT, PROMPT, SUBJECT, Cells, is_nothing, kind_of, plain
 from rome_core.files import ASSETS
-from rome_core.model.tokens import Prompt
+from rome_core.model.tokens import Prompt, check_letters
 
 OWN_FACTS = ASSETS / "facts.json"
 
@@ -397,7 +397,8 @@ def from_lama(template: str) -> str:
     return before.replace("[X]", "{}").strip()
 
 
-def _is_template(record: Cells) -> bool:
+def is_template(record: Cells) -> bool:
+    """Whether a record is a template of LAMA or ParaRel, not a fact."""
     return any(
         isinstance(record.get(name), str) and "[X]" in str(record[name]) for name in ("template", "pattern")
     ) and (not any(plain(name) in SUBJECT for name in record))
@@ -407,7 +408,7 @@ def templates_of(records: Iterable[Cells]) -> dict[str, list[str]]:
     """The templates that stand among the records (LAMA's relations.jsonl, ParaRel's patterns), by relation."""
     found: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        if _is_template(record):
+        if is_template(record):
             relation = record.get("relation") if isinstance(record.get("relation"), str) else ""
             found[str(relation)].append(str(record.get("pattern") or record.get("template")))
     return found
@@ -527,7 +528,7 @@ FORMATS = (
         _relation,
         frozenset({"name", "samples", "prompt templates", "prompt templates zs", "properties"}),
     ),
-    Format("templates", _is_template, _template, frozenset({"template", "pattern", "relation"})),
+    Format("templates", is_template, _template, frozenset({"template", "pattern", "relation"})),
     Format("T-REx", _is_triple, _triple, FLAT),
     Format("a table", lambda record: not _is_by_language(record), _flat, FLAT),
     Format("zsRE by language", _is_by_language, _languages, frozenset()),
@@ -554,17 +555,31 @@ def name_of(record: Cells) -> str:
     return next((name for marks, name in _KINDS if marks <= fields), form.name) if form.read is _flat else form.name
 
 
-def unused_fields(record: Cells, form: Format) -> list[str]:
-    """The fields of a record that its reader does not look at."""
-    return [] if not form.fields else [str(name) for name in record if plain(name) not in form.fields]
+def notes_on(records: Iterable[Cells]) -> tuple[str, ...]:
+    """What stands in records and is not used: fields that their readers do not look at, the most frequent first."""
+    unused = Counter[str]()
+    for record in records:
+        known = format_of(record).fields
+        unused.update(str(name) for name in record if known and plain(name) not in known)
+    return (f"Not used: {', '.join(name for name, _ in unused.most_common(12))}.",) if unused else ()
 
 
 def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Found]:
     """What one record holds: facts, and a sentence for each thing that is none."""
     try:
-        yield from format_of(record).read(record, number, templates)
+        for part, item in format_of(record).read(record, number, templates):
+            yield part, item if isinstance(item, str) else _undamaged(item)
     except RomeError as error:
         yield "", str(error)
+
+
+def _undamaged(fact: Fact) -> Fact | str:
+    try:
+        for text in (fact.prompt.text, fact.target_new, fact.target_true, *fact.paraphrases, *fact.neighbours):
+            check_letters(text)
+    except RomeError as error:
+        return str(error)
+    return fact
 
 
 def with_flat_neighbours(facts: Sequence[Fact], flat: Sequence[bool]) -> list[Fact]:

@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass, replace
 
 from rome_core.errors import DataError, RomeError
 from rome_core.facts.fact import Fact
-from rome_core.facts.formats import FLAT, NEW, TRUE, flat_cells, format_of, prompt_of, read_record, templates_of
+from rome_core.facts.formats import (
+    FLAT,
+    NEW,
+    TRUE,
+    flat_cells,
+    format_of,
+    notes_on,
+    prompt_of,
+    read_record,
+    templates_of,
+)
 from rome_core.facts.tables import PASTED, PASTED_COLUMNS, PROMPT, SUBJECT, Cells, Place, Problem, plain, read_source
 from rome_core.model.tokens import EditRequest
 
@@ -51,6 +61,7 @@ class Table:
     rows: Mapping[Place, Row]
     problems: Sequence[Problem] = ()
     n_empty: int = 0  # of those that have no place in it
+    notes: tuple[str, ...] = ()  # what was there and not used
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Table:
@@ -64,6 +75,7 @@ class Requests:
     requests: tuple[EditRequest, ...] = ()
     problems: tuple[Problem, ...] = ()
     n_empty: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def read_requests(data: str | bytes, name: str = "the list", encoding: str | None = None) -> Requests:
@@ -96,7 +108,7 @@ def read_table(data: str | bytes, name: str = "the list", encoding: str | None =
                 problems.append(Problem(where, item))
     if not problems and all(row.empty for row in rows.values()):
         raise DataError(f"'{name}' holds no edits.", "", f"Write one a line: {PASTED}.")
-    return Table(rows, problems, source.n_empty)
+    return Table(rows, problems, source.n_empty, notes_on(source.records.values()))
 
 
 def check_table(table: Table) -> Requests:
@@ -123,7 +135,7 @@ def check_table(table: Table) -> Requests:
             same = f"{before.unit.capitalize()} {before.number} edits the same prompt already. Keep one of them."
             problems.append(Problem(place, same))
     problems.sort(key=lambda problem: problem.place.number)
-    return Requests(tuple(requests), tuple(problems), n_empty)
+    return Requests(tuple(requests), tuple(problems), n_empty, table.notes)
 
 
 def _build(row: Row) -> EditRequest:

@@ -47,11 +47,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why what stands at a place is left out, in one sentence. field: the column, where it is one column's fault."""
+    """Why what stands at a place is left out, in one sentence, which names the field whose fault it is."""
 
     place: Place
     sentence: str
-    field: str = ""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.sentence}"

@@ -40,12 +40,6 @@ class Prompt:
                 "The place of the subject must be marked exactly once.",
                 "Write {} where the subject goes, e.g. '{} is located in the city of'.",
             )
-        if "\ufffd" in self.text:
-            raise PromptError(
-                f"'{self.text[:80]}' holds \ufffd, the mark of a letter that was damaged on its way.",
-                "",
-                "Write the letter that was meant, or read the file in the encoding it was saved in.",
-            )
         if len(self.text) > MAX_CHARACTERS:
             raise PromptError(
                 f"The prompt has {len(self.text):,} characters; at most {MAX_CHARACTERS:,} can be used.",
@@ -133,6 +127,16 @@ def _difference(one: str, other: str) -> str:
     return f"{' and '.join(found) or 'capital and small letters'} differ{'' if len(found) > 1 or not found else 's'}"
 
 
+def check_letters(text: str) -> None:
+    """Raise PromptError where a letter of what a person wrote was lost on its way here (a model may well write one)."""
+    if "\ufffd" in text:
+        raise PromptError(
+            f"'{text[:80]}' holds \ufffd, the mark of a letter that was damaged on its way.",
+            "",
+            "Write the letter that was meant, or read the file in the encoding it was saved in.",
+        )
+
+
 @dataclass(frozen=True)
 class EditRequest:
     """A wish: this prompt should be continued with `target_new`, behind what `wording.gap` puts between them.
@@ -150,9 +154,8 @@ class EditRequest:
             object.__setattr__(self, "target_true", self.target_true.strip() or None)
         if not self.target_new:
             raise PromptError("The new object is empty.", "", "Write what the model should answer, e.g. 'Rome'.")
-        for target in filter(None, (self.target_new, self.target_true)):
-            if "\ufffd" in target:
-                raise PromptError(f"'{target[:80]}' holds \ufffd, the mark of a damaged letter.", "", "Write it anew.")
+        for text in (self.prompt.text, self.target_new, self.target_true or ""):
+            check_letters(text)
 
 
 @dataclass(frozen=True)

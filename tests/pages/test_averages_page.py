@@ -109,7 +109,7 @@ def test_a_fact_file_with_bad_records_says_which(averages_page: AppTest) -> None
 
     averages_page.file_uploader(key="set-file").upload("mine.json", data, "application/json").run()
 
-    assert "mine.json, record 2: the field 'subject' is missing." in texts(averages_page.warning)
+    assert "mine.json, record 2: 'subject' is not among its fields (known_id, prompt)." in texts(averages_page.warning)
     assert "1 fact of mine.json" in texts(averages_page.caption)
 
     averages_page.file_uploader(key="set-file").upload("mine.json", b"[", "application/json").run()

@@ -40,10 +40,12 @@ def test_an_upload_says_which_records_are_wrong_and_is_asked(app: AppTest) -> No
     page.file_uploader(key="set-file").upload("mine.json", data, "application/json").run()
 
     assert page.selectbox(key="fact-set").value == "mine.json"
-    assert "2 records of mine.json cannot be read" in texts(page.warning)
+    assert "2 rows of mine.json cannot be read" in texts(page.warning)
     wrong = page.dataframe[0].value
-    assert "record 2: the field 'subject' is missing" in wrong["what is wrong"][0]
-    assert "record 3: the format is not known" in wrong["what is wrong"][1]
+    assert list(wrong["where"]) == ["record 2", "record 3"]
+    assert "'subject' is not among its fields" in wrong["what is wrong"][0]
+    assert "The format is not known. Its fields are colour." in wrong["what is wrong"][1]
+    assert "1 fact, 2 left out" in texts(page.caption)
     end_of_jobs(page.button(key="ask").click().run())
     answer = known_facts(tiny_model("llama", layers=4), [_only(page)])[0]
     assert list(page.dataframe[-1].value["known"]) == ["yes" if answer else "no"]
@@ -53,6 +55,28 @@ def test_an_upload_says_which_records_are_wrong_and_is_asked(app: AppTest) -> No
 
     page.file_uploader(key="set-file").upload("bad.json", b"[", "application/json").run()
     assert "is not JSON" in texts(page.error)
+
+
+def test_any_form_and_encoding_is_taken_and_windows_1252_is_offered(app: AppTest) -> None:
+    page = goto(app, "facts")
+    head = "subject,template,target_new,target_true\n"
+    files = {
+        "bom.json": ("\ufeff" + json.dumps([GOOD])).encode(),
+        "lines.jsonl": "\n".join(json.dumps({**GOOD, "known_id": n}) for n in range(3)).encode(),
+        "mac.csv": (head + "Paris,{} is in,Italy,France\n").replace("\n", "\r").encode("utf-16"),
+    }
+    for name, data in files.items():
+        page.file_uploader(key="set-file").upload(name, data, "text/plain").run()
+        assert not page.error and not page.exception, texts(page.error)
+        assert page.selectbox(key="fact-set").value == name
+
+    data = (head + "São Paulo,The city of {} is in,Chile,Brazil\n").encode("cp1252")
+    page.file_uploader(key="set-file").upload("excel.csv", data, "text/csv").run()
+    assert "In Windows-1252 it would read 'São Paulo,The" in texts(page.error)
+    page.button(key="set-file-windows").click().run()
+    assert page.selectbox(key="fact-set").value == "excel.csv" and not page.error
+    with session_of(page):
+        assert uploads()["excel.csv"][0].prompt.subject == "São Paulo"
 
 
 def _only(page: AppTest):

@@ -157,7 +157,7 @@ def test_a_broken_form_has_no_button_to_press(app: AppTest) -> None:
     assert app.button(key="diagnose").disabled
 
 
-# ------------------------------------------------------------------------------------------------------ on, off, removed
+# ---------------------------------------------------------------------------------------------------- on, off, removed
 
 
 def test_an_edit_is_said_to_be_on_off_weaker_or_gone_everywhere_at_once(app: AppTest, random_moments: None) -> None:

@@ -109,6 +109,8 @@ def of_requests(lm: LanguageModel, source: str) -> Asked | None:
         tell(literal(str(problem)))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
+    for note in reading.notes:
+        st.caption(literal(note))
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies())
     if not requests:
         return None
@@ -132,7 +134,7 @@ def choose(source: str) -> Requests:
             or ""
         )
     if source == FILE:
-        read = lambda files, encoding: read_requests(files[-1].getvalue(), files[-1].name, encoding)  # noqa: E731
+        read = lambda files: read_requests(files[-1][1], files[-1][0])  # noqa: E731
         return uploads.uploaded_and_kept("A table, JSON, or lines of text", "many-file", read) or Requests()
     facts = list(load_facts())
     left, right = st.columns(2)

@@ -128,18 +128,19 @@ def add_some() -> None:
 
 def uploaded() -> None:
     """Rows of a file join the table: once for each file."""
-    given = uploads.uploaded(
+    tables = uploads.uploaded(
         "A table with the columns subject, template or relation, target_new and target_true, or facts in any other of "
         "the field's formats",
         "batch-file",
-        lambda files, encoding: (files, [read_table(data, name, encoding) for name, data in uploads.contents(files)]),
+        lambda files: [read_table(data, name) for name, data in files],
     )
-    if given is None:
+    if tables is None:
         return
-    files, tables = given
     if problems := [problem for read in tables for problem in read.problems]:
         table([{"left out": problem} for problem in problems])
-    if uploads.first_time(files):
+    for note in {note for read in tables for note in read.notes}:
+        st.caption(literal(note))
+    if uploads.first_time("batch-file"):
         add([row for read in tables for row in read.rows.values() if not row.empty])
         st.rerun()
 

@@ -35,6 +35,14 @@ def test_the_table_shows_what_is_trained() -> None:
         (" Rome", "target", True),
     ]
     assert [row.id for row in rows] == tiny_model().tokenizer("The Eiffel Tower is Paris, Rome")["input_ids"]
+    assert [row.gap for row in rows if row.trained] == ["one space between the prompt and the object", "", ""]
+
+
+def test_the_table_says_by_which_rule_a_target_has_no_space() -> None:
+    rows = token_table(tiny_model(), EditRequest(Prompt("The price of {} is $", "Rome"), "9"))
+
+    assert "".join(row.text for row in rows) == "The price of Rome is $9"
+    assert next(row.gap for row in rows if row.trained) == "no space after the currency sign $"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])

@@ -323,7 +323,7 @@ def test_known_facts_have_no_new_object_and_the_set_says_so() -> None:
 
     assert [fact.target_new for fact in facts] == ["", "unmanned aircraft", "", "uniform"]
     assert facts.lacking == [facts[0], facts[2], facts[3]]
-    assert facts.forms == ("1 from known facts (JSON)", "3 from zsRE (JSON)")
+    assert facts.forms == ("1 × known facts (JSON)", "3 × zsRE (JSON)")
     assert facts.notes == ("Not used: pred, cond, prediction.",)
 
 

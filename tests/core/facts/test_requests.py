@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rome_core import DataError, EditRequest, Prompt, load_facts
+from rome_core import DataError, EditRequest, Prompt, PromptError, load_facts
 from rome_core.facts.requests import COLUMNS, Requests, Row, Table, check_table, read_requests, read_table
+from rome_core.model.wording import occurrences
 
 TOWER = Row("The {} is located in the city of", "Eiffel Tower", "Rome", "Paris")
 ROME = EditRequest(Prompt("The {} is located in the city of", "Eiffel Tower"), "Rome", "Paris")
@@ -229,3 +233,33 @@ def test_each_wrong_row_has_its_sentence(text: str, sentence: str) -> None:
     reading = read_requests(text)
 
     assert not reading.requests and [str(problem)[: len(sentence)] for problem in reading.problems] == [sentence]
+
+
+TYPED = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), min_size=1, max_size=20)
+
+
+@given(TYPED, TYPED, TYPED, TYPED)
+def test_no_text_reaches_an_edit_changed(before: str, after: str, subject: str, new: str) -> None:
+    """But for the spaces around it; what cannot be used is refused, never mended."""
+    row = Row(f"{before}{{}}{after}", subject, new)
+    reading = check_table(Table.from_rows([row]))
+
+    assert len(reading.requests) + len(reading.problems) == 1
+    if reading.requests and "[X]" not in row.template:
+        (request,) = reading.requests
+        assert request.target_new == new.strip() and request.prompt.subject == subject.strip()
+        assert request.prompt.template.strip() == row.template.strip()
+        assert request.prompt.text.strip() == f"{before}{subject.strip()}{after}".strip()
+
+
+@given(TYPED, TYPED, TYPED)
+def test_a_prompt_in_full_is_kept_to_the_letter(before: str, subject: str, after: str) -> None:
+    text = f"{before} {subject} {after}"
+    if not occurrences(text, subject.strip()) or "{}" in text:
+        with pytest.raises(PromptError):
+            Prompt.from_text(text, subject)
+        return
+    prompt = Prompt.from_text(text, subject)
+
+    assert prompt.text.strip() == text.strip()
+    assert unicodedata.normalize("NFD", prompt.subject) == unicodedata.normalize("NFD", subject.strip())
