@@ -33,9 +33,7 @@ class Work:
 
 def main() -> None:
     st.title("Diagnose an edit")
-    st.markdown(
-        "Will this edit break the model? The update divides by one number, which is known before it is applied."
-    )
+    st.markdown("Will this edit break the model? How far it would move the weights is known before it is applied.")
     lm = session.model()
     choose_view("What to look at", VIEWS, "question")(lm)
 
@@ -110,7 +108,7 @@ def show(lm: LanguageModel, foresight: Foresight) -> None:
     with keys:
         diagnosis_views.keys(lm, foresight)
     with numbers:
-        diagnosis_views.numbers(foresight)
+        diagnosis_views.numbers(lm, foresight)
 
 
 def actions(lm: LanguageModel, foresight: Foresight) -> None:

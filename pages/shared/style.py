@@ -78,7 +78,7 @@ def frame_figure(
     *,
     left: int = 44,
     legend_rows: int = 0,
-    grid: Literal["", "y", "xy"] = "y",
+    grid: Literal["", "x", "y", "xy"] = "y",
 ) -> go.Figure:
     """Give a figure what all have: the finding as its title, its conditions as caption, axes, and margins for both.
 

@@ -174,7 +174,7 @@ def row(one: Screened) -> dict[str, str]:
         "verdict": verdicts.label(one.verdict) if one.verdict else one.error,
         "denominator": verdicts.large(d.denominator) if d else "–",
         "k₀ᵀC⁻¹k*": verdicts.large(d.k0_kstar) if d else "–",
-        "‖Δ‖ / ‖W‖": number(one.relative_F) if one.relative_F is not None else "–",
+        verdicts.QUANTITIES["relative_F"]: number(one.relative_F) if one.relative_F is not None else "–",
         "first token": ("yes" if d.subject_first else "no") if d else "–",
     }
 

@@ -216,7 +216,12 @@ def show(lm: LanguageModel, batch: Batch) -> None:
         ("Facts", f"{len(batch.done)}", f"of {len(batch.requests)}", "Solved, of those in the table."),
         ("Hold", f"{share_held(batch):.0%}", "p(new) > p(true)", "Or p(new) > 0.5, where no true object is given."),
         ("Mean p(new)", number(fmean(after["new"])), "on the edited prompts", "With all edits active."),
-        ("‖Δ‖ / ‖W‖", number(worst.relative_F), verdicts.label(worst.verdict), "Of the matrix that moves most."),
+        (
+            verdicts.QUANTITIES["relative_F"],
+            number(worst.relative_F),
+            verdicts.label(worst.verdict),
+            "Of the matrix that moves most.",
+        ),
         ("Seconds", f"{batch.seconds:.1f}", f"{batch.seconds / len(batch.done):.1f} a fact", "Without the measuring."),
     )
     if batch.stopped:
