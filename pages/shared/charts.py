@@ -20,7 +20,9 @@ MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "
 
 
 def page_theme() -> Theme:
-    """The theme of the page as this visitor sees it."""
+    """The theme of the page as this visitor sees it, or the light one for figures on white."""
+    if st.session_state.get("on_white"):
+        return LIGHT
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
@@ -47,10 +49,11 @@ def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]
 
 
 def choose_image_format() -> None:
-    """What the camera button of every figure saves."""
+    """What the camera button of every figure saves, and on which ground."""
     st.segmented_control(
         "Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True, persist_state="session"
     )
+    st.toggle("Figures on white", key="on_white", persist_state="session", help="For paper, whatever the page's theme.")
 
 
 def download(label: str, make: Callable[[], str | bytes], file: str, key: str | None = None, help: str = "") -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.shared.style import AFTER, BEFORE, ROW, Theme, colour_bar, frame_figure
+from pages.shared.style import AFTER, BEFORE, ROW, Theme, colour_bar, frame_figure, log_ticks
 from pages.shared.text import number, shorten
 from pages.shared.verdicts import COLOURS, QUANTITIES, SHAPES, SYMBOLS, large
 from rome_core import METHODS
@@ -66,12 +66,6 @@ def _span(values: Sequence[float]) -> tuple[int, int]:
     """Whole powers of ten around what is drawn, with room for a number on the right."""
     positive = [value for value in values if value > 0]
     return math.floor(math.log10(min(positive) / 1.5)), math.ceil(math.log10(max(positive) * 3))
-
-
-def log_ticks(low: float, high: float) -> dict[str, object]:
-    """Marks of a logarithmic axis: the powers of ten alone, all written in one way."""
-    powers = range(math.ceil(low), math.floor(high) + 1)
-    return {"tickvals": [10.0**power for power in powers], "ticktext": [f"{10.0**power:,g}" for power in powers]}
 
 
 def gauge_title(diagnosis: Diagnosis) -> str:
@@ -258,5 +252,7 @@ def neighbourhood_map(shifts: Sequence[Shift], caption: str, theme: Theme) -> go
     changed = sum(shift.changed for shift in shifts)
     title = f"{changed} of {len(shifts)} other prompts have another answer (◆)"
     frame_figure(fig, title, caption, 300, theme, left=72, legend_rows=1)
-    fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)")
-    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", exponentformat="power")
+    drawn = {letter: [math.log10(v) for trace in fig.data for v in trace[letter] if v] or [0.0] for letter in "xy"}
+    marks = {letter: log_ticks(min(logs), max(logs)) for letter, logs in drawn.items()}
+    fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)", **marks["x"])
+    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", **marks["y"])

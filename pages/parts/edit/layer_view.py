@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +13,13 @@ import streamlit as st
 from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
 from pages.shared.charts import ask_once, download, draw_chart, page_theme
+from pages.shared.recommendation import recommend, tell_moment
 from pages.shared.text import count, literal, number
+from pages.shared.winners import contenders
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
+from rome_core.evaluation import Score
 from rome_core.evaluation.layer_sweep import Swept, as_record, by_layer, from_record, sweep
 from rome_core.facts.datasets import facts_of
 from rome_core.files import STUDIES
@@ -104,18 +107,36 @@ def figure(lm: LanguageModel, records: Records) -> None:
     scores = by_layer(records.rows, policy)
     drawn = layers_figure(scores, effects(lm), caption(lm, records, policy), page_theme())
     draw_chart(drawn, f"sweep-{records.source}", "edit")
-    best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        use = partial(st.session_state.update, layer=best)
-        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use)
-        st.caption(
-            f"The largest S by {policy} is {number(scores[best]['S'].value)} at layer {best}; with so few facts its "
-            "neighbours within the band are as good."
-            if "S" in scores[best]
-            else "S needs paraphrases and neighbours."
-        )
+    recommended(lm, scores, records.source)
     lines = lambda: "\n".join(json.dumps(as_record(row), ensure_ascii=False) for row in records.rows)  # noqa: E731
     download("Records (JSON lines)", lines, "layers.jsonl", f"sweep-records-{records.source}")
+
+
+def recommended(lm: LanguageModel, scores: Mapping[int, Mapping[str, Score]], source: str) -> None:
+    """The layer to take, which is the same on every page, and what this sweep says of it."""
+    best = recommend(lm)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        use = partial(st.session_state.update, layer=best.layer)
+        st.button(f"Use layer {best.layer} (recommended)", key=f"sweep-use-{source}", on_click=use)
+        st.caption(f"Because {best.reason}. {tell_moment(lm, best.layer)}")
+    st.caption(compare_with_sweep(best.layer, scores))
+
+
+def compare_with_sweep(layer: int, scores: Mapping[int, Mapping[str, Score]]) -> str:
+    """Whether a sweep's scores speak against a layer."""
+    complete = {at: by_name["S"] for at, by_name in scores.items() if "S" in by_name}
+    if not complete:
+        return "This sweep has no S: it needs paraphrases and neighbours."
+    top, *alike = contenders(complete)
+    largest = f"In this sweep S is largest at layer {top}, {number(complete[top].value)}"
+    if layer == top:
+        return f"{largest}: the recommended one."
+    if layer not in complete:
+        return f"{largest}; layer {layer} is not in it."
+    own = f"layer {layer} has {number(complete[layer].value)}"
+    if layer in alike:
+        return f"{largest}; {own}, which its intervals do not tell apart."
+    return f"{largest}; {own}, clearly less: S does not count what the recommendation does."
 
 
 def caption(lm: LanguageModel, records: Records, policy: str) -> str:

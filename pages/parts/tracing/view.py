@@ -210,6 +210,10 @@ def files(run: TraceRun, first: Trace) -> None:
         if find_spec("kaleido"):
             st.download_button("Figures (zip)", partial(figure_zip, run, first), "trace-figures.zip", on_click="ignore")
         choose_image_format()
+    if not find_spec("kaleido"):
+        st.caption(
+            "All figures in one zip need kaleido (`pip install kaleido`); the camera button of each figure does not."
+        )
     with st.expander("Python that makes these numbers"):
         st.code(code, language="python")
 
