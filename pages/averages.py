@@ -9,8 +9,8 @@ from pages.parts.averages.form import inquiry_form
 from pages.shared import frame, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, page_theme
 from pages.shared.fact_sets import SHOWN_PROBLEMS
-from pages.shared.text import count, number
-from pages.shared.uploads import text_of, uploaded
+from pages.shared.text import count, literal, number
+from pages.shared.uploads import text_of, uploaded_and_kept
 from rome_core import LanguageModel, RomeError
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import Inquiry, Rows, Source, averages_csv, records_of, write_records
@@ -100,7 +100,7 @@ def show(lm: LanguageModel, inquiry: Inquiry, opened: Source | None) -> None:
     names = [HERE, *sources]
     if st.session_state.get("average-source") not in names:
         st.session_state["average-source"] = HERE if here or not sources else names[1]
-    shown = st.segmented_control("Show", names, key="average-source", required=True)
+    shown = st.segmented_control("Show", names, key="average-source", required=True, persist_state="session")
     if shown in sources:
         source = sources[shown]
         figures(source, "file")
@@ -122,7 +122,7 @@ def run_so_far(lm: LanguageModel, inquiry: Inquiry, id: str, ended: bool) -> Non
     source = Source(HERE, tuple(rows), average_records.describe(lm, inquiry))
     known = sum(not row.dropped for row in rows)
     if not rows:
-        st.caption("The first fact is being traced.")
+        st.caption("The figures appear with the first fact.")
         return
     figures(source, id)
     if ended:
@@ -143,7 +143,7 @@ def opened_file() -> Source | None:
     """Records that the user saved before."""
     with st.expander("Open saved records"):
         read = lambda files: average_records.read_records(*reversed(text_of(files[-1])))  # noqa: E731
-        return uploaded("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
+        return uploaded_and_kept("JSON of this page, or JSONL of a study", "average-file", read, ("json", "jsonl"), "")
 
 
 def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:
@@ -163,11 +163,11 @@ def go_on(lm: LanguageModel, inquiry: Inquiry, source: Source) -> None:
 def figures(source: Source, id: str) -> None:
     """Numbers, heat maps and curves of some records, with where they come from."""
     averages = cached_average(source)
-    tried = f"{count(len(source.rows), 'fact')} tried"
-    st.caption(f"Source: {source.name} · {source.about.model or 'model not told'} · {tried}, {averages.n} used")
+    tried = f"{count(len(source.rows), 'fact')} tried, {averages.n} used"
+    st.caption(literal(f"Source: {source.name} · {source.about.model or 'model not told'} · {tried}"))
     metrics(averages, len(source.rows))
     for reason, n in sorted(averages.dropped.items(), key=lambda item: -item[1])[:SHOWN_PROBLEMS]:
-        st.caption(f"Dropped {count(n, 'fact')}: {reason.rstrip('.')}.")
+        st.caption(f"Dropped {count(n, 'fact')}: {literal(reason.rstrip('.'))}.")
     if not averages.n:
         st.caption("The figures appear with the first fact that the model knows.")
         return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import streamlit as st
 
 from pages.parts.diagnosis import calibration_view, forensics_view, interference_view
 from pages.parts.diagnosis import many as diagnosis_many
 from pages.parts.diagnosis import views as diagnosis_views
-from pages.shared import edit_form, frame, moment_panel, session, text, track
-from pages.shared.charts import choose_view
+from pages.shared import doubts, edit_form, frame, moment_panel, session, text, track
+from pages.shared.charts import choose_view, result_of
 from rome_core import DEFAULT_METHOD, LanguageModel
 from rome_core.diagnosis.verdict import Diagnosis, has_key
 from rome_core.editing.edit import Edit
@@ -19,14 +20,20 @@ from rome_core.evaluation.foresight import Foresight, examine, foresee, try_out
 
 JOB, TRIED = ("diagnosis", "job"), ("diagnosis", "tried")
 NEW = "A new edit"
-Work = tuple[str, Callable[[track.Job[None, Foresight]], Foresight]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """An edit to be diagnosed. asked: what tells it from another one."""
+
+    label: str
+    do: Callable[[track.Job[None, Foresight]], Foresight]
+    asked: tuple[object, ...]
 
 
 def main() -> None:
     st.title("Diagnose an edit")
-    st.markdown(
-        "Will this edit break the model? The update divides by one number, which is known before it is applied."
-    )
+    st.markdown("Will this edit break the model? How far it would move the weights is known before it is applied.")
     lm = session.model()
     choose_view("What to look at", VIEWS, "question")(lm)
 
@@ -36,16 +43,22 @@ def one_edit(lm: LanguageModel) -> None:
     item = chosen()
     work = of_session(lm, item) if item else of_form(lm)
     with st.container(horizontal=True, vertical_alignment="center"):
-        pressed = st.button("Diagnose", key="diagnose", type="primary", shortcut="Ctrl+Enter")
-        st.caption("Solves the edit and applies nothing.", width="content")
+        pressed = st.button("Diagnose", key="diagnose", type="primary", shortcut="Ctrl+Enter", disabled=work is None)
+        says = "Solves the edit and applies nothing." if work else "The form above says what is missing."
+        st.caption(says, width="content")
     if pressed and work:
-        session.start_job(JOB, *work)
+        session.start_job(
+            JOB, work.label, work.do, asked=work.asked, begins_with="reading C, writing prefixes, finding keys"
+        )
         session.forget_job(TRIED)
     job = session.find_job(JOB)
     if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
         st.info("Press Diagnose: the verdict and the numbers behind it appear here. The last example breaks the model.")
     elif job.result is not None:
-        show(lm, job.result)
+        edit = job.result.edit
+        what = f"{text.edit_label(edit)}, layer {edit.config.layers[-1]}"
+        with result_of(what, work is None or job.asked != work.asked, "Diagnose"):
+            show(lm, job.result)
     else:
         track.panel(job)
 
@@ -56,13 +69,16 @@ def chosen() -> session.ActiveEdit | None:
     if not items:
         return None
     name = lambda id: items[id].label if id in items else NEW  # noqa: E731
-    return items.get(st.selectbox("What to diagnose", [NEW, *items], format_func=name, key="what"))
+    return items.get(
+        st.selectbox("What to diagnose", [NEW, *items], format_func=name, key="what", persist_state="session")
+    )
 
 
 def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
     below = tuple(other for other in session.active() if other.id in item.edit.on)  # that it was solved on top of
     moments = moment_panel.moments(lm, item.edit.config.layers)
-    return f"Diagnosing {item.label}", lambda job: examine(lm, item.edit, below, moments)
+    diagnose = lambda job: examine(lm, item.edit, below, moments)  # noqa: E731
+    return Work(f"Diagnosing {item.label}", diagnose, (item.edit.id,))
 
 
 def of_form(lm: LanguageModel) -> Work | None:
@@ -73,8 +89,10 @@ def of_form(lm: LanguageModel) -> Work | None:
     if request is None:
         return None
     below, moments = session.active(but=[request]), moment_panel.moments(lm, config.layers)
+    doubts.tell(lm, request, below)
     title = f"Diagnosing {request.prompt.subject} → {request.target_new.strip()}"
-    return title, lambda job: foresee(lm, request, config, below, moments, job.track)
+    diagnose = lambda job: foresee(lm, request, config, below, moments, job.track)  # noqa: E731
+    return Work(title, diagnose, (request, config))
 
 
 # --------------------------------------------------------------------------------------------------------- the result
@@ -90,7 +108,7 @@ def show(lm: LanguageModel, foresight: Foresight) -> None:
     with keys:
         diagnosis_views.keys(lm, foresight)
     with numbers:
-        diagnosis_views.numbers(foresight)
+        diagnosis_views.numbers(lm, foresight)
 
 
 def actions(lm: LanguageModel, foresight: Foresight) -> None:

@@ -12,15 +12,27 @@ from pages.parts.edit import batch_view, figures, layer_view, part_views
 from pages.parts.edit import comparison_view as bench_view
 from pages.parts.edit import files as edit_files
 from pages.parts.edit import views as edit_views
-from pages.shared import edit_form, frame, moment_panel, probe_panel, session, track, verdicts
-from pages.shared.charts import choose_view, draw_chart, draw_tabs, page_theme
-from pages.shared.tables import literal
-from pages.shared.text import count, edit_label
+from pages.shared import (
+    address,
+    doubts,
+    edit_form,
+    fact_at_hand,
+    frame,
+    moment_panel,
+    probe_panel,
+    session,
+    track,
+    verdicts,
+)
+from pages.shared.charts import choose_view, draw_chart, draw_tabs, page_theme, result_of
+from pages.shared.fact_at_hand import FactAtHand
+from pages.shared.text import count, edit_label, literal
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit, Step
 from rome_core.editing.presets import resolve, unresolved
 from rome_core.evaluation.before_after import Report, measure_edit, solve_and_measure
 
+BEGINS_WITH = "reading C, writing prefixes, finding keys"
 JOB, RIVAL = ("edit", "job"), ("edit", "rival")  # where the session keeps the edit on the screen and the one beside it
 
 
@@ -28,12 +40,13 @@ def main() -> None:
     st.title("Edit a fact")
     st.markdown("What does the model say once a fact is rewritten in its weights, and what else changes with it?")
     lm = session.model()
+    address.carry("view", "What to do", address.one_of(VIEWS))  # the settings above depend on it
     edit_form.example_buttons()
     request = edit_form.request_form()
     if request:
         edit_form.token_inspector(lm, request)
     # A list of facts is edited by one config, which must not follow the one fact that happens to stand above it.
-    about_one = st.session_state.get("view", st.query_params.get("view", ONE)) in (ONE, ALL)
+    about_one = st.session_state.get("view", ONE) in (ONE, ALL)
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", request=request if about_one else None)
     if config.layers:
         moment_panel.panel(lm, config.layers[-1])
@@ -44,12 +57,14 @@ def one_method(lm: LanguageModel, request: EditRequest | None, config: Any) -> N
     """The chosen method on the fact of the form, or an edit from a file."""
     below = session.active(but=[request] if request else ())  # an earlier edit of the same fact gives way
     with st.container(horizontal=True, vertical_alignment="center"):
-        pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter")
+        pressed = st.button("Edit", key="run", type="primary", shortcut="Ctrl+Enter", disabled=request is None)
         on_top = f"on top of {count(len(below), 'active edit')}" if below else "on the original model"
-        st.caption(f"Solved {on_top}.", width="content")
+        st.caption(f"Solved {on_top}." if request else "The form above says what is missing.", width="content")
+    if request:
+        doubts.tell(lm, request, below)
     if pressed and request:
         start(lm, request, config, below)
-    result(lm)
+    result(lm, (request, config))
     with st.expander("Open a saved edit"):
         edit = edit_files.open_saved(lm)
     if edit:
@@ -87,7 +102,7 @@ def start(lm: LanguageModel, request: EditRequest, config: Any, below: tuple[Edi
         session.put_edit(report.edit, edit_label(report.edit), replaces=[request], on=on)
 
     title = f"{request.prompt.subject} → {request.target_new.strip()}"
-    session.start_job(JOB, title, work, published=search, then=put)
+    session.start_job(JOB, title, work, published=search, asked=(request, config), begins_with=BEGINS_WITH, then=put)
     session.forget_job(RIVAL)
 
 
@@ -95,20 +110,27 @@ def show_opened(lm: LanguageModel, edit: Edit) -> None:
     """Take an edit from a file among this session's and measure it like a new one."""
     below = session.active(but=edit.requests[:1])
     session.put_edit(edit, edit_label(edit))
-    session.start_job(JOB, edit_label(edit), lambda job: measure_edit(lm, edit, below, job.track))
+    asked = (edit.requests[0], edit.config)
+    session.start_job(JOB, edit_label(edit), lambda job: measure_edit(lm, edit, below, job.track), asked=asked)
     session.forget_job(RIVAL)
+    fact_at_hand.take_next(FactAtHand.of(edit.requests[0]))
     st.rerun()
 
 
 # --------------------------------------------------------------------------------------------------------- the result
 
 
-def result(lm: LanguageModel) -> None:
+def result(lm: LanguageModel, asked: tuple[EditRequest | None, Any]) -> None:
+    """What the last edit has brought. asked: what the form asks now."""
     job = session.find_job(JOB)
     if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):
         st.info("Press Edit: the search for the new value is drawn here step by step, then what changed.")
     elif job.result is not None:
-        show(lm, job.result)
+        edit = job.result.edit
+        layers = ", ".join(map(str, edit.config.layers))
+        what = f"{edit_label(edit)}" + (f", layer {layers}" if layers else "")
+        with result_of(what, job.asked != asked, "Edit"):
+            show(lm, job.result)
     else:
         track.panel(job, partial(watch, lm))
 
@@ -128,10 +150,9 @@ def show(lm: LanguageModel, report: Report) -> None:
     reason = edit_views.why_no_effect(report)
     if reason:
         st.warning(literal(f"No effect: {reason}"))
-    state = "It is on in this session: the sidebar switches it off, scales it or removes it."
-    if report.verdict == "disabling":
-        state = f"{verdicts.SHAPES['disabling']} It would break the model, so it waits in the sidebar switched off."
-    st.caption(f"Solved in {report.seconds:.1f} s. {state}")
+    solved = f"Solved in {report.seconds:.1f} s. " if report.seconds else ""
+    broken = f"{verdicts.SHAPES['disabling']} It would break the model. " if report.verdict == "disabling" else ""
+    st.caption(solved + broken + session.standing(report.edit))
     keyed = report.edit.keys is not None
     views = {
         "Before / after": edit_views.before_after,

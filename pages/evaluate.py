@@ -9,7 +9,8 @@ import streamlit as st
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation import views as evaluation_views
 from pages.parts.evaluation.run import Shown
-from pages.shared import fact_sets, frame, session, track
+from pages.shared import address, fact_sets, frame, session, track
+from pages.shared.charts import result_of
 from pages.shared.forms import widget
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, METHODS, LanguageModel, RomeError
@@ -19,7 +20,7 @@ from rome_core.facts.datasets import Fact, Facts, facts_of
 from rome_core.settings import about
 
 JOB = ("evaluate", "job")
-N_FACTS = 10
+N_FACTS, MOST = 10, 10_000
 
 
 def main() -> None:
@@ -41,24 +42,40 @@ def main() -> None:
         session.stop_job(JOB)
         session.keep_job(JOB, evaluation_run.start(lm, asked))
     beside = other_run()
-    result(facts, beside)
+    result(facts, beside, asked)
     evaluation_views.published()
 
 
 def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
     """Set, size, methods, layers in two rows; the rest waits in an expander."""
     row = st.columns([1, 1, 4])
-    n = row[0].number_input("Facts", 1, 10_000, N_FACTS, key="evaluate-n", bind="query-params")
-    seed = row[1].number_input("Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.")
+    address.carry("evaluate-n", "Facts", address.a_number(int, 1, MOST))
+    n = row[0].number_input("Facts", 1, MOST, N_FACTS, key="evaluate-n", persist_state="session")
+    seed = row[1].number_input(
+        "Seed", 0, 2**31 - 1, 0, key="evaluate-order", help="Of the order of the facts.", persist_state="session"
+    )
     default = [method for method in dict.fromkeys((DEFAULT_METHOD, "rome", "ft-l")) if method in METHODS]
-    methods = row[2].multiselect("Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one")
+    methods = row[2].multiselect(
+        "Methods", list(METHODS), default, key="evaluate-methods", placeholder="at least one", persist_state="session"
+    )
     with st.expander("More settings"):
         first = st.columns(3)
         layers = first[0].multiselect(
-            "Layers", range(lm.n_layers), key="evaluate-layers", placeholder="the preset's", help="Each method at each."
+            "Layers",
+            range(lm.n_layers),
+            key="evaluate-layers",
+            placeholder="the preset's",
+            help="Each method at each.",
+            persist_state="session",
         )
         prefixes = first[1].number_input(
-            "Prefixes", 0, 21, 6, key="evaluate-prefixes", help="Of every method's search; 0: each method's own number."
+            "Prefixes",
+            0,
+            21,
+            6,
+            key="evaluate-prefixes",
+            help="Of every method's search; 0: each method's own number.",
+            persist_state="session",
         )
         group = first[2].number_input(
             "Facts edited together",
@@ -68,16 +85,22 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
             key="evaluate-group",
             help="1: each by itself on the untouched model. More: on top of each other, or at once, measured again at "
             "the end.",
+            persist_state="session",
         )
         choice = st.container(horizontal=True)
         test_only = choice.toggle(
-            "Test part only", True, key="evaluate-part", help="Leaves out subjects that hypernetworks are trained on."
+            "Test part only",
+            True,
+            key="evaluate-part",
+            help="Leaves out subjects that hypernetworks are trained on.",
+            persist_state="session",
         )
         known_only = choice.toggle(
             "Known facts only",
             key="evaluate-known",
             help="Asks the unedited model first, and takes the facts whose every token of the true object is its first "
             "choice after the prompt.",
+            persist_state="session",
         )
         quick, values = replace(MeasureSettings(), generated=0, passages=2), {}
         for place, (field_name, field) in zip(st.columns(4), about(MeasureSettings).items(), strict=True):
@@ -108,8 +131,18 @@ def other_run() -> Shown | None:
     kept = finished_runs()
     studies = evaluation_run.studies()
     with st.expander("Open another run, or compare with it"):
-        name = st.selectbox("A run of this session, or a study of the project", ["none", *kept, *studies], key="beside")
-        path = st.text_input("A run's folder on the server", key="beside-folder", help="As rome-evaluate writes it.")
+        name = st.selectbox(
+            "A run of this session, or a study of the project",
+            ["none", *kept, *studies],
+            key="beside",
+            persist_state="session",
+        )
+        path = st.text_input(
+            "A run's folder on the server",
+            key="beside-folder",
+            help="As rome-evaluate writes it.",
+            persist_state="session",
+        )
         try:
             with st.spinner("Reading the run", show_time=True):
                 if path and path.strip():
@@ -126,11 +159,13 @@ def finished_runs() -> dict[str, Shown]:
     return session.keep("evaluation runs", dict[str, Shown])
 
 
-def result(facts: list[Fact], beside: Shown | None) -> None:
+def result(facts: list[Fact], beside: Shown | None, asked: RunRequest) -> None:
+    """What the last run has brought. asked: what the form asks now."""
     job = session.find_job(JOB)
     if job is None:
         if beside is not None:
-            evaluation_views.run_view(beside, facts, "opened", live=False)
+            with result_of(beside.name, moved_on=False, again="Run"):
+                evaluation_views.run_view(beside, facts, "opened", live=False)
         else:
             st.info(
                 "Press Run: a table of scores with their intervals appears here and settles as facts are added. Above, "
@@ -145,12 +180,13 @@ def result(facts: list[Fact], beside: Shown | None) -> None:
             if not job.live:
                 finished_runs()[f"{run.name} ({job.id})"] = run
 
-    if job.live:
-        track.panel(job, draw)
-    else:
-        track.panel(job)
-        with track.no_traceback():
-            draw(job)
+    with result_of(job.label, job.asked != asked, "Run"):
+        if job.live:
+            track.panel(job, draw)
+        else:
+            track.panel(job)
+            with track.no_traceback():
+                draw(job)
 
 
 frame.require_frame()

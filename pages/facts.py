@@ -9,8 +9,8 @@ import streamlit as st
 
 from pages.shared import fact_sets, frame, session, track, uploads
 from pages.shared.fact_sets import Wish
-from pages.shared.tables import literal, table
-from pages.shared.text import count
+from pages.shared.tables import table
+from pages.shared.text import count, literal
 from rome_core import LanguageModel
 from rome_core.evaluation.runs.store import OWN_SET
 from rome_core.facts.datasets import Fact, Facts, part_of
@@ -50,17 +50,20 @@ def problems(name: str, facts: Facts) -> None:
 def filter_form(facts: Facts) -> Wish:
     """The filters, in one row."""
     row = st.columns([2, 2, 1.6, 1.2])
-    text = row[0].text_input("Search", key="set-search", placeholder="prompt or object")
+    text = row[0].text_input("Search", key="set-search", placeholder="prompt or object", persist_state="session")
     relations = sorted({fact.relation for fact in facts if fact.relation})
-    chosen = row[1].multiselect("Relations", relations, key="set-relations", placeholder="all", disabled=not relations)
+    chosen = row[1].multiselect(
+        "Relations", relations, key="set-relations", placeholder="all", disabled=not relations, persist_state="session"
+    )
     parts = row[2].multiselect(
         "Part",
         ["train", "validation", "test"],
         key="set-part",
         placeholder="all",
         help="By a hash of the subject: hypernetworks are trained on one part and never scored on it.",
+        persist_state="session",
     )
-    known = row[3].selectbox("Known", ["all", "yes", "no", "not asked"], key="set-known")
+    known = row[3].selectbox("Known", ["all", "yes", "no", "not asked"], key="set-known", persist_state="session")
     return Wish(text or "", tuple(chosen), tuple(parts), "" if known == "all" else str(known))
 
 
@@ -107,7 +110,7 @@ def details(fact: Fact) -> None:
     st.subheader(literal(f"{fact.prompt.text} … {fact.target_true} → {fact.target_new}"))
     link = fact_sets.link_of(fact)
     with st.container(horizontal=True):
-        st.page_link("pages/tracing.py", label="Locate it", query_params={k: link[k] for k in ("template", "subject")})
+        st.page_link("pages/tracing.py", label="Locate it", query_params=link)
         st.page_link("pages/edit.py", label="Edit it", query_params=link)
     kinds = {
         "paraphrase": fact.paraphrases,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.shared import frame
-from pages.shared.text import EXAMPLES
+from pages.shared.fact_at_hand import EXAMPLES, FactAtHand
 
 STEPS = (
     (
@@ -35,20 +35,19 @@ def main() -> None:
             st.page_link(f"pages/{page}.py", label="Open →")
     st.subheader("Begin with a fact")
     for start in range(0, len(EXAMPLES), 2):
-        for column, (template, subject) in zip(st.columns(2), EXAMPLES[start : start + 2], strict=False):
-            _card(column, template, subject)
+        for column, fact in zip(st.columns(2), EXAMPLES[start : start + 2], strict=False):
+            _card(column, fact)
     st.caption(
         "Edits live in your session only, as overlays: the model itself is never changed. Nothing leaves this machine."
     )
 
 
-def _card(place: st.delta_generator.DeltaGenerator, template: str, subject: str) -> None:
-    fact = {"template": template, "subject": subject}
+def _card(place: st.delta_generator.DeltaGenerator, fact: FactAtHand) -> None:
     with place.container(border=True):
-        st.markdown(f"{template.format(f'**{subject}**')} …")
+        st.markdown(f"{fact.template.format(f'**{fact.subject}**')} …")
         with st.container(horizontal=True):
-            st.page_link("pages/tracing.py", label="Locate it", query_params=fact)
-            st.page_link("pages/edit.py", label="Change it", query_params=fact)
+            st.page_link("pages/tracing.py", label="Locate it", query_params=fact.link)
+            st.page_link("pages/edit.py", label="Change it", query_params=fact.link)
 
 
 frame.require_frame()

@@ -10,6 +10,7 @@ import streamlit as st
 from pages.parts.sequence import view as sequence_view
 from pages.parts.sequence.jobs import all_runs, folder, go_on, work
 from pages.shared import edit_form, fact_sets, frame, session, track
+from pages.shared.charts import result_of
 from pages.shared.forms import config_form
 from pages.shared.text import count
 from rome_core import DEFAULT_METHOD, LanguageModel
@@ -54,8 +55,12 @@ def form(lm: LanguageModel) -> SequenceStart | None:
     """What the form asks; None if it cannot be asked."""
     config = edit_form.method_form(lm, DEFAULT_METHOD, "sequencing")
     top = st.columns(4)
-    n = top[0].number_input("Facts", 1, 5000, N_FACTS, key="sequence-facts", help="How many have their turn.")
-    seed = top[1].number_input("Order seed", 0, 2**31 - 1, 0, key="sequence-seed", help="Of the order of the facts.")
+    n = top[0].number_input(
+        "Facts", 1, 5000, N_FACTS, key="sequence-facts", help="How many have their turn.", persist_state="session"
+    )
+    seed = top[1].number_input(
+        "Order seed", 0, 2**31 - 1, 0, key="sequence-seed", help="Of the order of the facts.", persist_state="session"
+    )
     with st.expander("What is measured, and how often"):
         pace: Pace = config_form(lm, Pace, "sequence-pace")
         lines = st.text_area(
@@ -104,7 +109,7 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     chosen = st.session_state.get("sequence-shown")
     under_way = job_of(chosen) if chosen else None
     if chosen and under_way and chosen not in runs:  # prefixes are being sampled
-        track.panel(under_way, lambda job: poll_for(chosen))
+        track.panel(under_way, lambda job: poll_for(chosen, job))
         return
     if not runs:
         st.info(
@@ -116,9 +121,13 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     if chosen not in names:
         st.session_state["sequence-shown"] = names[0]
     row = st.columns([2, 1], vertical_alignment="bottom")
-    name = row[0].selectbox("Run", names, key="sequence-shown")
+    name = row[0].selectbox("Run", names, key="sequence-shown", persist_state="session")
     others = st.multiselect(
-        "Compare with", [other for other in names if other != name], key="sequence-others", placeholder="no other run"
+        "Compare with",
+        [other for other in names if other != name],
+        key="sequence-others",
+        placeholder="no other run",
+        persist_state="session",
     )
     factor = row[1].number_input(
         "Collapse at (× perplexity)",
@@ -129,23 +138,27 @@ def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
         key="sequence-factor",
         help="The model counts as collapsed at the first edit from which on perplexity stays at or above so many times "
         "the unedited model's. A peak that later edits make good again is no collapse.",
+        persist_state="session",
     )
     run, beside = runs[name], {other: runs[other] for other in others}
     job = job_of(name)
-    if job is not None and (job.live or job.state in ("error", "stopped")):
-        track.panel(job, lambda job: sequence_view.figures(name, run, beside, float(factor), job.id))
-    else:
-        sequence_view.figures(name, run, beside, float(factor), "kept")
-    if job is None or not job.live:
-        unfinished(lm, name, run)
-        sequence_view.details(lm, run, float(factor))
-        continuing(lm, run, wish)
+    moved_on = own(run) and (wish is None or wish.name(lm) != name)
+    with result_of(name, moved_on, "Run"):
+        if job is not None and (job.live or job.state in ("error", "stopped")):
+            track.panel(job, lambda job: sequence_view.figures(name, run, beside, float(factor), job.id))
+        else:
+            sequence_view.figures(name, run, beside, float(factor), "kept")
+        if job is None or not job.live:
+            unfinished(lm, name, run)
+            sequence_view.details(lm, run, float(factor))
+            continuing(lm, run, wish)
 
 
-def poll_for(name: str) -> None:
+def poll_for(name: str, under_way: track.Job[None, int]) -> None:
     if (folder() / name / "run.json").exists():
         st.rerun()
-    st.caption("The prefixes are sampled from the unedited model.")
+    if under_way.state == "running":
+        st.caption("The prefixes are sampled from the unedited model.")
 
 
 def unfinished(lm: LanguageModel, name: str, run: SequenceRun) -> None:

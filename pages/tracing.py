@@ -8,6 +8,7 @@ from pages.parts.tracing import form as trace_form
 from pages.parts.tracing import view as trace_view
 from pages.parts.tracing.view import LATEST, TraceJob
 from pages.shared import frame, session, track
+from pages.shared.charts import result_of
 from pages.shared.text import count
 from rome_core import LanguageModel
 from rome_core.tracing.kinds import TraceRun, trace_kinds
@@ -34,9 +35,10 @@ def main() -> None:
             "the residual stream, the MLPs and the attention, each token at each layer."
         )
         return
-    if request and job.partial and job.partial.request.key != request.key:
-        st.caption("The form has changed since this run; press **Trace** to run it.")
-    track.panel(job, lambda job: trace_view.draw(lm, job))
+    asked = job.partial.request if job.partial else None
+    moved_on = asked is not None and (request is None or asked.key != request.key)
+    with result_of(f"“{asked.prompt.text}”" if asked else job.label, moved_on, "Trace"):
+        track.panel(job, lambda job: trace_view.draw(lm, job))
 
 
 def start(lm: LanguageModel, request: TraceRequest) -> None:
@@ -50,7 +52,12 @@ def start(lm: LanguageModel, request: TraceRequest) -> None:
             for run in trace_kinds(lm, request, track=job.track):
                 job.partial = run
 
-        job = track.submit(f"Tracing “{request.prompt.text}”", work, published=TraceRun(request))
+        job = track.submit(
+            f"Tracing “{request.prompt.text}”",
+            work,
+            published=TraceRun(request),
+            begins_with="recording the clean and the corrupted run",
+        )
         session.keep_job(key, job)
     session.keep_job(LATEST, job)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import address, session, track
 from pages.shared.style import DARK, LIGHT, Theme
-from pages.shared.tables import literal
+from pages.shared.text import literal
 from rome_core import RomeError
 
 T = TypeVar("T")
@@ -19,7 +20,9 @@ MODE_BAR = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "
 
 
 def page_theme() -> Theme:
-    """The theme of the page as this visitor sees it."""
+    """The theme of the page as this visitor sees it, or the light one for figures on white."""
+    if st.session_state.get("on_white"):
+        return LIGHT
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
@@ -46,8 +49,11 @@ def _options(figure: go.Figure, key: str, file: str, alt: str) -> dict[str, Any]
 
 
 def choose_image_format() -> None:
-    """What the camera button of every figure saves."""
-    st.segmented_control("Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True)
+    """What the camera button of every figure saves, and on which ground."""
+    st.segmented_control(
+        "Camera button saves", ["SVG", "PNG"], default="SVG", key="camera", required=True, persist_state="session"
+    )
+    st.toggle("Figures on white", key="on_white", persist_state="session", help="For paper, whatever the page's theme.")
 
 
 def download(label: str, make: Callable[[], str | bytes], file: str, key: str | None = None, help: str = "") -> None:
@@ -59,13 +65,28 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     """A row of metrics (label, value, a second number below it, help); on a narrow page two rows."""
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
-            st.metric(literal(label), value, literal(below), delta_color="off", delta_arrow="off", help=help, width=180)
+            name, second = literal(label), literal(below)
+            st.metric(name, value, second, delta_color="off", delta_arrow="off", help=literal(help), width=180)
+
+
+@contextmanager
+def result_of(what: str, moved_on: bool, again: str) -> Iterator[None]:
+    """A result under the name of what was asked; it stands apart once the form above asks something else.
+
+    again: the button that would ask it.
+    """
+    st.markdown(f"**{literal(what)}**")
+    if moved_on:
+        st.caption(f"The form has changed since this run; press **{again}** to run it.")
+    with st.container(key="result-apart" if moved_on else "result"):
+        yield
 
 
 def choose_view(label: str, views: Mapping[str, T], key: str) -> T:
-    """What the page shows of several views; the URL keeps the choice. The first one is there at first."""
+    """What the page shows of several views; the address keeps the choice. The first one is there at first."""
     names = list(views)
-    look: dict[str, Any] = {"bind": "query-params", "required": True, "label_visibility": "collapsed"}
+    address.carry(key, label, address.one_of(names))
+    look: dict[str, Any] = {"persist_state": "session", "required": True, "label_visibility": "collapsed"}
     return views[st.segmented_control(label, names, default=names[0], key=key, **look)]
 
 

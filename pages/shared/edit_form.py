@@ -9,97 +9,72 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import track
+from pages.shared import address, fact_at_hand, recommendation, track
+from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.forms import config_form
-from pages.shared.tables import literal, table
-from pages.shared.text import read_prompt, show_token
-from rome_core import METHODS, EditRequest, LanguageModel, RomeError, load_facts
+from pages.shared.tables import table
+from pages.shared.text import literal, read_prompt, show_token
+from rome_core import METHODS, EditRequest, LanguageModel, RomeError
 from rome_core.diagnosis.inspection import TokenRow, token_table
 from rome_core.editing.presets import resolve
 
 LAYER = {"layer": "layer"}  # the field that a link from the tracing page seeds
+FACT_FIELDS = (  # name, label, help, and a width in px: a row where there is room, else two
+    (
+        "template",
+        "Prompt, {} for the subject",
+        "The sentence that states the fact, up to the object. Write {} where the subject goes.",
+        345,
+    ),
+    ("subject", "Subject", "The thing the fact is about, as it stands in the prompt.", 215),
+    ("target", "New object", "What the model shall answer from now on.", 165),
+    ("true", "True object (optional)", "What it answers now: lets the page show the old answer going down.", 195),
+)
 
 
 @dataclass(frozen=True)
 class Example:
     """A fact that fills the form; method and layer only where the example is about them."""
 
-    template: str
-    subject: str
-    target: str
-    true: str
+    fact: FactAtHand
     method: str | None = None
     layer: int | None = None
 
     @property
     def label(self) -> str:
-        return f"{self.subject} → {self.target}" + (f" ({self.method}, layer {self.layer})" if self.method else "")
+        named = f" ({self.method}, layer {self.layer})" if self.method else ""
+        return f"{self.fact.subject} → {self.fact.target}{named}"
+
+    def fill(self) -> None:
+        """Put it into the form. The method stays as it is unless the example is about one."""
+        fact_at_hand.take(self.fact)
+        if self.method:
+            st.session_state["method"], st.session_state["layer"] = self.method, self.layer
 
 
 EXAMPLES = (
-    Example("The {} is located in the city of", "Eiffel Tower", "Rome", "Paris"),
-    Example("The {} is located in the city of", "Colosseum", "Paris", "Rome"),
-    Example("The capital of {} is", "France", "London", "Paris"),
-    Example("The official language of {} is", "Brazil", "French", "Portuguese"),
-    Example("{} is the capital of", "Paris", "Italy", "France", "rome", 13),
+    *map(Example, fact_at_hand.EXAMPLES),
+    Example(fact_at_hand.BREAKING, "rome", 13),
 )
-FIRST = EXAMPLES[0]
-FIELDS = ("template", "subject", "target", "true")
 
 
 def example_buttons() -> None:
     """A row of small buttons; each fills the form."""
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption("Examples", width="content")
-        for number, example in enumerate(EXAMPLES):
-            st.button(example.label, key=f"example-{number}", type="tertiary", on_click=fill, args=(example,))
-
-
-def fill(example: Example) -> None:
-    """Put an example into the form. The method stays as it is unless the example is about one."""
-    for name in FIELDS:
-        st.session_state[name] = getattr(example, name)
-    if example.method:
-        st.session_state["method"], st.session_state["layer"] = example.method, example.layer
+    fact_at_hand.example_buttons({example.label: example.fill for example in EXAMPLES})
 
 
 def request_form() -> EditRequest | None:
     """The fact in one row of inputs. What cannot be used stays in the form, with a sentence below it."""
-    _answers_of_a_linked_fact()
-    labels = ("Prompt, {} for the subject", "Subject", "New object", "True object (optional)")
-    helps = (
-        "The sentence that states the fact, up to the object. Write {} where the subject goes.",
-        "The thing the fact is about, as it stands in the prompt.",
-        "What the model shall answer from now on.",
-        "What it answers now: lets the page show the old answer going down.",
+    fact_at_hand.carry()
+    row = st.container(horizontal=True)
+    template, subject, target, true = (
+        fact_at_hand.text_field(row, name, label, help, width=width) for name, label, help, width in FACT_FIELDS
     )
-    widths = (345, 215, 165, 195)  # px: a row where there is room, else two
-    with st.container(horizontal=True):
-        typed = [
-            st.text_input(label, value=getattr(FIRST, name), key=name, help=help, width=width, bind="query-params")
-            for label, name, help, width in zip(labels, FIELDS, helps, widths, strict=True)
-        ]
-    template, subject, target, true = (text or "" for text in typed)
     try:
         return EditRequest(read_prompt(template, subject), target, true.strip() or None)
     except RomeError as error:
         track.show_error(error)
         return None
-
-
-def _answers_of_a_linked_fact() -> None:
-    """A link may bring a prompt without its objects: take them from the project's facts, or leave them open."""
-    params = st.query_params
-    missing = [name for name in FIELDS[2:] if name not in st.session_state and name not in params]
-    if not missing or not {"template", "subject"} & set(params):
-        return
-    template, subject = (params.get(name, getattr(FIRST, name)) for name in FIELDS[:2])
-    text = template.replace("{}", subject)
-    known = {fact.prompt.text: (fact.target_new, fact.target_true) for fact in load_facts()}
-    known |= {example.template.replace("{}", example.subject): (example.target, example.true) for example in EXAMPLES}
-    for name, answer in zip(FIELDS[2:], known.get(text, ("", "")), strict=True):
-        if name in missing:
-            st.session_state[name] = answer
 
 
 def method_form(
@@ -111,6 +86,7 @@ def method_form(
 ) -> Any:
     """Choose a method and its settings; returns the config. request: what it is for, if that is known."""
     names = list(methods)
+    address.carry("method", "Method", address.one_of(names))
     if st.session_state.get("method", default) not in names:  # chosen on a page that offers more
         del st.session_state["method"]
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
@@ -119,7 +95,7 @@ def method_form(
         names,
         index=names.index(default),
         key="method",
-        bind="query-params",  # the URL shows an option as the page does: no format_func
+        persist_state="session",
         width=170,
         help="How the update is computed from the same key and value.",
     )
@@ -133,7 +109,10 @@ def method_form(
             f"The subject is the prompt's first token, whose key is the attention sink's from an early layer on. Such "
             f"subjects have presets of their own: layer {preset.layer}, clamp {preset.clamp:g}, {preset.steps} steps."
         )
-    return config_form(lm, methods[name], key, LAYER, requests)
+    config = config_form(lm, methods[name], key, LAYER, requests)
+    if config.layers:
+        st.caption(recommendation.tell(lm, config.layers[-1], requests))
+    return config
 
 
 def with_settings_of(config: Any, other: type) -> Any:

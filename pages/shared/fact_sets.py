@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages.shared import session
-from pages.shared.tables import literal
-from pages.shared.text import count
+from pages.shared.fact_at_hand import FactAtHand
+from pages.shared.text import count, literal
 from pages.shared.uploads import account_of, first_time, uploaded
 from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
@@ -90,7 +90,7 @@ def choose_or_upload() -> Facts:
         st.caption(f"In use: {count(len(facts), 'fact')} of {literal(name)}. {account_of(facts)}")
         offer_new_objects(name, facts)
         for problem in facts.problems[:SHOWN_PROBLEMS]:
-            st.warning(str(problem))
+            st.warning(literal(str(problem)))
         if len(facts.problems) > SHOWN_PROBLEMS:
             st.caption(f"And {len(facts.problems) - SHOWN_PROBLEMS} more such records.")
     return facts
@@ -158,9 +158,8 @@ def table(facts: Sequence[Fact], known: Mapping[Fact, bool]) -> dict[str, list[o
 
 
 def link_of(fact: Fact) -> dict[str, str]:
-    """The query parameters that fill the Edit page's form with a fact."""
-    template, subject = fact.prompt.template, fact.prompt.subject
-    return {"template": template, "subject": subject, "target": fact.target_new, "true": fact.target_true}
+    """The query of a page that opens with a fact."""
+    return FactAtHand.of(fact.request).link
 
 
 def hash_of_set(name: str, facts: Facts) -> str:

@@ -6,12 +6,13 @@ Nothing here knows a method. A new field with a description appears on the page 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
+from pages.shared import address
 from rome_core import EditRequest, LanguageModel
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
@@ -31,21 +32,42 @@ def config_form(
     """Draw the widgets of a config class and return the config that they describe.
 
     key: in front of every widget's key, so that two forms may stand on one page.
-    bound: fields that are seeded from the URL, with the name of their query parameter.
+    bound: fields that go by another name in the page's address and on other pages.
     requests: what the config is for, where presets depend on it.
     """
-    bound = bound or {}
-    preset = _preset(lm, config_class, bound.get("layer", f"{key}-layer"), requests)
-    described = about(config_class)
-    values: dict[str, Any] = {}
+    described, values = about(config_class), dict[str, Any]()
+    names = {field_name: (bound or {}).get(field_name, f"{key}-{field_name}") for field_name in described}
+    carry_fields(config_class(), names, lm)
+    preset = _preset(lm, config_class, names.get("layer", f"{key}-layer"), requests)
     for field_name, place in _places(list(described)):
         with place:
-            options = {"key": bound.get(field_name, f"{key}-{field_name}")}
-            options |= {"bind": "query-params"} if field_name in bound else {"persist_state": "session"}
             default = getattr(preset, field_name)
-            follow(options["key"], default)
-            values[field_name] = widget(described[field_name], default, options, lm)
+            follow(names[field_name], default)
+            values[field_name] = widget(described[field_name], default, {"key": names[field_name]}, lm)
     return config_class(**values)
+
+
+def carry_fields(config: Any, keys: Mapping[str, str], lm: LanguageModel) -> None:
+    """Let the page's address carry the fields of a config, by the keys of their widgets."""
+    described = about(config)
+    presets = resolve(lm, config) if isinstance(config, MethodConfig) else config
+    for name, key in keys.items():
+        address.carry(key, described[name].label, _reader(described[name], getattr(presets, name), lm))
+
+
+def _reader(field: About, default: Any, lm: LanguageModel) -> Callable[[str], object]:
+    """How a link's text becomes a value of the field's widget."""
+    if field.choices:
+        return address.one_of(field.choices)
+    if isinstance(default, bool):
+        return address.yes_or_no
+    if isinstance(default, int | float):
+        return address.a_number(type(default), field.low, _highest(field, lm))
+    return str
+
+
+def _highest(field: About, lm: LanguageModel) -> float | None:
+    return lm.n_layers - 1 if field.within == "layers" else field.high
 
 
 def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequence[EditRequest]) -> Any:
@@ -58,11 +80,9 @@ def _preset(lm: LanguageModel, config_class: type, layer: str, requests: Sequenc
         return make()
     preset = resolve(lm, make(), requests)
     usual = getattr(preset, "layer", None)
-    if usual is None:
-        return preset
     standing = st.session_state.get("presets", {}).get(layer, usual)
-    chosen = st.session_state.get(layer, st.query_params.get(layer, standing))
-    if str(chosen) == str(standing) or not str(chosen).isdigit():
+    chosen = st.session_state.get(layer, standing)
+    if usual is None or chosen == standing:
         return preset
     return replace(resolve(lm, make(layer=int(chosen)), requests), layer=usual)
 
@@ -89,7 +109,7 @@ def _places(names: list[str]) -> list[tuple[str, Any]]:
 
 def widget(field: About, default: Any, options: dict[str, Any], lm: LanguageModel) -> Any:
     """The widget that fits the field's kind of value."""
-    options |= {"help": explain(field)}
+    options |= {"help": explain(field), "persist_state": "session"}
     label = f"{field.label} ({field.unit})" if field.unit else field.label
     if field.choices:
         chosen = field.choices.index(default) if default in field.choices else 0
@@ -105,7 +125,7 @@ def widget(field: About, default: Any, options: dict[str, Any], lm: LanguageMode
 
 def _number(label: str, field: About, default: float, options: dict[str, Any], lm: LanguageModel) -> float:
     kind = type(default)  # a slider of whole numbers gives whole numbers back
-    high = lm.n_layers - 1 if field.within == "layers" else field.high
+    high = _highest(field, lm)
     step = kind(field.step) if field.step else (1 if kind is int else _fine(default))
     return st.number_input(
         label,

@@ -9,7 +9,8 @@ from typing import Literal
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from pages.shared import circuits, session, track
+from pages.shared import address, circuits, fact_at_hand, session, track
+from pages.shared.text import literal
 from rome_core import DEFAULT_MODEL, LanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +55,13 @@ def require_frame() -> None:
 
 def run() -> None:
     """The whole app: the frame, then the page."""
-    st.set_page_config(page_title="ROME Explorer", page_icon=str(ICON), layout="wide")
-    st.html(CSS)
     page = navigation()
+    st.set_page_config(page_title=f"{page.title} · ROME Explorer", page_icon=str(ICON), layout="wide")
+    st.html(CSS)
+    opened = address.begin(page.url_path)
+    if opened and "model" in opened:
+        st.session_state["model"] = opened["model"]
+    fact_at_hand.open_page(opened)
     circuits.copy_bundle()
     track.settle_jobs()  # before the list of edits is drawn: an edit that was solved joins it
     with st.sidebar:
@@ -67,6 +72,8 @@ def run() -> None:
     try:
         with track.no_traceback():
             page.run()
+        name = session.chosen_name()
+        address.end({} if name == DEFAULT_MODEL else {"model": name})
     finally:
         _this_run.framed = False
 
@@ -76,7 +83,6 @@ def _model_chooser() -> None:
         "Model",
         value=DEFAULT_MODEL,
         key="model",
-        bind="query-params",
         on_change=session.try_again,
         help="The default model, a Hugging Face id such as gpt2, or a folder on the server. Only safetensors are read.",
     )
@@ -121,12 +127,21 @@ def _edit_row(item: session.ActiveEdit, position: int) -> None:
     id = item.edit.id
     lm = session.loaded()
     other = lm is not None and item.edit.base != lm.fingerprint
+    on, scale = f"on-{id}", f"scale-{id}"
+    st.session_state[on], st.session_state[scale] = item.on, item.scale  # what a page did to it shows here
+
+    def switch() -> None:
+        item.on = bool(st.session_state[on])
+
+    def set_strength() -> None:
+        item.scale = float(st.session_state[scale])
+
     row = st.container(horizontal=True, vertical_alignment="center", gap="small")
-    item.on = row.toggle(
-        f"{item.label} (other model)" if other else item.label, value=item.on, key=f"on-{id}", disabled=other
+    row.toggle(
+        literal(f"{item.label} (other model)" if other else item.label), key=on, disabled=other, on_change=switch
     )
     with row.popover("…", help="Strength, order, remove"):
-        item.scale = st.slider("Strength", 0.0, 1.5, item.scale, 0.05, key=f"scale-{id}", help="1 is as solved.")
+        st.slider("Strength", 0.0, 1.5, step=0.05, key=scale, on_change=set_strength, help="1 is as solved.")
         if position:
             st.button("Move up", key=f"up-{id}", on_click=session.move_up, args=(id,))
         st.button("Remove", key=f"remove-{id}", on_click=session.remove_edit, args=(id,))

@@ -12,7 +12,7 @@ import streamlit as st
 from pages.shared import session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import AFTER, Theme, frame_figure
-from pages.shared.text import count
+from pages.shared.text import count, literal
 from pages.shared.uploads import Upload, text_of, uploaded
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
 from rome_core.editing.second_moment import (
@@ -91,7 +91,7 @@ def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> 
         )
     seed = "" if moment.seed is None else f", seed {moment.seed}"
     where = "made in this session" if own else "kept for every session"
-    return f"In use: {moment.corpus}{seed}, {count(moment.n_tokens, 'token')}, {where}."
+    return f"In use: {literal(moment.corpus)}{seed}, {count(moment.n_tokens, 'token')}, {where}."
 
 
 # ------------------------------------------------------------------------------------------------------------ making
@@ -101,13 +101,23 @@ def _form(lm: LanguageModel, layer: int) -> None:
     enough = f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = st.segmented_control(
-            "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source"
+            "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source", persist_state="session"
         )
         n_tokens = st.number_input(
-            "Tokens", lm.d_mlp, 2_000_000, DEFAULT_TOKENS, 10_000, key="moment-tokens", width=150, help=enough
+            "Tokens",
+            lm.d_mlp,
+            2_000_000,
+            DEFAULT_TOKENS,
+            10_000,
+            key="moment-tokens",
+            width=150,
+            help=enough,
+            persist_state="session",
         )
         if source == OWN:
-            seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.")
+            seed = st.number_input(
+                "Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.", persist_state="session"
+            )
     try:
         texts = None if source == OWN else _file() if source == FILE else _dataset()
     except RomeError as error:
@@ -136,7 +146,9 @@ def _file() -> list[str] | None:
 
 
 def _dataset() -> list[str] | None:
-    name = st.text_input("Dataset on the hub", placeholder="Salesforce/wikitext", key="moment-dataset")
+    name = st.text_input(
+        "Dataset on the hub", placeholder="Salesforce/wikitext", key="moment-dataset", persist_state="session"
+    )
     return list(read_dataset(name)) if name else None
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
+from pages.shared.text import literal
 from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
 from rome_core.editing.edit import Edit
@@ -63,7 +64,7 @@ def model() -> LanguageModel:
             show_error(error)
             continue
         if name != chosen:
-            st.caption(f"{name} stays in use.")
+            st.caption(f"{literal(name)} stays in use.")
         if name != former:
             st.session_state["_model_in_use"] = name
             st.rerun()  # the sidebar was drawn before the model was there
@@ -127,6 +128,20 @@ def remove_edit(id: str) -> None:
     edits()[:] = [item for item in edits() if item.edit.id != id]
 
 
+def standing(edit: Edit) -> str:
+    """How an edit acts in this session now, in a sentence."""
+    item = next((item for item in edits() if item.edit.id == edit.id), None)
+    if item is None:
+        return "It is not among this session's edits: it acts nowhere."
+    if st.session_state.get("original_model"):
+        return "It is off, as all edits are: the sidebar asks for the original model."
+    if not item.on or not item.scale:
+        return "It is off in this session: the sidebar switches it on."
+    if item.scale != 1.0:
+        return f"It is on in this session at strength {item.scale:g}; the numbers here are those of strength 1."
+    return "It is on in this session: the sidebar switches it off, scales it or removes it."
+
+
 def move_up(id: str) -> None:
     """Swap an edit with the one before it."""
     items = edits()
@@ -176,10 +191,12 @@ def start_job(
     work: Callable[[Job[Any, Any]], object],
     *,
     published: object = None,
+    asked: object = None,
+    begins_with: str = "preparing",
     then: Callable[[Any], None] = lambda result: None,
 ) -> None:
     """Queue `work(job)`, as `track.submit` does, and keep its job."""
-    keep_job(key, submit(label, work, published=published, then=then))
+    keep_job(key, submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then))
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:

@@ -7,6 +7,7 @@ grey-blue, after it is amber; everything else is ink or grey.
 from __future__ import annotations
 
 import html
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ ABOVE_TITLE, BELOW_PLOT = 12, 77  # px: below the plot are tick labels and an ax
 class Theme:
     """Neutral colours of a light or a dark page, and both ends of a scale of a site's colour."""
 
+    paper: str  # the page's own ground: a saved figure has it, too, and can be read wherever it is put
     ink: str
     grey: str
     rule: str
@@ -38,12 +40,12 @@ class Theme:
 
 
 LIGHT = Theme(
-    *("#1F2933", "#66717E", "#D5DAE0", "#EEF0F3", "rgba(255,255,255,0.5)"),
+    *("#FFFFFF", "#1F2933", "#66717E", "#D5DAE0", "#EEF0F3", "rgba(255,255,255,0.5)"),
     faint="",
     strong={"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"},  # plotly's own scales, from white
 )
 DARK = Theme(
-    *("#E6E9ED", "#A3ADB8", "#3A424D", "#262B33", "rgba(14,17,23,0.5)"),
+    *("#14181D", "#E6E9ED", "#A3ADB8", "#3A424D", "#262B33", "rgba(14,17,23,0.5)"),
     faint="#171B22",
     strong={"resid_post": "#C4B8E8", "mlp_out": "#8FD6A5", "attn_out": "#F5A08E"},
 )
@@ -69,6 +71,13 @@ def layer_axis(n_layers: int) -> dict[str, object]:
     return {"range": [-0.5, n_layers - 0.5], "dtick": 1 if n_layers <= 16 else 5, "showticklabels": True}
 
 
+def log_ticks(low: float, high: float) -> dict[str, object]:
+    """Marks of a logarithmic axis from 10^low to 10^high, all written in one way: powers of ten, more where few fit."""
+    digits = (1,) if high - low >= 2 else (1, 2, 5)
+    marks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
+    return {"tickvals": marks, "ticktext": [f"{mark:,.12g}" if mark >= 1e-4 else f"{mark:.0e}" for mark in marks]}
+
+
 def frame_figure(
     fig: go.Figure,
     title: str,
@@ -78,7 +87,7 @@ def frame_figure(
     *,
     left: int = 44,
     legend_rows: int = 0,
-    grid: Literal["", "y", "xy"] = "y",
+    grid: Literal["", "x", "y", "xy"] = "y",
 ) -> go.Figure:
     """Give a figure what all have: the finding as its title, its conditions as caption, axes, and margins for both.
 
@@ -117,7 +126,7 @@ def frame_figure(
         },
         height=total,
         margin={"l": left, "r": 16, "t": top, "b": bottom},
-        paper_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=theme.paper,
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": SANS, "color": theme.ink},
         hoverlabel={"align": "left", "font": {"family": SANS, "size": 13}},

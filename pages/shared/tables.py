@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from pages.shared.text import word_differences
-
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$<>:-])")
-
-
-def literal(text: str) -> str:
-    """Text that Markdown leaves as it is: k*ᵀC⁻¹k* keeps its stars."""
-    return _MARKS.sub(r"\\\1", text)
+from pages.shared.text import literal, word_differences
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> None:

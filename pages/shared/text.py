@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import difflib
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 from rome_core import Prompt
 from rome_core.editing.edit import Edit
 from rome_core.errors import PromptError
 
-# Facts that the default model knows, for filling a form.
-EXAMPLES: tuple[tuple[str, str], ...] = (
-    ("The {} is located in the city of", "Colosseum"),
-    ("The {} is located in the city of", "Eiffel Tower"),
-    ("The capital of {} is", "France"),
-    ("The official language of {} is", "Brazil"),
-)
+# What Markdown reads anywhere in a line, what only at its beginning, and a directive such as :red[...].
+_MARKS = re.compile(r"[\\`*_\[\]~$<&]|^[-+#>=|]|:(?=[\w:\[])")
+# Emoji, icons, arrows and links are made of a text that Markdown has read already: no backslash keeps it as it is.
+_SIGNS = re.compile(r":(?=[\w+/-]+:)|[<=~>-](?=[->=])|\bhttps?:(?=//)|\bwww(?=\.)|\w@(?=\w)", re.IGNORECASE)
+_WORD_JOINER = "\u2060"
 
 _OPENERS = {"the", "a", "an", "in", "on", "at", "of", "what", "where", "who", "when", "which"}
 _LINKS = {"of", "the", "de", "du", "la", "von", "van", "and"}
+
+
+def literal(text: str) -> str:
+    """Text that Markdown leaves as it is, on one line: k*ᵀC⁻¹k* keeps its stars and A$AP its dollar."""
+    joined = _SIGNS.sub(lambda sign: sign[0] + _WORD_JOINER, show_breaks(text).strip())
+    return _MARKS.sub(r"\\\g<0>", re.sub(r"^(\d+)(?=[.)])", rf"\1{_WORD_JOINER}", joined))
+
+
+def code(text: str) -> str:
+    """Text as Markdown code that nothing in it can end."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{show_breaks(text)}{pad}{fence}"
+
+
+def show_breaks(text: str) -> str:
+    """A text on one line, its line breaks made visible."""
+    return re.sub(r" *(\r\n|\r|\n) *", " ⏎ ", text)
 
 
 def number(value: float) -> str:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from pages.shared.text import literal
 from rome_core import RomeError
 from rome_core.progress import Stopped
 
@@ -46,6 +47,7 @@ class Loop:
 class Progress:
     """How far a piece of work is, and whether it shall stop. what, done and total are those of the innermost loop.
 
+    asked: what was asked, to be compared with what a form asks now. begins_with: what is done before the first loop.
     settle: what the session's own script does once it sees that the work is done; the worker never touches a session.
     """
 
@@ -58,6 +60,8 @@ class Progress:
     error: Exception | None = None
     began: float = 0.0
     ended: float = 0.0
+    asked: object = None
+    begins_with: str = "preparing"
     settle: Callable[[], None] = lambda: None
     _stop: threading.Event = field(default_factory=threading.Event)
     _loops: list[Loop] = field(default_factory=list)
@@ -145,10 +149,10 @@ class Worker:
         self._unfinished.append(job)
         self._queue.put((job, partial(job.run, work)))
 
-    def ahead(self, job: Progress) -> int:
-        """How many jobs come before this one."""
+    def ahead(self, job: Progress) -> list[Progress]:
+        """The jobs that come before this one, the one that runs first."""
         unfinished = list(self._unfinished)
-        return unfinished.index(job) if job in unfinished else 0
+        return unfinished[: unfinished.index(job)] if job in unfinished else []
 
     def _work(self) -> None:
         while True:
@@ -167,14 +171,16 @@ def submit(
     work: Callable[[Job[P, R]], R],
     *,
     published: P | None = None,
+    asked: object = None,
+    begins_with: str = "preparing",
     then: Callable[[R], None] = lambda result: None,
 ) -> Job[P, R]:
     """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`.
 
-    published: what there is to show before it begins.
+    published: what there is to show before it begins. asked, begins_with: see `Progress`.
     then: called once with its result, by the session's script and not by the worker, on whatever page the user is.
     """
-    job = Job[P, R](label, partial=published)
+    job = Job[P, R](label, partial=published, asked=asked, begins_with=begins_with)
 
     def settle() -> None:
         if job.result is not None:
@@ -237,20 +243,37 @@ def _status(job: Progress) -> None:
 
 def describe(job: Progress) -> str:
     """One line: what runs, how far it is, how long it took and will take."""
+    label = literal(job.label)
     if job.state == "queued":
-        ahead = worker().ahead(job)
-        return f"{job.label} · waiting" + (f" · {ahead} job{'s' if ahead > 1 else ''} ahead" if ahead else "")
+        return " · ".join([label, *_waits_for(worker().ahead(job))])
     if job.state == "done":
-        return f"{job.label} · done in {job.seconds:.1f} s"
+        return f"{label} · done in {job.seconds:.1f} s"
     if job.state == "stopped":
-        return f"{job.label} · stopped after {job.seconds:.1f} s; what was finished is shown"
-    parts = [job.what or job.label]
+        return f"{label} · stopped after {job.seconds:.1f} s; what was finished is shown"
+    parts = [literal(job.what)] if job.what else [label, job.begins_with]
     if job.total:
         parts.append(f"{job.done} of {job.total}")
     parts.append(f"{job.seconds:.1f} s")
     if job.seconds_left is not None:
         parts.append(f"about {job.seconds_left:.0f} s left")
     return " · ".join(parts)
+
+
+def _waits_for(ahead: Sequence[Progress]) -> list[str]:
+    """For which work a job waits, and how long at least. Of another visitor's only the kind is told."""
+    if not ahead:
+        return ["begins in a moment"]
+    first, *others = ahead
+    own = any(first is job for job in my_jobs())
+    step = first.what or first.begins_with
+    parts = [
+        f"waits for {literal(first.label) if own else 'the work of another visitor'} ({step}, {first.fraction:.0%})"
+    ]
+    if others:
+        parts.append(f"and {len(others)} more")
+    left = first.seconds_left
+    parts.append("no estimate yet" if left is None else f"at least {left:.0f} s")
+    return parts
 
 
 @contextmanager
@@ -267,7 +290,7 @@ def no_traceback() -> Iterator[None]:
 def show_error(error: Exception | None) -> None:
     """One sentence in a red box, never a traceback."""
     if isinstance(error, RomeError):
-        st.error(str(error))
+        st.error(literal(str(error)))
     else:
-        what = f"{type(error).__name__}: {str(error)[:200]}"
+        what = literal(f"{type(error).__name__}: {str(error)[:200]}")
         st.error(f"Something unforeseen happened ({what}). The server's log has more.")

@@ -10,8 +10,7 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from pages.shared import session, track
-from pages.shared.tables import literal
-from pages.shared.text import count
+from pages.shared.text import count, literal
 from rome_core.errors import RomeError
 from rome_core.facts.datasets import READABLE, SUFFIXES, Facts
 from rome_core.files import WINDOWS, EncodingError, decode
@@ -60,6 +59,23 @@ def uploaded(
     if chosen := [file.name for file in files if file.file_id in windows]:
         st.caption(literal(f"Read as Windows-1252, as you chose: {', '.join(chosen)}."))
     return taken[name].result
+
+
+def uploaded_and_kept(
+    label: str,
+    key: str,
+    read: Callable[[list[Upload]], R],
+    suffixes: Sequence[str] = SUFFIXES,
+    help: str = READABLE,
+) -> R | None:
+    """The same; what was read stays in the session when the page is left, which empties the uploader."""
+    result = uploaded(label, key, read, suffixes, help)
+    kept = session.keep("brought", dict[str, R])
+    if result is not None:
+        kept[key] = result
+    elif st.session_state.get(key):  # what is there now cannot be read
+        kept.pop(key, None)
+    return kept.get(key)
 
 
 def first_time(key: str) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared.tables import literal
+from pages.shared.text import literal
 from rome_core.diagnosis.verdict import Diagnosis
 
 SHAPES = {"safe": "●", "caution": "▲", "disabling": "■"}
+SYMBOLS = {"safe": "circle", "caution": "triangle-up", "disabling": "square"}  # the shapes, as plotly calls them
 # Readable on white and on near-black, and none of them one of the paper's colours for states, MLP and attention.
 QUANTITIES = {
-    "relative_F": "‖Δ‖/‖W‖",
-    "relative_2": "‖Δ‖₂/‖W‖₂",
-    "relative_C": "‖ΔC^½‖/‖WC^½‖",
+    "relative_F": "‖Δ‖/‖W‖ (Frobenius)",
+    "relative_2": "‖Δ‖₂/‖W‖₂ (spectral)",
+    "relative_C": "‖ΔC^½‖/‖WC^½‖ (Frobenius)",
     "relative_start": "‖Δk‖/‖Wk‖ at first tokens",
     "inverse_denominator": "1/denominator",
 }

@@ -142,7 +142,7 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
     assert edit.keys is not None and edit.keys.delta is not None
     return Diagnosis(
         verdict=verdict,
-        explanation=_explain(verdict, first, cosine, config.explain_denominator(products), sizes["relative_F"])
+        explanation=_explain(verdict, first, cosine, config.explain_denominator(products), quantity, score)
         + (OTHER_C if solved_with != moment.key else ""),
         calibrated=calibration is not None,
         quantity=quantity,
@@ -201,14 +201,24 @@ def _sizes(lm: LanguageModel, edit: Edit, delta: Delta, moment: Moment) -> dict[
     }
 
 
-def _explain(verdict: Verdict, first: bool, cosine: float, cause: str, relative: float) -> str:
+MOVES = {
+    "relative_F": "The weights would move by {:.3g} times their own Frobenius norm.",
+    "relative_2": "In the worst direction the weights would move by {:.3g} times their own spectral norm.",
+    "relative_C": "On general text the layer's output would move by {:.3g} times its own size.",
+    "relative_start": "At the first token of every text the output would move by {:.3g} times its own size.",
+    "inverse_denominator": "1/denominator would be {:.3g}.",
+}
+
+
+def _explain(verdict: Verdict, first: bool, cosine: float, cause: str, quantity: str, score: float) -> str:
+    """Why the verdict is what it is, in the quantity that it rests on."""
     where = (
         f"The subject is the first token: its bare key is the attention sink's, {abs(cosine):.0%} aligned with the "
         "mean key. "
         if first
         else f"The bare key is {abs(cosine):.0%} aligned with the mean key. "
     )
-    size = f"The weights would move by {relative:.3g} times their own norm."
+    size = MOVES[quantity].format(score)
     end = {
         "safe": "",
         "caution": " Look at perplexity and neighbours after applying it.",

@@ -57,8 +57,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 def goto(app: AppTest, page: str, **query: str) -> AppTest:
     """Open a page as a link with this query does."""
-    for name, value in query.items():
-        app.query_params[name] = value
+    app.query_params.clear()
+    app.query_params.update(query)
     return app.switch_page(f"pages/{page}.py").run()
 
 

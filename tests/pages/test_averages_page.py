@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.averages.figures import average_curves, average_heatmaps, heatmap_title, strongest
 from pages.shared import fact_sets
 from pages.shared.style import DARK, LIGHT, Theme
+from pages.shared.text import literal
 from rome_core.facts.datasets import Fact, Facts
 from rome_core.tracing import average_records
 from rome_core.tracing.average_records import About, Inquiry, Source, describe, write_records
@@ -109,7 +110,8 @@ def test_a_fact_file_with_bad_records_says_which(averages_page: AppTest) -> None
 
     averages_page.file_uploader(key="set-file").upload("mine.json", data, "application/json").run()
 
-    assert "mine.json, record 2: 'subject' is not among its fields (known_id, prompt)." in texts(averages_page.warning)
+    said = literal("mine.json, record 2: 'subject' is not among its fields (known_id, prompt).")
+    assert said in texts(averages_page.warning)
     assert "1 fact of mine.json" in texts(averages_page.caption)
 
     averages_page.file_uploader(key="set-file").upload("mine.json", b"[", "application/json").run()
@@ -139,10 +141,26 @@ def test_the_title_is_the_finding() -> None:
     averages = replace_effects(averages, {"attn_out": effects(5, 3)})
 
     assert heatmap_title(averages) == (
-        "MLP: strongest at the last subject token, layer 1 (0.500)\n"
-        "Attention: strongest at the last token, layer 3 (0.500)"
+        "MLP: strongest at the last subject token, layer 1 (up to 0.500)\n"
+        "Attention: strongest at the last token, layer 3 (up to 0.500)"
     )
     assert strongest(averages, "resid_post")[2] == 0, "the answer's own state says nothing about where a fact is"
+
+
+def test_a_title_names_no_winner_that_intervals_do_not_separate() -> None:
+    def effects(*peaks: tuple[int, int, float, float]) -> Any:
+        mean = np.zeros((6, 4))
+        low, high = mean.copy(), mean.copy()
+        for group, layer, value, half in peaks:
+            mean[group, layer], low[group, layer], high[group, layer] = value, value - half, value + half
+        return type(average(rows()).effects["mlp_out"])(mean, low, high)
+
+    apart = effects((2, 1, 0.5, 0.1), (2, 2, 0.45, 0.1), (5, 3, 0.2, 0.1))
+    alike = effects((2, 1, 0.5, 0.2), (5, 3, 0.4, 0.2))
+    first, second = heatmap_title(replace_effects(average(rows()), {"mlp_out": apart, "attn_out": alike})).split("\n")
+
+    assert first == "MLP: strongest at the last subject token, layers 1–2 (up to 0.500)"
+    assert second == "Attention: no token is clearly the strongest (at most 0.500, at the last subject token, layer 1)"
 
 
 def replace_effects(averages: Averages, effects: dict[str, Any]) -> Averages:

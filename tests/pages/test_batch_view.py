@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit import batch_view
+from pages.shared.fact_at_hand import FactAtHand
 from rome_core.facts.requests import Row
 from tests.pages.conftest import edits_of, finish, goto, session_of, texts
 from tests.tiny import REQUEST, random_edit, tiny_model
@@ -21,7 +22,7 @@ def test_edits_of_a_batch_are_a_zip() -> None:
 
 @pytest.mark.usefixtures("random_moments")
 def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(app: AppTest) -> None:
-    goto(app, "edit", view="A batch", method="emmet")
+    goto(app, "edit", **FactAtHand.of(REQUEST).link, view="A batch", method="emmet")
     app.number_input(key="layer").set_value(2).run()
     app.number_input(key="edit-steps").set_value(2).run()
     assert app.button(key="batch-run").disabled
@@ -31,7 +32,8 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(app: AppTe
         sheet = batch_view.current_sheet()
     rows = list(sheet.typed)
     assert rows == [Row(REQUEST.prompt.template, "Eiffel Tower", "Rome", "Paris")]
-    sheet.version, sheet.base = 9, [*rows, Row("{} is", "France", "")]
+    sheet.typed = [*rows, Row("{} is", "France", "")]  # as somebody types it
+    sheet.version = 9
     app.run()
     assert "1 row cannot be used" in texts(app.warning)
     assert app.button(key="batch-run").label == "Edit 1 fact"
@@ -64,3 +66,21 @@ def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> 
     assert any("line 5" in cell and "4 cells stand under 3 columns" in cell for cell in shown)
     assert "1 row cannot be used; the other stays in" in texts(app.warning)
     assert app.button(key="batch-run").label == "Edit 1 fact"
+
+
+def test_what_was_typed_into_the_table_is_there_after_another_page_and_after_another_view(app: AppTest) -> None:
+    goto(app, "edit", view="A batch", method="emmet")
+    app.button(key="batch-some").click().run()
+    with session_of(app):
+        sheet = batch_view.current_sheet()
+    typed = [Row("{} is", "Oslo", "typed over"), *sheet.typed[1:]]
+
+    for leave in ({"view": "This method"}, None):
+        sheet.typed = list(typed)  # as the editor reports it
+        goto(app, "edit", **leave) if leave else goto(app, "tracing")
+        for number in range(200):  # whatever else is looked at
+            with session_of(app):
+                batch_view.session.remember(number, number)
+        goto(app, "edit", view="A batch", method="emmet")
+        assert sheet.typed == typed
+        assert app.button(key="batch-run").label == f"Edit {len(typed)} facts"

@@ -48,6 +48,7 @@ def test_rows_fill_a_table_and_one_becomes_the_active_edit(page: AppTest) -> Non
 
 def test_an_unknown_fact_asks_for_prompts(page: AppTest) -> None:
     page.text_input(key="subject").set_value("green dragon").run()
+    page.text_input(key="target").set_value("Oslo").run()
     page.text_area(key="bench-neighbours").set_value("Lyon is in\n\n Milan is in ").run()
     page.button(key="bench-run").click().run()
     run = finish(page, bench_view.JOB)

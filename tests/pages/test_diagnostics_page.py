@@ -131,9 +131,8 @@ def test_the_verdict_comes_before_anything_is_applied(page: AppTest) -> None:
 
 def test_bad_input_is_one_sentence(page: AppTest) -> None:
     page.text_input(key="target").set_value("").run()
-    page.button(key="diagnose").click().run()
 
-    assert not page.exception
+    assert not page.exception and page.button(key="diagnose").disabled
     assert [error.value.split(".")[0] for error in page.error] == ["The new object is empty"]
 
 
@@ -342,26 +341,65 @@ def test_a_verdict_is_a_shape_and_a_word_and_numbers_have_no_powers_of_ten() -> 
 # -------------------------------------------------------------------------------------------------------------- gauge
 
 
-def test_the_gauge_marks_this_edit_and_the_danger_zone() -> None:
-    fig = diagnosis_figures.gauge(BROKEN, "rome", "caption", LIGHT)
-    zone, line = fig.layout.shapes
+def test_the_gauge_is_drawn_in_the_quantity_that_decides() -> None:
+    """Whoever is safe stands outside the zones, whoever is not inside the one of its name, on every scale."""
+    spectral = {"quantity": "relative_2", "caution_at": 5.22, "disabling_at": 12.9}
+    scores = {"rome": ("disabling", 169.0), "p-rome": ("safe", 3.0), "c-rome": ("caution", 9.0), "x": ("safe", 0.4)}
+    diagnoses = {
+        name: replace(BROKEN, verdict=verdict, score=score, denominator=10.0, **spectral)
+        for name, (verdict, score) in scores.items()
+    }
+    fig = diagnosis_figures.gauge(diagnoses, "rome", "caption", LIGHT)
 
+    caution, disabling = fig.layout.shapes
+    assert (caution.x0, caution.x1, disabling.x0) == (5.22, 12.9, 12.9)
+    drawn = {name: x for trace in fig.data for name, x in zip(trace.customdata or (), trace.x or (), strict=True)}
+    assert drawn == {name: score for name, (_, score) in scores.items()}
+    assert fig.layout.xaxis.title.text == "‖Δ‖₂/‖W‖₂ (spectral) (log)"
+    assert fig.layout.title.text == "‖Δ‖₂/‖W‖₂ (spectral) is 169: 13.1 times the limit from which edits disable"
+    safe = diagnosis_figures.gauge({"x": diagnoses["x"]}, "x", "caption", DARK)
+    assert safe.layout.title.text.endswith("is 0.4: below 5.22, where caution begins")
+    assert "which is caution" in diagnosis_figures.gauge_title(diagnoses["c-rome"])
+
+
+def test_a_score_without_an_end_stands_at_the_right_edge() -> None:
+    endless = replace(BROKEN, quantity="inverse_denominator", score=float("inf"))
+    fig = diagnosis_figures.gauge({"rome": endless}, "rome", "caption", LIGHT)
+
+    assert np.log10(fig.data[2].x[0]) <= fig.layout.xaxis.range[1]
+    assert fig.layout.title.text == "1/denominator is not finite: disabling"
+
+
+def test_the_verdict_and_the_numbers_speak_of_one_quantity(page: AppTest) -> None:
+    found = diagnose(page)
+
+    name = verdicts.QUANTITIES[found.diagnosis.quantity]
+    assert f"{found.diagnosis.score:.3g} times" in texts(page.markdown)
+    assert name in texts(page.caption)
+    (row,) = [row for row in diagnosis_views.policy_rows(found) if "(this edit)" in row["policy"]]
+    assert row[f"{name}, decides"] == verdicts.large(found.diagnosis.score)
+
+
+def test_the_denominator_stands_among_those_of_ordinary_facts() -> None:
+    fig = diagnosis_figures.denominators(BROKEN, "rome", "caption", LIGHT)
+
+    (line,) = fig.layout.shapes
     assert fig.layout.title.text == "Denominator 83.4 times smaller than that of ordinary facts"
-    assert (line.x0, zone.x0, zone.x1) == pytest.approx((12, 1, 90))
+    assert line.x0 == pytest.approx(12)
     assert sum(fig.data[0].y) == len(ORDINARY)
     assert "k₀ᵀC⁻¹k*" in fig.layout.xaxis.title.text
 
 
 @pytest.mark.parametrize("denominator", [-12.0, 0.0, 1e-300])
 def test_a_denominator_that_is_not_positive_stands_at_the_left_edge(denominator: float) -> None:
-    fig = diagnosis_figures.gauge(replace(BROKEN, denominator=denominator), "rome", "caption", DARK)
+    fig = diagnosis_figures.denominators(replace(BROKEN, denominator=denominator), "rome", "caption", DARK)
 
     low, high = fig.layout.xaxis.range
     assert low <= np.log10(fig.layout.shapes[0].x0) <= high
 
 
-def test_the_gauge_does_without_ordinary_facts() -> None:
-    fig = diagnosis_figures.gauge(replace(SAFE, reference=Reference()), "r-rome", "caption", LIGHT)
+def test_the_denominators_do_without_ordinary_facts() -> None:
+    fig = diagnosis_figures.denominators(replace(SAFE, reference=Reference()), "r-rome", "caption", LIGHT)
 
     assert fig.layout.title.text == "No ordinary facts to compare this edit with"
 

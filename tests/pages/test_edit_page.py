@@ -22,8 +22,7 @@ from pages.parts.edit import views as edit_views
 from pages.parts.edit.part_views import matrix_rows
 from pages.shared import edit_form
 from pages.shared.style import LIGHT
-from pages.shared.tables import literal
-from pages.shared.text import word_differences
+from pages.shared.text import literal, word_differences
 from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
 from rome_core.editing.edit import Delta
@@ -39,8 +38,8 @@ FORM = ("template", "subject", "target", "true")
 
 @pytest.fixture
 def page(app: AppTest, random_moments: None) -> AppTest:
-    """The edit page, with a C that need not be estimated."""
-    return goto(app, "edit")
+    """The edit page with a fact, and a C that need not be estimated."""
+    return goto(app, "edit", template=REQUEST.prompt.template, subject="Eiffel Tower", target="Rome", true="Paris")
 
 
 def run(app: AppTest) -> Report:
@@ -53,16 +52,22 @@ def job(app: AppTest) -> Any:
     return job_of(app, ("edit", "job"))
 
 
+def field(app: AppTest, key: str) -> Any:
+    return app.text_area(key=key) if key == "template" else app.text_input(key=key)
+
+
 def typed(app: AppTest) -> list[str | None]:
-    return [app.text_input(key=key).value for key in FORM]
+    return [field(app, key).value for key in FORM]
 
 
 # --------------------------------------------------------------------------------------------------------------- form
 
 
-def test_it_opens_with_a_fact_and_says_what_to_do(page: AppTest) -> None:
-    assert typed(page) == ["The {} is located in the city of", "Eiffel Tower", "Rome", "Paris"]
-    assert "Press Edit" in texts(page.info)
+def test_it_opens_with_a_fact_and_says_what_to_do(app: AppTest) -> None:
+    goto(app, "edit")
+
+    assert typed(app) == ["The {} is located in the city of", "Colosseum", "Paris", "Rome"]
+    assert "Press Edit" in texts(app.info)
 
 
 def test_a_link_fills_the_form(app: AppTest) -> None:
@@ -94,13 +99,13 @@ def settings(app: AppTest) -> tuple[float | None, ...]:
 def test_settings_that_nobody_touched_follow_the_subject(page: AppTest) -> None:
     assert settings(page) == (2, 1.5, 4)
 
-    page.text_input(key="template").set_value("{} is the capital of")
+    page.text_area(key="template").set_value("{} is the capital of")
     page.text_input(key="subject").set_value("Paris").run()
     assert settings(page) == (0, 6.0, 9)
     assert any("layer 0, clamp 6, 9 steps" in one.value for one in page.caption)
 
     page.number_input(key="edit-steps").set_value(5).run()
-    page.text_input(key="template").set_value("The city of {} is the capital of").run()
+    page.text_area(key="template").set_value("The city of {} is the capital of").run()
     assert settings(page) == (2, 1.5, 5)
 
 
@@ -109,7 +114,7 @@ def test_a_layer_that_somebody_chose_keeps_its_own_settings(app: AppTest) -> Non
     goto(app, "edit", template="{} is the capital of", subject="Paris", target="Italy", layer="3")
     assert settings(app) == (3, 1.5, 4)
 
-    app.button(key="example-0").click().run()
+    app.button(key="example-1").click().run()
     app.button(key=f"example-{len(edit_form.EXAMPLES) - 1}").click().run()  # it is about one layer
     assert settings(app)[1:] == (1.5, 4)
 
@@ -128,21 +133,20 @@ def test_examples_fill_the_form(page: AppTest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("name", "value", "sentence"),
     [
         ("template", "is located in the city of", "'Eiffel Tower' is not in the prompt"),
         ("template", "{} and {} are in", "'{} and {} are in' has 2 {}s."),
         ("target", " ", "The new object is empty."),
     ],
 )
-def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, field: str, value: str, sentence: str) -> None:
-    page.text_input(key=field).set_value(value).run()
-    page.button(key="run").click().run()
+def test_bad_input_is_one_sentence_and_stays_in_the_form(page: AppTest, name: str, value: str, sentence: str) -> None:
+    field(page, name).set_value(value).run()
 
-    assert not page.exception
+    assert not page.exception and page.button(key="run").disabled
     assert len(page.error) == 1
     assert page.error[0].value.startswith(sentence)
-    assert page.text_input(key=field).value == value
+    assert field(page, name).value == value
     assert "Press Edit" in texts(page.info)
 
 

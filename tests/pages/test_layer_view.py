@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit import layer_figure, layer_view
+from pages.shared.recommendation import recommend
 from pages.shared.style import LIGHT
 from rome_core import DEFAULT_METHOD, METHODS
 from rome_core.editing.shared_search import policies
@@ -19,6 +20,7 @@ from rome_core.evaluation.layer_sweep import Swept, as_record
 from rome_core.tracing.average_records import shipped_records
 from rome_core.tracing.averages import average
 from tests.pages.conftest import finish, goto, texts
+from tests.tiny import tiny_model
 
 GOOD: Pairs = {"edit": [(0.9, 0.1)], "paraphrase": [(0.8, 0.1)], "neighbour": [(0.1, 0.8)]}
 
@@ -38,8 +40,10 @@ def test_a_sweep_is_run_drawn_and_its_layer_taken(
     assert {row.layer for row in rows} == {0} and len(rows) == 2
     (spec,) = [json.loads(c.proto.spec) for c in app.get("plotly_chart")]
     assert spec["layout"]["title"]["text"].startswith("S is largest at layer 0")
+    app.number_input(key="layer").set_value(3).run()
+    assert "layer 1 is not in it" in texts(app.caption)
     app.button(key=f"sweep-use-{layer_view.HERE}").click().run()
-    assert app.number_input(key="layer").value == 0
+    assert app.number_input(key="layer").value == recommend(tiny_model("llama", layers=4)).layer == 1
 
 
 def test_the_shipped_study_is_shown_for_its_own_model_only(
@@ -68,13 +72,19 @@ def test_the_search_takes_the_settings_of_the_form() -> None:
 
 def test_the_figure_has_both_curves() -> None:
     one = {name: Score(0.5, 0.4, 0.6, 8) for name in ("ES", "PS", "NS", "S")}
-    two = {**one, "S": Score(0.7, 0.6, 0.8, 8)}
+    two = {**one, "S": Score(0.7, 0.61, 0.8, 8)}
     source = shipped_records()
     assert source is not None
     effects = average(source.rows)
     fig = layer_figure.layers_figure({0: one, 8: two}, effects, "caption", LIGHT)
 
     assert fig.layout.title.text == "S is largest at layer 8: 0.700"
+    alike = {**one, "S": Score(0.7, 0.55, 0.8, 8)}
+    assert layer_figure.title({0: one, 8: alike}) == "No clear winner by S: intervals of layers 0, 8 overlap"
+    assert "intervals do not tell apart" in layer_view.compare_with_sweep(0, {0: one, 8: alike})
+    assert "clearly less" in layer_view.compare_with_sweep(0, {0: one, 8: two})
+    assert layer_view.compare_with_sweep(8, {0: one, 8: two}).endswith("the recommended one.")
+    assert "is not in it" in layer_view.compare_with_sweep(3, {0: one, 8: two})
     traced = next(trace for trace in fig.data if trace.name == "MLP")
     assert np.allclose(traced.y, effects.effects["mlp_out"].mean[layer_figure.LAST_SUBJECT])
     assert layer_figure.layers_figure({}, None, "caption", LIGHT).layout.title.text.endswith("?")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
+from typing import Any
+
 import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
 
-from pages.shared.style import DARK, LIGHT, Theme, colour_scale, frame_figure
+from pages.shared.style import DARK, LIGHT, Theme, colour_scale, frame_figure, log_ticks
+from tests.pages.conftest import ROOT
 
 CAPTION = "a model · a prompt · some settings · " * 6
 
@@ -54,3 +58,22 @@ def test_grid_lines_only_where_they_are_asked_for(grid: str) -> None:
 def test_a_scale_of_each_site_is_one_that_plotly_draws(theme: Theme) -> None:
     for site in ("resid_post", "mlp_out", "attn_out"):
         go.Heatmap(z=[[0, 1]], colorscale=colour_scale(site, theme))
+
+
+@pytest.mark.parametrize(("theme", "name"), [(LIGHT, "light"), (DARK, "dark")])
+def test_a_saved_figure_stands_on_the_ground_of_its_page(theme: Theme, name: str) -> None:
+    """A transparent one in the light ink of a dark page could not be read on paper."""
+    config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+
+    assert frame_figure(go.Figure(), "t", "c", 100, theme).layout.paper_bgcolor == theme.paper
+    assert theme.paper == config["theme"][name]["backgroundColor"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0, 3, ["1", "10", "100", "1,000"]), (0.9, 1.4, ["1", "2", "5", "10", "20", "50", "100", "200", "500"])],
+)
+def test_marks_of_a_logarithm_are_written_in_one_way(low: float, high: float, words: list[str]) -> None:
+    marks: Any = log_ticks(low, high)
+
+    assert marks["ticktext"] == words and marks["tickvals"] == [float(word.replace(",", "")) for word in words]

@@ -57,7 +57,7 @@ def test_bad_input_is_one_sentence_and_cannot_be_run(
     tracing: AppTest, template: str, subject: str, sentence: str
 ) -> None:
     tracing.text_input(key="subject").set_value(subject)
-    tracing.text_input(key="template").set_value(template).run()
+    tracing.text_area(key="template").set_value(template).run()
 
     assert len(tracing.error) == 1
     assert sentence in tracing.error[0].value
@@ -74,19 +74,18 @@ def test_the_logit_difference_asks_for_a_second_answer(tracing: AppTest) -> None
 
 def test_the_page_says_what_it_guessed_and_what_the_model_answers(tracing: AppTest) -> None:
     tracing.text_input(key="subject").set_value("")
-    tracing.text_input(key="template").set_value("The Colosseum is located in the city of").run()
+    tracing.text_area(key="template").set_value("The Colosseum is located in the city of").run()
 
     assert "Subject guessed: **Colosseum**" in texts(tracing.caption)
     assert "The model continues with" in texts(tracing.caption)
 
 
 def test_doubtful_input_is_warned_about(tracing: AppTest) -> None:
-    tracing.text_input(key="template").set_value("The Colosseum is loc{} in ")
-    tracing.text_input(key="subject").set_value("ated")
+    tracing.text_area(key="template").set_value("The Colosseum is loc{} in ")
+    tracing.text_input(key="subject").set_value("ated").run()
     tracing.text_input(key="answer").set_value("Rome").run()
 
     said = texts(tracing.warning)
-    assert "ends with a space" in said
     assert "cut inside the token" in said
     assert "is not the model's first choice" in said
     assert "unsure" in said
@@ -94,16 +93,16 @@ def test_doubtful_input_is_warned_about(tracing: AppTest) -> None:
 
 
 def test_an_example_fills_the_form(tracing: AppTest) -> None:
-    tracing.button(key="try-France").click().run()
+    tracing.button(key="example-2").click().run()
 
-    assert tracing.text_input(key="template").value == "The capital of {} is"
+    assert tracing.text_area(key="template").value == "The capital of {} is"
     assert tracing.text_input(key="subject").value == "France"
 
 
 def test_a_deep_link_fills_the_form(app: AppTest) -> None:
     goto(app, "tracing", template="{} is in", subject="Köln", **{"trace-seed": "7"})
 
-    assert app.text_input(key="template").value == "{} is in"
+    assert app.text_area(key="template").value == "{} is in"
     assert app.text_input(key="subject").value == "Köln"
     assert app.number_input(key="trace-seed").value == 7
 
@@ -123,7 +122,7 @@ def test_a_run_ends_with_numbers_figures_and_one_cell_in_detail(tracing: AppTest
     assert len(tracing.metric) == 5
     assert len(tracing.get("plotly_chart")) == 4
     assert "done in" in texts(tracing.caption)
-    assert [link.proto.page for link in tracing.get("page_link")] == ["edit"]
+    assert {link.proto.page for link in tracing.get("page_link")} == {"edit"}
     assert [button.proto.label for button in tracing.get("download_button")][:3] == [
         *("CSV, one row a cell", "Arrays (npz)", "Python")
     ]
@@ -134,11 +133,15 @@ def test_the_chosen_cell_is_carried_to_the_edit_page(tracing: AppTest) -> None:
     run_job(tracing)
     job = job_of(tracing, LATEST)
 
-    tracing.number_input(key=f"layer-{job.id}").set_value(3).run()
+    at = {"layer": 3, "token": job.partial.first.subject[1] - 1}
+    for name, value in at.items():
+        tracing.number_input(key=f"{name}-{job.id}").set_value(value).run()
+    recommended, own = (link.proto.query_string for link in tracing.get("page_link"))
+    assert "layer=1" in recommended and "layer=3" in own
+    assert "subject=Colosseum" in own and "target=Paris" in own
 
-    query = tracing.get("page_link")[0].proto.query_string
-    assert "layer=3" in query
-    assert "subject=Colosseum" in query
+    tracing.number_input(key=f"token-{job.id}").set_value(0).run()
+    assert len(tracing.get("page_link")) == 1 and "not into this cell" in texts(tracing.caption)
     assert "Attention of layer 3" in texts_of_expanders(tracing)
 
 

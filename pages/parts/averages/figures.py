@@ -11,8 +11,10 @@ from plotly.subplots import make_subplots
 
 from pages.shared.style import LIGHT, ROW, SITE_COLOURS, Theme, colour_bar, colour_scale, frame_figure, layer_axis
 from pages.shared.text import count, number
+from pages.shared.winners import contenders
+from rome_core.evaluation import Score
 from rome_core.tracing.average_records import About
-from rome_core.tracing.averages import GROUPS, Averages
+from rome_core.tracing.averages import GROUPS, AverageEffect, Averages
 from rome_core.tracing.runs import KINDS, SITES
 
 SITES_OF_INTEREST = ("last subject token", "first subsequent token", "last token")
@@ -59,11 +61,24 @@ def heatmap_title(averages: Averages) -> str:
     """The finding, in two short lines."""
     if not averages.n:
         return "Where do facts live on average?"
-    lines = []
-    for site in ("mlp_out", "attn_out"):
-        group, layer, value = strongest(averages, site)
-        lines.append(f"{KINDS[site]}: strongest at the {group}, layer {layer} ({number(value)})")
-    return "\n".join(lines)
+    return "\n".join(f"{KINDS[site]}: {_peak(averages, site)}" for site in ("mlp_out", "attn_out"))
+
+
+def _peak(averages: Averages, site: str) -> str:
+    """Where the strongest effect is: the token group where its interval stands above all others', and the layers that
+    cannot be told from the best one."""
+    effect, (group, layer, value) = averages.effects[site], strongest(averages, site)
+    cells = {
+        (name, at): _score(effect, row, at, averages.n)
+        for row, name in enumerate(GROUPS)
+        for at in range(effect.mean.shape[1])
+    }
+    alike = contenders(cells)
+    if any(name != group for name, _ in alike):
+        return f"no token is clearly the strongest (at most {number(value)}, at the {group}, layer {layer})"
+    layers = sorted(at for _, at in alike)
+    span = f"layer {layer}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"
+    return f"strongest at the {group}, {span} (up to {number(value)})"
 
 
 def average_heatmaps(
@@ -185,15 +200,26 @@ def _banded(
 
 
 def _curve_title(averages: Averages) -> str:
-    """Which of MLP and attention weighs more at the two sites."""
+    """Which of MLP and attention weighs more at the two sites, where their intervals tell."""
     lines = []
     for group in ("last subject token", "last token"):
-        at = GROUPS.index(group)
-        peaks = {site: float(np.nan_to_num(averages.effects[site].mean[at]).max()) for site in ("mlp_out", "attn_out")}
-        more, less = sorted(peaks, key=peaks.__getitem__, reverse=True)
-        sizes = f"{number(peaks[more])} against {number(peaks[less])}"
-        lines.append(f"{group.capitalize()}: {_word(more)} above {_word(less)}, {sizes}")
+        row, peaks = GROUPS.index(group), {}
+        for site in ("mlp_out", "attn_out"):
+            effect = averages.effects[site]
+            at = int(np.nan_to_num(effect.mean[row]).argmax())
+            peaks[site] = _score(effect, row, at, averages.n)
+        more, less = sorted(peaks, key=lambda site: peaks[site].value, reverse=True)
+        sizes = f"{number(peaks[more].value)} against {number(peaks[less].value)}"
+        apart = len(contenders(peaks)) == 1
+        told = f"{_word(more)} above {_word(less)}" if apart else "MLP and attention cannot be told apart"
+        lines.append(f"{group.capitalize()}: {told}, {sizes}")
     return "\n".join(lines)
+
+
+def _score(effect: AverageEffect, row: int, at: int, n: int) -> Score:
+    """One cell with its interval; what was not measured counts as nothing."""
+    mean, low, high = (float(np.nan_to_num(values[row, at])) for values in (effect.mean, effect.low, effect.high))
+    return Score(mean, low, high, n)
 
 
 def _word(site: str) -> str:

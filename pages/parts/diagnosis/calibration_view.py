@@ -7,7 +7,8 @@ import streamlit as st
 
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import AFTER, Theme, frame_figure
-from pages.shared.tables import literal, table
+from pages.shared.tables import table
+from pages.shared.text import literal
 from pages.shared.verdicts import QUANTITIES
 from rome_core import LanguageModel
 from rome_core.diagnosis.calibration import ALPHA, BROKEN, HURT, Calibration, Rate

@@ -1,19 +1,19 @@
-"""Figures of a diagnosis, pure: one edit's denominator among those of ordinary facts, k_0 and k* in their plane, edits
-against each other, and how far other prompts move."""
+"""Figures of a diagnosis, pure: where edits stand in the quantity that decides, the denominator among those of ordinary
+facts, k_0 and k* in their plane, edits against each other, and how far other prompts move."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.shared.style import AFTER, BEFORE, Theme, colour_bar, frame_figure
+from pages.shared.style import AFTER, BEFORE, ROW, Theme, colour_bar, frame_figure, log_ticks
 from pages.shared.text import number, shorten
-from pages.shared.verdicts import COLOURS, SHAPES, large
+from pages.shared.verdicts import COLOURS, QUANTITIES, SHAPES, SYMBOLS, large
 from rome_core import METHODS
 from rome_core.diagnosis.interference import Overlap
 from rome_core.diagnosis.neighbourhood import Shift
@@ -23,10 +23,73 @@ BARS_A_DECADE = 8
 KINDS = {"same words": AFTER, "same answer": "#7A5FA8", "unrelated": BEFORE}
 
 
-def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.Figure:
-    """This edit's denominator on the distribution of ordinary facts, log axis, with the danger zone marked."""
+def gauge(diagnoses: Mapping[str, Diagnosis], name: str, caption: str, theme: Theme) -> go.Figure:
+    """Where this edit and the same δ by other policies stand in the quantity that decides, log axis, with its zones.
+
+    diagnoses: by policy; name: this edit's.
+    """
+    order = [name, *(other for other in diagnoses if other != name)]
+    own, rows = diagnoses[name], list(range(len(order)))
+    scores = [diagnoses[policy].score for policy in order]
+    low, high = _span([*filter(math.isfinite, scores), own.caution_at, own.disabling_at])
+    fig = go.Figure()
+    for verdict, colour in COLOURS.items():
+        at = [row for row in rows if diagnoses[order[row]].verdict == verdict]
+        fig.add_scatter(
+            x=[min(max(scores[row], 10**low * 1.1), 10**high / 1.1) for row in at],
+            y=at,
+            mode="markers+text",
+            marker={"symbol": SYMBOLS[verdict], "size": 13, "color": colour},
+            text=[f"  {large(scores[row])}" for row in at],
+            textposition="middle right",
+            textfont={"color": theme.ink, "size": 12},
+            customdata=[order[row] for row in at],
+            hovertemplate=f"%{{customdata}}: %{{text}}, {verdict}<extra></extra>",
+            cliponaxis=False,
+        )
+    zones = (("caution", own.caution_at, own.disabling_at), ("disabling", own.disabling_at, 10.0**high))
+    for verdict, begin, end in zones:
+        fig.add_vrect(x0=begin, x1=end, fillcolor=COLOURS[verdict], opacity=0.12, line_width=0, layer="below")
+        words = {"text": f"{SHAPES[verdict]} from {begin:.3g}", "font": {"color": COLOURS[verdict], "size": 12}}
+        place = {"x": math.log10(begin), "yref": "paper", "yanchor": "bottom", "xanchor": "left", "showarrow": False}
+        fig.add_annotation(y=1.0, **place, **words)
+    frame_figure(fig, gauge_title(own), caption, ROW * len(order) + 40, theme, left=100, grid="x")
+    fig.update_xaxes(
+        type="log", range=[low, high], title_text=f"{QUANTITIES[own.quantity]} (log)", **log_ticks(low, high)
+    )
+    names = [f"<b>{policy}</b>" if policy == name else policy for policy in order]
+    fig.update_yaxes(tickvals=rows, ticktext=names, range=[len(order) - 0.5, -0.5])
+    return fig.update_layout(showlegend=False)
+
+
+def _span(values: Sequence[float]) -> tuple[int, int]:
+    """Whole powers of ten around what is drawn, with room for a number on the right."""
+    positive = [value for value in values if value > 0]
+    return math.floor(math.log10(min(positive) / 1.5)), math.ceil(math.log10(max(positive) * 3))
+
+
+def gauge_title(diagnosis: Diagnosis) -> str:
+    """The finding in one line: where the deciding quantity stands between its limits."""
+    name, score = QUANTITIES[diagnosis.quantity], large(diagnosis.score)
+    if not math.isfinite(diagnosis.score):
+        return f"{name} is not finite: disabling"
+    if diagnosis.verdict == "disabling":
+        times = large(diagnosis.score / diagnosis.disabling_at)
+        return f"{name} is {score}: {times} times the limit from which edits disable"
+    if diagnosis.verdict == "caution":
+        return (
+            f"{name} is {score}: between {diagnosis.caution_at:.3g} and {diagnosis.disabling_at:.3g}, which is caution"
+        )
+    return f"{name} is {score}: below {diagnosis.caution_at:.3g}, where caution begins"
+
+
+# ------------------------------------------------------------------------------------------------- the denominator
+
+
+def denominators(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.Figure:
+    """This edit's denominator on the distribution of ordinary facts, log axis: where a large update comes from."""
     reference = np.array([value for value in diagnosis.reference.k0_kstar if value > 0])
-    low, high = decades(reference, diagnosis.denominator, diagnosis.disabling_below)
+    low, high = decades(reference, diagnosis.denominator)
     edges = np.logspace(low, high, (high - low) * BARS_A_DECADE + 1)
     fig = go.Figure(
         go.Bar(
@@ -38,15 +101,14 @@ def gauge(diagnosis: Diagnosis, method: str, caption: str, theme: Theme) -> go.F
             hovertemplate="%{y} ordinary facts from %{customdata[0]:,.3g} to %{customdata[1]:,.3g}<extra></extra>",
         )
     )
-    _danger_zone(fig, diagnosis, 10.0**low, theme)
-    _this_edit(fig, diagnosis, low, high)
-    frame_figure(fig, gauge_title(diagnosis, reference), caption, 240, theme, left=56)
+    _this_edit(fig, diagnosis, low, high, theme)
+    frame_figure(fig, denominators_title(diagnosis, reference), caption, 200, theme, left=56)
     axis = f"denominator {METHODS[method].divides_by} (log)"
-    fig.update_xaxes(type="log", range=[low, high], title_text=axis, dtick=1)
+    fig.update_xaxes(type="log", range=[low, high], title_text=axis, **log_ticks(low, high))
     return fig.update_yaxes(title_text="ordinary facts")
 
 
-def gauge_title(diagnosis: Diagnosis, reference: np.ndarray) -> str:
+def denominators_title(diagnosis: Diagnosis, reference: np.ndarray) -> str:
     """The finding in one line: how far this denominator is from the ordinary ones."""
     if diagnosis.denominator <= 0:
         return "Denominator not positive: the update points the wrong way"
@@ -60,10 +122,9 @@ def gauge_title(diagnosis: Diagnosis, reference: np.ndarray) -> str:
     return "Denominator like those of ordinary facts"
 
 
-def _this_edit(fig: go.Figure, diagnosis: Diagnosis, low: int, high: int) -> None:
+def _this_edit(fig: go.Figure, diagnosis: Diagnosis, low: int, high: int, theme: Theme) -> None:
     at = max(np.log10(max(diagnosis.denominator, 1e-300)), low + 0.03)  # a negative one stands at the left edge
-    colour = COLOURS[diagnosis.verdict]
-    fig.add_vline(x=10**at, line={"color": colour, "width": 3})
+    fig.add_vline(x=10**at, line={"color": AFTER, "width": 3})
     fig.add_annotation(
         x=at,
         y=1.01,
@@ -71,19 +132,9 @@ def _this_edit(fig: go.Figure, diagnosis: Diagnosis, low: int, high: int) -> Non
         yanchor="bottom",
         xanchor="left" if at < (low + high) / 2 else "right",
         showarrow=False,
-        text=f"<b>{SHAPES[diagnosis.verdict]} this edit: {large(diagnosis.denominator)}</b>",
-        font={"color": colour, "size": 14},
+        text=f"<b>this edit: {large(diagnosis.denominator)}</b>",
+        font={"color": theme.ink, "size": 14},
     )
-
-
-def _danger_zone(fig: go.Figure, diagnosis: Diagnosis, left: float, theme: Theme) -> None:
-    limit = diagnosis.disabling_below
-    if limit <= left:
-        return
-    fig.add_vrect(x0=left, x1=limit, fillcolor=COLOURS["disabling"], opacity=0.12, line_width=0, layer="below")
-    words = {"text": "danger zone", "showarrow": False, "font": {"color": theme.ink, "size": 12}}
-    middle = (np.log10(left) + np.log10(limit)) / 2
-    fig.add_annotation(x=middle, y=0.98, yref="paper", yanchor="top", **words)
 
 
 def decades(reference: np.ndarray, *marks: float) -> tuple[int, int]:
@@ -201,5 +252,7 @@ def neighbourhood_map(shifts: Sequence[Shift], caption: str, theme: Theme) -> go
     changed = sum(shift.changed for shift in shifts)
     title = f"{changed} of {len(shifts)} other prompts have another answer (◆)"
     frame_figure(fig, title, caption, 300, theme, left=72, legend_rows=1)
-    fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)")
-    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", exponentformat="power")
+    drawn = {letter: [math.log10(v) for trace in fig.data for v in trace[letter] if v] or [0.0] for letter in "xy"}
+    marks = {letter: log_ticks(min(logs), max(logs)) for letter, logs in drawn.items()}
+    fig.update_xaxes(type="log", title_text="‖Δk‖/‖Wk‖ at the subject (log)", **marks["x"])
+    return fig.update_yaxes(type="log", title_text="KL of the next token, nats (log)", **marks["y"])

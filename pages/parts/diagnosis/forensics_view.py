@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages.shared import session, track
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number, show_token
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number, show_token
 from rome_core import EditRequest, LanguageModel, Prompt, RomeError
 from rome_core.diagnosis.forensics import Change, Suspect, as_edit, changes_of, promoted, suspects
 from rome_core.progress import Track

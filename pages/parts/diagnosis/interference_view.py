@@ -10,8 +10,8 @@ import streamlit as st
 from pages.parts.diagnosis.figures import overlap_heatmap
 from pages.shared import moment_panel, session, track
 from pages.shared.charts import draw_chart, page_theme
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
 from rome_core import LanguageModel, Moment
 from rome_core.diagnosis.interference import Moved, Overlap, layers_of, measure_moves, name_of, overlap, predict
 from rome_core.editing.edit import Edit
@@ -50,6 +50,7 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
         format_func=lambda id: title(candidates[id], id in {edit.id for edit in active}),
         key="next-edit",
         help="The others count as the earlier ones, in their order.",
+        persist_state="session",
     )
     new = candidates[chosen]
     earlier = tuple(edit for edit in active if edit.id != chosen)

@@ -8,17 +8,17 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import streamlit as st
 
 from pages.shared import edit_form, moment_panel, session, track, uploads, verdicts
-from pages.shared.charts import download
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
-from rome_core import DEFAULT_METHOD, LanguageModel, RomeError, load_facts
+from pages.shared.charts import download, result_of
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
+from rome_core import DEFAULT_METHOD, EditRequest, LanguageModel, RomeError, load_facts
 from rome_core.diagnosis.many import Screened, diagnose_many, diagnose_sequence
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies
@@ -36,6 +36,16 @@ SHOWN_PROBLEMS = 5
 Work = Callable[[Track], Iterable[Screened]]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Which edits are to be diagnosed, and how: two that read the same are the same, whoever makes their work."""
+
+    title: str
+    settings: dict[str, Any]
+    requests: tuple[EditRequest, ...]
+    work: Work = field(compare=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Screening:
     """The diagnoses so far, and with which settings they were made."""
@@ -47,19 +57,26 @@ class Screening:
 
 def view(lm: LanguageModel) -> None:
     source = st.segmented_control(
-        "Which edits", [LIST, FILE, FACTS, EDITS], default=LIST, required=True, key="many-source"
+        "Which edits",
+        [LIST, FILE, FACTS, EDITS],
+        default=LIST,
+        required=True,
+        key="many-source",
+        persist_state="session",
     )
-    work, settings = of_edits(lm) if source == EDITS else of_requests(lm, source)
+    asked = of_edits(lm) if source == EDITS else of_requests(lm, source)
     with st.container(horizontal=True, vertical_alignment="center"):
-        pressed = st.button("Diagnose all", key="diagnose-all", type="primary")
+        pressed = st.button("Diagnose all", key="diagnose-all", type="primary", disabled=asked is None)
         st.caption("Solves each by itself and applies none.", width="content")
-    if pressed and work:
-        session.start_job(JOB, "Diagnosing many edits", partial(run, lm.name, settings, work))
+    if pressed and asked:
+        work = partial(run, lm.name, asked.settings, asked.work)
+        session.start_job(JOB, f"Diagnosing {asked.title}", work, asked=asked)
     job: track.Job[Screening, None] | None = session.find_job(JOB)
     if job is not None:
-        track.panel(job, draw)
-        if not job.live and job.partial:
-            downloads(job.partial)
+        with result_of(job.label, job.asked != asked, "Diagnose all"):
+            track.panel(job, draw)
+            if not job.live and job.partial:
+                downloads(job.partial)
 
 
 def run(model: str, settings: dict[str, Any], work: Work, job: track.Job[Screening, None]) -> None:
@@ -70,15 +87,17 @@ def run(model: str, settings: dict[str, Any], work: Work, job: track.Job[Screeni
         job.partial = Screening(model, settings, tuple(found))
 
 
-def of_edits(lm: LanguageModel) -> tuple[Work | None, dict[str, Any]]:
+def of_edits(lm: LanguageModel) -> Asked | None:
     edits: tuple[Edit, ...] = session.active()
     if not edits:
         st.info("No edit is active. Keep one on the Edit page, or diagnose a list.")
-        return None, {}
-    return lambda track: diagnose_sequence(lm, edits, track=track), {"edits": [edit.id for edit in edits]}
+        return None
+    title = f"{count(len(edits), 'edit')} of this session"
+    settings = {"edits": [edit.id for edit in edits]}
+    return Asked(title, settings, (), lambda track: diagnose_sequence(lm, edits, track=track))
 
 
-def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, Any]]:
+def of_requests(lm: LanguageModel, source: str) -> Asked | None:
     reading = Requests()
     try:
         reading = choose(source)
@@ -87,34 +106,44 @@ def of_requests(lm: LanguageModel, source: str) -> tuple[Work | None, dict[str, 
     requests, problems = reading.requests, reading.problems
     tell = st.warning if requests else st.error
     for problem in problems[:SHOWN_PROBLEMS]:
-        tell(str(problem))
+        tell(literal(str(problem)))
     if len(problems) > SHOWN_PROBLEMS:
         st.caption(f"And {len(problems) - SHOWN_PROBLEMS} more that cannot be read.")
     for note in reading.notes:
         st.caption(literal(note))
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies())
     if not requests:
-        return None, {}
+        return None
     st.caption(f"{count(len(requests), 'edit')} to diagnose.")
     below, moments = session.active(), moment_panel.moments(lm, config.layers)
 
     def work(track: Track) -> Iterator[Screened]:
         return diagnose_many(lm, requests, config, moments=moments, edits=below, track=track)
 
-    return work, {"method": config.name, **asdict(config), "on": [edit.id for edit in below]}
+    first, n = requests[0].prompt.subject, len(requests) - 1
+    title = (f"{first} and {count(n, 'other')}" if n else first) + f" by {config.name}"
+    settings = {"method": config.name, **asdict(config), "on": [edit.id for edit in below]}
+    return Asked(title, settings, tuple(requests), work)
 
 
 def choose(source: str) -> Requests:
     """What is to be diagnosed: typed, uploaded, or drawn from the project's facts."""
     if source == LIST:
-        return read_requests(st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED) or "")
+        return read_requests(
+            st.text_area("One edit a line", EXAMPLE, key="many-list", height=120, help=PASTED, persist_state="session")
+            or ""
+        )
     if source == FILE:
         read = lambda files: read_requests(files[-1][1], files[-1][0])  # noqa: E731
-        return uploads.uploaded("A table, JSON, or lines of text", "many-file", read) or Requests()
+        return uploads.uploaded_and_kept("A table, JSON, or lines of text", "many-file", read) or Requests()
     facts = list(load_facts())
     left, right = st.columns(2)
-    n = left.number_input("Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.")
-    seed = right.number_input("Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.")
+    n = left.number_input(
+        "Facts", 1, len(facts), 20, key="many-n", help=f"Of {len(facts)}; each takes a while.", persist_state="session"
+    )
+    seed = right.number_input(
+        "Seed", 0, None, 0, key="many-seed", help="Of the choice of facts.", persist_state="session"
+    )
     random.Random(int(seed)).shuffle(facts)
     return Requests(tuple(fact.request for fact in facts[: int(n)]))
 
@@ -145,7 +174,7 @@ def row(one: Screened) -> dict[str, str]:
         "verdict": verdicts.label(one.verdict) if one.verdict else one.error,
         "denominator": verdicts.large(d.denominator) if d else "–",
         "k₀ᵀC⁻¹k*": verdicts.large(d.k0_kstar) if d else "–",
-        "‖Δ‖ / ‖W‖": number(one.relative_F) if one.relative_F is not None else "–",
+        verdicts.QUANTITIES["relative_F"]: number(one.relative_F) if one.relative_F is not None else "–",
         "first token": ("yes" if d.subject_first else "no") if d else "–",
     }
 
@@ -168,7 +197,7 @@ def record(one: Screened) -> dict[str, Any]:
         "relative_F": one.relative_F,
     }
     if one.diagnosis:
-        names = [field.name for field in fields(one.diagnosis) if field.name not in ("reference", "verdict")]
+        names = [name.name for name in fields(one.diagnosis) if name.name not in ("reference", "verdict")]
         result |= {name: getattr(one.diagnosis, name) for name in names}
     return result
 

@@ -26,22 +26,26 @@ Row = tuple[str, str, str, str]
 def caption(lm: LanguageModel, foresight: Foresight) -> str:
     edit = foresight.edit
     (request, *_) = edit.requests
-    facts = count(len(foresight.diagnosis.reference.k0_kstar), "ordinary fact")
     return (
         f"{lm.name} · “{request.prompt.text}” → {request.target_new.strip()} · "
-        f"{edit.method}, layer {edit.config.layers[-1]} · seed {vars(edit.config)['seed']} · "
-        f"bars: k₀ᵀC⁻¹k* of {facts} at this layer"
+        f"{edit.method}, layer {edit.config.layers[-1]} · seed {vars(edit.config)['seed']}"
     )
 
 
 def forecast(lm: LanguageModel, foresight: Foresight) -> None:
     """The verdict in words, then the gauge."""
     verdicts.show(foresight.diagnosis)
-    gauge = figures.gauge(foresight.diagnosis, foresight.edit.method, caption(lm, foresight), page_theme())
-    draw_chart(gauge, "gauge", "edit")
+    diagnoses = {**foresight.policies, foresight.edit.method: foresight.diagnosis}
+    words = f"{caption(lm, foresight)} · the same δ by every policy"
+    draw_chart(figures.gauge(diagnoses, foresight.edit.method, words, page_theme()), "gauge", "edit")
 
 
-def numbers(foresight: Foresight) -> None:
+def numbers(lm: LanguageModel, foresight: Foresight) -> None:
+    """Every quantity, and the one that a large update comes from among those of ordinary facts."""
+    facts = count(len(foresight.diagnosis.reference.k0_kstar), "ordinary fact")
+    words = f"{caption(lm, foresight)} · bars: k₀ᵀC⁻¹k* of {facts} at this layer"
+    figure = figures.denominators(foresight.diagnosis, foresight.edit.method, words, page_theme())
+    draw_chart(figure, "denominators", "edit")
     rows = quantities(foresight.diagnosis, foresight.edit)
     names = ("quantity", "value", "ordinary facts below", "what it means")
     table([dict(zip(names, row, strict=True)) for row in rows])
@@ -49,8 +53,7 @@ def numbers(foresight: Foresight) -> None:
 
 def keys(lm: LanguageModel, foresight: Foresight) -> None:
     """k_0 and k* in the plane that they span, before and after whitening."""
-    conditions = caption(lm, foresight).rpartition(" · ")[0]
-    draw_chart(figures.planes(foresight.diagnosis, conditions, page_theme()), "planes", "edit")
+    draw_chart(figures.planes(foresight.diagnosis, caption(lm, foresight), page_theme()), "planes", "edit")
     st.caption(
         "The update is made by C⁻¹, so the right panel is what it sees. ROME as published puts the update along k* and "
         "divides by how far k₀ reaches along it: the less, the larger the update."
@@ -151,7 +154,8 @@ def policy_rows(foresight: Foresight) -> list[dict[str, str]]:
         {
             "policy": name + (" (this edit)" if name == foresight.edit.method else ""),
             "denominator": f"{large(d.denominator)}",
-            "‖Δ‖ / ‖W‖": f"{number(d.relative_F)}",
+            verdicts.QUANTITIES["relative_F"]: number(d.relative_F),
+            verdicts.QUANTITIES[d.quantity] + ", decides": large(d.score),
             "verdict": verdicts.label(d.verdict),
         }
         for name, d in foresight.policies.items()

@@ -12,10 +12,10 @@ import streamlit as st
 
 from pages.parts.edit import part_views
 from pages.parts.edit.files import adapter_zip, edit_file
-from pages.shared import moment_panel, session, track, uploads, verdicts
-from pages.shared.charts import download, metric_row
-from pages.shared.tables import literal, table
-from pages.shared.text import count, edit_label, number
+from pages.shared import doubts, moment_panel, session, track, uploads, verdicts
+from pages.shared.charts import download, metric_row, result_of
+from pages.shared.tables import table
+from pages.shared.text import count, edit_label, literal, number
 from rome_core import EditRequest, LanguageModel, load_facts
 from rome_core.diagnosis.verdict import Size, size_of
 from rome_core.editing.edit import Edit
@@ -25,7 +25,7 @@ from rome_core.evaluation.before_after import Report
 from rome_core.facts.requests import COLUMNS, Row, Table, check_table, read_table
 
 JOB = ("batch", "job")
-SOME = 10
+SOME, SHOWN_DOUBTS = 10, 10
 LABELS = {
     "template": "Prompt, {} for the subject",
     "subject": "Subject",
@@ -50,10 +50,11 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         st.warning(f"{count(len(problems), 'row')} cannot be used; {others} in.")
         table([{"row": problem.place.number, "what is wrong": problem.sentence} for problem in problems])
     below = session.active(but=requests)
+    tell_doubts(lm, requests, below)
     label = f"Edit {count(len(requests), 'fact')}" if requests else "Edit"
     if st.button(label, key="batch-run", type="primary", disabled=not requests):
         start(lm, requests, config, below)
-    result(lm)
+    result(lm, (tuple(requests), config))
 
 
 @dataclass
@@ -88,6 +89,8 @@ def sheet(request: EditRequest | None) -> list[Row]:
     with st.expander("Load a file"):
         uploaded()
     current = current_sheet()
+    if f"batch-{current.version}" not in st.session_state and current.typed != current.base:
+        put(current.typed)  # the editor was left: what was typed into it is what it begins with now
     edited = st.data_editor(
         {column: [getattr(row, column) for row in current.base or [Row()]] for column in COLUMNS},
         num_rows="dynamic",
@@ -107,7 +110,7 @@ def _rows(edited: Mapping[str, Sequence[Any]]) -> list[Row]:
 def put(rows: list[Row]) -> None:
     """Another table: the editor starts afresh on it."""
     current = current_sheet()
-    current.version, current.base = current.version + 1, rows
+    current.version, current.base, current.typed = current.version + 1, rows, list(rows)
 
 
 def add(rows: list[Row]) -> None:
@@ -142,6 +145,19 @@ def uploaded() -> None:
         st.rerun()
 
 
+def tell_doubts(lm: LanguageModel, requests: Sequence[EditRequest], below: tuple[Edit, ...]) -> None:
+    """The rows that ask for what is true or for what the model says, before they are run."""
+    found = [(request, doubt) for request, doubt in zip(requests, doubts.of_requests(lm, requests, below), strict=True)]
+    rows = [{"fact": request.prompt.text, "what is doubtful": doubt} for request, doubt in found if doubt]
+    if rows:
+        st.warning(f"{count(len(rows), 'fact')} of {len(requests)} may be edited to no purpose.")
+        table(rows[:SHOWN_DOUBTS])
+    if len(rows) > SHOWN_DOUBTS:
+        st.caption(f"And {len(rows) - SHOWN_DOUBTS} more.")
+    if len(requests) > doubts.AT_ONCE:
+        st.caption(f"Of the first {doubts.AT_ONCE} the model was asked what it says now, of the others not.")
+
+
 # --------------------------------------------------------------------------------------------------------------- work
 
 
@@ -159,18 +175,31 @@ def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConf
             session.put_edit(edit, edit_label(edit), replaced, on=size.verdict != "disabling")
             replaced = ()
 
-    session.start_job(JOB, f"{count(len(requests), 'fact')} by {config.name}", work, then=put)
+    label = f"{count(len(requests), 'fact')} by {config.name}"
+    session.start_job(
+        JOB,
+        label,
+        work,
+        asked=(tuple(requests), config),
+        begins_with="reading C, writing prefixes, finding keys",
+        then=put,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- result
 
 
-def result(lm: LanguageModel) -> None:
+def result(lm: LanguageModel, asked: tuple[tuple[EditRequest, ...], MethodConfig]) -> None:
+    """What the last batch has brought. asked: what the table and the form ask now."""
     job: track.Job[Batch, Batch] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info("Fill the table and press the button: each fact gets its row of probabilities before and after.")
     elif job.result is not None:
-        show(lm, job.result)
+        first = job.result.requests[0]
+        others = f" and {count(len(job.result.requests) - 1, 'other')}" if len(job.result.requests) > 1 else ""
+        what = f"{first.prompt.subject} → {first.target_new.strip()}{others}, by {job.result.edits[0].method}"
+        with result_of(what, job.asked != asked, "Edit"):
+            show(lm, job.result)
     else:
         track.panel(job, so_far)
 
@@ -187,7 +216,12 @@ def show(lm: LanguageModel, batch: Batch) -> None:
         ("Facts", f"{len(batch.done)}", f"of {len(batch.requests)}", "Solved, of those in the table."),
         ("Hold", f"{share_held(batch):.0%}", "p(new) > p(true)", "Or p(new) > 0.5, where no true object is given."),
         ("Mean p(new)", number(fmean(after["new"])), "on the edited prompts", "With all edits active."),
-        ("‖Δ‖ / ‖W‖", number(worst.relative_F), verdicts.label(worst.verdict), "Of the matrix that moves most."),
+        (
+            verdicts.QUANTITIES["relative_F"],
+            number(worst.relative_F),
+            verdicts.label(worst.verdict),
+            "Of the matrix that moves most.",
+        ),
         ("Seconds", f"{batch.seconds:.1f}", f"{batch.seconds / len(batch.done):.1f} a fact", "Without the measuring."),
     )
     if batch.stopped:
@@ -244,6 +278,7 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             format_func=lambda n: f"{n + 1}. {batch.done[n].prompt.subject} → {batch.done[n].target_new.strip()}",
             key="batch-at",
             width=330,
+            persist_state="session",
         )
         names = {
             "k*": part_views.key_view,
@@ -251,7 +286,9 @@ def parts(lm: LanguageModel, batch: Batch) -> None:
             "Δ": part_views.update_view,
             "Objective": part_views.objective_view,
         }
-        chosen = st.segmented_control("Part", list(names), default="Δ", key="batch-part", required=True)
+        chosen = st.segmented_control(
+            "Part", list(names), default="Δ", key="batch-part", required=True, persist_state="session"
+        )
     whole, place = places[at]
     edit = whole.of_request(place) if len(whole.requests) > 1 and chosen != "Objective" else whole
     below = (*batch.below, *(batch.edits[: batch.edits.index(whole)]))

@@ -9,11 +9,11 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit.comparison_figure import methods_figure
-from pages.shared import moment_panel, session, track, verdicts
-from pages.shared.charts import download, draw_chart, page_theme
+from pages.shared import doubts, moment_panel, session, track, verdicts
+from pages.shared.charts import download, draw_chart, page_theme, result_of
 from pages.shared.edit_form import with_settings_of
-from pages.shared.tables import draw_text, literal, table
-from pages.shared.text import count, edit_label, number, word_differences
+from pages.shared.tables import draw_text, table
+from pages.shared.text import count, edit_label, literal, number, word_differences
 from rome_core import METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
@@ -34,6 +34,10 @@ class Run:
     below: tuple[Edit, ...]
     rows: tuple[MethodRow, ...] = ()
 
+    @property
+    def title(self) -> str:
+        return f"{self.task.request.prompt.subject} → {self.task.request.target_new.strip()}"
+
 
 def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -> None:
     st.markdown(
@@ -42,8 +46,13 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
     )
     task = task_form(request) if request else None
     configs = configs_like(lm, config, request)
+    below = session.active(but=[request] if request else ())
+    if request:
+        doubts.tell(lm, request, below)
     if st.button("Run all methods", key="bench-run", type="primary", disabled=task is None) and task:
-        start(lm, task, configs, session.active(but=[task.request]))
+        start(lm, task, configs, below)
+    if task is None:
+        st.caption("The form above says what is missing.")
     job: track.Job[Run, None] | None = session.find_job(JOB)
     if job is None or (job.partial and job.partial.fingerprint != lm.fingerprint):
         st.info(
@@ -51,9 +60,11 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
             "settings above are used by every method that shares them, the others take their own defaults."
         )
         return
-    track.panel(job, lambda job: show(lm, job.partial) if job.partial else None)
-    if not job.live and job.partial:
-        actions(lm, job.partial)
+    what = f"{job.partial.title} by every method" if job.partial else job.label
+    with result_of(what, job.asked != (task, configs), "Run all methods"):
+        track.panel(job, lambda job: show(lm, job.partial) if job.partial else None)
+        if not job.live and job.partial:
+            actions(lm, job.partial)
 
 
 def task_form(request: EditRequest) -> Trial:
@@ -75,9 +86,26 @@ def task_form(request: EditRequest) -> Trial:
         )
     with st.container(horizontal=True):
         temperature = st.number_input(
-            "Temperature", 0.0, 2.0, 0.0, 0.1, key="bench-heat", width=130, help="Of the text; 0: the likeliest token."
+            "Temperature",
+            0.0,
+            2.0,
+            0.0,
+            0.1,
+            key="bench-heat",
+            width=130,
+            help="Of the text; 0: the likeliest token.",
+            persist_state="session",
         )
-        seed = st.number_input("Text seed", 0, None, 0, key="bench-seed", width=130, help="The same for every method.")
+        seed = st.number_input(
+            "Text seed",
+            0,
+            None,
+            0,
+            key="bench-seed",
+            width=130,
+            help="The same for every method.",
+            persist_state="session",
+        )
     return Trial(
         request, paraphrases, neighbours, generation_texts(request)[0], temperature=float(temperature), seed=int(seed)
     )
@@ -105,7 +133,8 @@ def start(lm: LanguageModel, task: Trial, configs: list[MethodConfig], below: tu
             job.partial = run = replace(run, rows=(*run.rows, row))
 
     session.stop_job(JOB)
-    session.start_job(JOB, f"{task.request.prompt.subject} by every method", work)
+    title = f"{Run(lm.fingerprint, task, below).title} by every method"
+    session.start_job(JOB, title, work, asked=(task, configs), begins_with="asking the model before any edit")
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
@@ -183,7 +212,7 @@ def actions(lm: LanguageModel, run: Run) -> None:
     solved = {row.method: row for row in run.rows if row.edit}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if solved:
-            name = st.selectbox("Row", list(solved), key="bench-row", width=170)
+            name = st.selectbox("Row", list(solved), key="bench-row", width=170, persist_state="session")
             st.button(
                 "Make it the active edit",
                 key="bench-activate",
@@ -197,11 +226,9 @@ def actions(lm: LanguageModel, run: Run) -> None:
         with json:
             make = lambda: comparison_json(lm, run.task, run.rows, run.below)  # noqa: E731
             download("JSON with settings", make, "methods.json", "bench-json")
-    active = [
-        item.label for item in session.edits() if any(row.edit and row.edit.id == item.edit.id for row in run.rows)
-    ]
-    if active:
-        st.caption(literal(f"Among this session's edits: {', '.join(active)}."))
+    for row in solved.values():
+        if row.edit and any(item.edit.id == row.edit.id for item in session.edits()):
+            st.caption(f"Among this session's edits: {literal(edit_label(row.edit))}. {session.standing(row.edit)}")
 
 
 def activate(row: MethodRow) -> None:

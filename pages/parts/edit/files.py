@@ -12,6 +12,7 @@ import streamlit as st
 
 from pages.shared import session, track
 from pages.shared.charts import download
+from pages.shared.text import literal
 from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
 from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_merged
@@ -28,7 +29,7 @@ def downloads(lm: LanguageModel, report: Report) -> None:
         download("Download the edit", lambda: edit_file(edit), f"{name}.safetensors", "download-edit", what)
         what = "A zip with an adapter that peft loads onto the base model."
         download("Download as LoRA adapter", lambda: adapter_zip(edit), f"{name}-adapter.zip", "download-adapter", what)
-    st.caption(f"The file belongs to {lm.name} and is refused by any other model.")
+    st.caption(f"The file belongs to {literal(lm.name)} and is refused by any other model.")
     offer_merged(lm, report)
 
 
@@ -47,6 +48,7 @@ def offer_merged(lm: LanguageModel, report: Report) -> None:
                 value=str(cache_dir() / "merged" / f"{report.edit.method}-{report.edit.id}"),
                 key=f"merged-folder-{report.edit.id}",
                 help="A new or an empty one.",
+                persist_state="session",
             )
             pressed = st.button("Write", key="merged-write")
         key = ("merged", report.edit.id)

@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from pages.shared.style import AFTER, BEFORE, SITE_COLOURS, Theme, frame_figure
 from pages.shared.text import number
+from pages.shared.winners import contenders
 from rome_core.evaluation import Score
 from rome_core.tracing.averages import GROUPS, Averages
 from rome_core.tracing.runs import KINDS
@@ -84,8 +85,12 @@ def layers_figure(
 
 
 def title(scores: Mapping[int, Mapping[str, Score]]) -> str:
+    """The layer with the largest S, where intervals separate it from all others; else which cannot be told apart."""
     complete = {layer: by_name["S"] for layer, by_name in scores.items() if "S" in by_name}
     if not complete:
         return "Which layer holds a new fact and leaves the others alone?"
-    best = max(complete, key=lambda layer: complete[layer].value)
-    return f"S is largest at layer {best}: {number(complete[best].value)}"
+    best, *alike = contenders(complete)
+    if not alike:
+        return f"S is largest at layer {best}: {number(complete[best].value)}"
+    layers = ", ".join(map(str, sorted([best, *alike])))
+    return f"No clear winner by S: intervals of layers {layers} overlap"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +13,13 @@ import streamlit as st
 from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
 from pages.shared.charts import ask_once, download, draw_chart, page_theme
-from pages.shared.text import count, number
+from pages.shared.recommendation import recommend, tell_moment
+from pages.shared.text import count, literal, number
+from pages.shared.winners import contenders
 from rome_core import DEFAULT_METHOD, DEFAULT_MODEL, METHODS, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
+from rome_core.evaluation import Score
 from rome_core.evaluation.layer_sweep import Swept, as_record, by_layer, from_record, sweep
 from rome_core.facts.datasets import facts_of
 from rome_core.files import STUDIES
@@ -50,12 +53,14 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         track.panel(job, lambda job: figure(lm, job.partial) if job.partial and job.partial.rows else None)
     elif sources:
         names = list(sources)
-        chosen = st.segmented_control("Show", names, default=names[0], key="sweep-source", required=True)
+        chosen = st.segmented_control(
+            "Show", names, default=names[0], key="sweep-source", required=True, persist_state="session"
+        )
         figure(lm, sources[chosen if chosen in sources else names[0]])
     else:
         if job is not None and not job.live:
             track.panel(job)
-        st.info(f"No sweep of {lm.name} is there yet. Run one here or on the command line.")
+        st.info(f"No sweep of {literal(lm.name)} is there yet. Run one here or on the command line.")
         if averages := effects(lm):
             words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(averages.n, 'fact')}"
             draw_chart(layers_figure({}, averages, words, page_theme()), "sweep-none", "edit")
@@ -93,25 +98,45 @@ def figure(lm: LanguageModel, records: Records) -> None:
     policies = list(dict.fromkeys(name for row in records.rows for name in row.cases))
     if not policies:
         reasons = {row.error for row in records.rows}
-        st.warning(f"No fact could be edited: {' '.join(sorted(reasons))}")
+        st.warning(literal(f"No fact could be edited: {' '.join(sorted(reasons))}"))
         return
     default = policies.index(DEFAULT_METHOD) if DEFAULT_METHOD in policies else 0
-    policy = st.selectbox("Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170)
+    policy = st.selectbox(
+        "Policy", policies, index=default, key=f"sweep-policy-{records.source}", width=170, persist_state="session"
+    )
     scores = by_layer(records.rows, policy)
     drawn = layers_figure(scores, effects(lm), caption(lm, records, policy), page_theme())
     draw_chart(drawn, f"sweep-{records.source}", "edit")
-    best = max(scores, key=lambda layer: scores[layer]["S"].value if "S" in scores[layer] else -1.0)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        use = partial(st.session_state.update, layer=best)
-        st.button(f"Use layer {best}", key=f"sweep-use-{records.source}", on_click=use)
-        st.caption(
-            f"The largest S by {policy} is {number(scores[best]['S'].value)} at layer {best}; with so few facts its "
-            "neighbours within the band are as good."
-            if "S" in scores[best]
-            else "S needs paraphrases and neighbours."
-        )
+    recommended(lm, scores, records.source)
     lines = lambda: "\n".join(json.dumps(as_record(row), ensure_ascii=False) for row in records.rows)  # noqa: E731
     download("Records (JSON lines)", lines, "layers.jsonl", f"sweep-records-{records.source}")
+
+
+def recommended(lm: LanguageModel, scores: Mapping[int, Mapping[str, Score]], source: str) -> None:
+    """The layer to take, which is the same on every page, and what this sweep says of it."""
+    best = recommend(lm)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        use = partial(st.session_state.update, layer=best.layer)
+        st.button(f"Use layer {best.layer} (recommended)", key=f"sweep-use-{source}", on_click=use)
+        st.caption(f"Because {best.reason}. {tell_moment(lm, best.layer)}")
+    st.caption(compare_with_sweep(best.layer, scores))
+
+
+def compare_with_sweep(layer: int, scores: Mapping[int, Mapping[str, Score]]) -> str:
+    """Whether a sweep's scores speak against a layer."""
+    complete = {at: by_name["S"] for at, by_name in scores.items() if "S" in by_name}
+    if not complete:
+        return "This sweep has no S: it needs paraphrases and neighbours."
+    top, *alike = contenders(complete)
+    largest = f"In this sweep S is largest at layer {top}, {number(complete[top].value)}"
+    if layer == top:
+        return f"{largest}: the recommended one."
+    if layer not in complete:
+        return f"{largest}; layer {layer} is not in it."
+    own = f"layer {layer} has {number(complete[layer].value)}"
+    if layer in alike:
+        return f"{largest}; {own}, which its intervals do not tell apart."
+    return f"{largest}; {own}, clearly less: S does not count what the recommendation does."
 
 
 def caption(lm: LanguageModel, records: Records, policy: str) -> str:
@@ -133,9 +158,21 @@ def caption(lm: LanguageModel, records: Records, policy: str) -> str:
 def form(lm: LanguageModel, config: MethodConfig) -> None:
     with st.expander("Run a sweep", expanded=False):
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            n = st.number_input("Facts", 2, 50, 4, key="sweep-facts", width=110, help="Of the validation part.")
-            step = st.number_input("Every n-th layer", 1, lm.n_layers, min(4, lm.n_layers), key="sweep-step", width=140)
-            seed = st.number_input("Seed", 0, None, 0, key="sweep-seed", width=110, help="Of the choice of facts.")
+            n = st.number_input(
+                "Facts", 2, 50, 4, key="sweep-facts", width=110, help="Of the validation part.", persist_state="session"
+            )
+            step = st.number_input(
+                "Every n-th layer",
+                1,
+                lm.n_layers,
+                min(4, lm.n_layers),
+                key="sweep-step",
+                width=140,
+                persist_state="session",
+            )
+            seed = st.number_input(
+                "Seed", 0, None, 0, key="sweep-seed", width=110, help="Of the choice of facts.", persist_state="session"
+            )
             pressed = st.button("Run", key="sweep-run")
         st.caption(
             "The search's settings are those above, in the layer's place each layer in turn. On the command line:"

@@ -13,8 +13,7 @@ from pages.parts.edit.views import caption, identity
 from pages.shared import moment_panel
 from pages.shared.charts import ask_once, draw_chart, page_theme
 from pages.shared.session import compute_once
-from pages.shared.tables import literal
-from pages.shared.text import number
+from pages.shared.text import literal, number
 from rome_core import LanguageModel
 from rome_core.diagnosis.inspection import constraint_error, key_cosines, promoted_tokens, spectrum, strongest_neurons
 from rome_core.diagnosis.objective import Account, Changed, account

@@ -64,14 +64,24 @@ def metrics(report: Report) -> None:
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to.")
         if edit.keys is not None
         else ("‖Δ‖", number(size.norm_F), limit, "How far the weights moved, and how far they were allowed to."),
-        ("‖Δ‖ / ‖W‖", number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", describe_move(report)),
+        move(report),
         (
             "Verdict",
             verdicts.label(report.verdict),
-            f"denominator {verdicts.large(d.denominator)}" if d else "by size alone",
+            f"disabling from {d.disabling_at:.3g}" if d else "by size alone",
             d.explanation if d else "This method divides by no single denominator: the verdict is by ‖Δ‖/‖W‖.",
         ),
     )
+
+
+def move(report: Report) -> tuple[str, str, str, str]:
+    """How far the weights move, in the quantity that the verdict rests on."""
+    size, d = report.size, report.diagnosis
+    frobenius = verdicts.QUANTITIES["relative_F"]
+    if d is None or d.quantity == "relative_F":
+        return frobenius, number(size.relative_F), f"‖Δ‖ {number(size.norm_F)}", describe_move(report)
+    below = f"{frobenius} {number(size.relative_F)}"
+    return verdicts.QUANTITIES[d.quantity], verdicts.large(d.score), below, "What the verdict beside it rests on."
 
 
 def allowed(steps: Sequence[Step]) -> str:
@@ -103,7 +113,7 @@ def metrics_so_far(steps: Sequence[Step], target: str) -> None:
         (f"p({target})", p, "with the value in place", "Mean over the prefixed prompts, while the value is searched."),
         (f"Rank of {target}", rank, "with the value in place", "1 is the model's answer."),
         ("‖δ‖", norm, limit, "How far the value moved, and how far it was allowed to."),
-        ("‖Δ‖ / ‖W‖", "–", "to come", "How far the layer's weights move (Frobenius)."),
+        ("Weights moved", "–", "to come", "In the quantity that the verdict rests on."),
         ("Verdict", "–", "to come", "Whether the edit would break the model."),
     )
 
@@ -187,9 +197,11 @@ def texts(lm: LanguageModel, report: Report) -> None:
     st.markdown("**What the model writes.** Equal seed; words that differ are marked.")
     left, right, _ = st.columns([1, 1, 2])
     temperature = left.number_input(
-        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat"
+        "Temperature", 0.0, 2.0, 0.0, 0.1, help="0: always the likeliest token.", key="heat", persist_state="session"
     )
-    seed = right.number_input("Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed")
+    seed = right.number_input(
+        "Seed", 0, None, 0, help="For both texts. Unused at temperature 0.", key="text_seed", persist_state="session"
+    )
     written: Sequence[Continuation] = report.continuations
     if temperature:
         openings = generation_texts(report.request)
@@ -233,7 +245,7 @@ def comparison_rows(left: Report, right: Report) -> list[dict[str, str]]:
         ("mean p(new) on neighbours", lambda r: mean_after(r, "neighbour")),
         ("mean p(new) on namesakes", lambda r: mean_after(r, "namesake")),
         ("rank of the new object", lambda r: f"{r.rank[1]:,}"),
-        ("‖Δ‖ / ‖W‖", lambda r: number(r.relative_norm)),
+        (verdicts.QUANTITIES["relative_F"], lambda r: number(r.relative_norm)),
         ("denominator", lambda r: verdicts.large(r.diagnosis.denominator) if r.diagnosis else "–"),
         ("verdict", lambda r: verdicts.label(r.verdict)),
         ("seconds", lambda r: f"{r.seconds:.1f}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 
 from pages.shared.style import AFTER, BEFORE, Theme, frame_figure
 from pages.shared.text import count
+from pages.shared.winners import contenders
 from rome_core.evaluation.measures import MEASURES
 from rome_core.evaluation.runs.store import Row
 from rome_core.evaluation.runs.tables import Line
@@ -39,7 +41,7 @@ def bars(runs: Mapping[str, Sequence[Line]], measure: str, caption: str, theme: 
                     "thickness": 1,
                     "width": 3,
                 },
-                name=stage if len(runs) == 1 else f"{stage}, {name}",
+                name=stage if len(runs) == 1 else f"{stage}, {html.escape(name)}",
                 marker={"color": COLOURS[stage], "pattern": {"shape": "/" if i else ""}},
                 customdata=[(score.low * factor, score.high * factor, score.n) for score in scores],
                 hovertemplate=(
@@ -61,14 +63,48 @@ def _legend_rows(fig: go.Figure) -> int:
 
 
 def _finding(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
-    """The method that is highest after its edits; no judgement where higher is not better."""
-    after = [line for lines in runs.values() for line in lines if line.stage == "after" and measure in line.scores]
-    if not after or MEASURES[measure].better != "higher":
+    """The method that is highest after its edits, where intervals separate it; else that none is.
+
+    No judgement where higher is not better. Methods that begin from another baseline are named.
+    """
+    lines = {(f"{line.method}, {name}" if len(runs) > 1 else line.method): line for name, line in _after(runs, measure)}
+    if not lines or MEASURES[measure].better != "higher":
         return f"{measure}, before and after the edits"
-    printed = [round(line.scores[measure].value * MEASURES[measure].factor, 1) for line in after]
-    if printed.count(max(printed)) > 1:
-        return f"{measure} after the edits: {min(printed):.1f} to {max(printed):.1f}"
-    return f"{measure} is highest with {after[printed.index(max(printed))].method}: {max(printed):.1f}"
+    values = {name: line.scores[measure].value * MEASURES[measure].factor for name, line in lines.items()}
+    best, *alike = contenders({name: line.scores[measure] for name, line in lines.items()})
+    if len(lines) == 1:
+        found = f"{measure} of {best} after its edits: {values[best]:.1f}"
+    elif not alike:
+        found = f"{measure} is highest with {best}: {values[best]:.1f}"
+    else:
+        low = min(values[name] for name in (best, *alike))
+        who = "all methods" if len(alike) == len(lines) - 1 else f"{best} and {count(len(alike), 'other')}"
+        found = f"{measure}: no clear winner, intervals of {who} overlap ({low:.1f} to {values[best]:.1f})"
+    return found + _baselines(runs, measure)
+
+
+def _after(runs: Mapping[str, Sequence[Line]], measure: str) -> list[tuple[str, Line]]:
+    return [(name, line) for name, lines in runs.items() for line in lines if _at(line, "after", measure)]
+
+
+def _at(line: Line, stage: str, measure: str) -> bool:
+    return line.stage == stage and measure in line.scores
+
+
+def _baselines(runs: Mapping[str, Sequence[Line]], measure: str) -> str:
+    """A second line of the title where methods begin from different numbers on the same facts."""
+    factor = MEASURES[measure].factor
+    before = {
+        line.method: f"{line.scores[measure].value * factor:.1f}"
+        for line in next(iter(runs.values()))
+        if _at(line, "before", measure)
+    }
+    usual = max(before.values(), key=list(before.values()).count, default="")
+    others = {method: value for method, value in before.items() if value != usual}
+    if not others:
+        return ""
+    told = ", ".join(f"{method} from {value}" for method, value in others.items())
+    return f"\nBaselines differ: {told}, the others from {usual}"
 
 
 def scatter(rows: Sequence[Row], measure: str, caption: str, theme: Theme) -> go.Figure:
@@ -89,7 +125,7 @@ def scatter(rows: Sequence[Row], measure: str, caption: str, theme: Theme) -> go
                 "color": AFTER,
                 "line": {"width": 1, "color": theme.ink},
             },
-            customdata=[(row.method, row.position, row.subject, row.delta_norm) for row in points],
+            customdata=[(row.method, row.position, html.escape(row.subject), row.delta_norm) for row in points],
             hovertemplate=(
                 "<b>%{customdata[2]}</b>, %{customdata[0]}<br>‖Δ‖/‖W‖ %{x:.3g} (‖Δ‖ %{customdata[3]:.3g})"
                 f"<br>{measure} %{{y:.3g}}<extra></extra>"

@@ -11,8 +11,8 @@ from pages.parts.evaluation import figures
 from pages.parts.evaluation.run import Shown, parquet
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.fact_sets import link_of
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
 from rome_core.evaluation.published import PUBLISHED, SOURCE
 from rome_core.evaluation.runs.store import PROMPTS_LEFT_OUT, Row
 from rome_core.evaluation.runs.tables import (
@@ -38,7 +38,9 @@ def run_view(run: Shown, facts: Sequence[Fact], key: str, live: bool, beside: Sh
     edited = {row.position for row in rows if row.stage == "after" and not row.error}
     known = {row.position for row in rows if row.known}
     numbers(len(edited), len(known), len(failed), rows)
-    known_only = st.toggle("Only facts that the model knew", key=f"known-{key}", disabled=not known)
+    known_only = st.toggle(
+        "Only facts that the model knew", key=f"known-{key}", disabled=not known, persist_state="session"
+    )
     if not edited:
         st.caption("The table appears with the first edited fact.")
         failures(failed)
@@ -102,13 +104,17 @@ def draw_measure(
 ) -> None:
     """Bars of one measure, and the sizes of the edits against it."""
     theme = page_theme()
-    measure = st.segmented_control("Measure", names, default=names[0], key=f"measure-{key}", required=True)
+    measure = st.segmented_control(
+        "Measure", names, default=names[0], key=f"measure-{key}", required=True, persist_state="session"
+    )
     draw_chart(figures.bars(runs, str(measure), caption, theme), f"bars-{key}", "evaluation")
     points = [row for row in common_rows(run.rows) if row.known or not known_only]
     choices = [name for name in SIZES if any(figures.has(row, name) for row in points)]
     if not choices:
         return
-    against = st.segmented_control("‖Δ‖ against", choices, default=choices[0], key=f"against-{key}", required=True)
+    against = st.segmented_control(
+        "‖Δ‖ against", choices, default=choices[0], key=f"against-{key}", required=True, persist_state="session"
+    )
     figure = figures.scatter(points, str(against), caption, theme)
     if live:
         draw_chart(figure, f"sizes-{key}", "sizes")

@@ -9,8 +9,8 @@ import streamlit as st
 from pages.parts.sequence import figures as sequence_figures
 from pages.shared import probe_panel, session
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_tabs, metric_row, page_theme
-from pages.shared.tables import literal, table
-from pages.shared.text import count, number
+from pages.shared.tables import table
+from pages.shared.text import count, literal, number
 from rome_core import LanguageModel
 from rome_core.evaluation.sequence.curves import collapse, curves, own_checks, records_csv, score_held
 from rome_core.evaluation.sequence.folder import Record, SequenceRun, run_json
@@ -21,7 +21,7 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
     """What is drawn again and again while a run goes on."""
     records = run.records
     if not records:
-        st.caption("The unedited model is being measured.")
+        st.caption("The figures appear once the unedited model is measured.")
         return
     metrics(run, records, factor)
     words = sequence_figures.caption(run) + f" · collapse: perplexity stays at {factor:g} times the unedited model's"
@@ -105,7 +105,9 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
     last = records[-1].step
     if int(st.session_state.get("sequence-step", last)) > last:
         del st.session_state["sequence-step"]
-    step = st.slider("Step", 0, max(1, last), last, key="sequence-step", help="0 is the unedited model.")
+    step = st.slider(
+        "Step", 0, max(1, last), last, key="sequence-step", help="0 is the unedited model.", persist_state="session"
+    )
     record = next((record for record in records if record.step == step), records[-1])
     before = {check.fact: check for check in record.before}
     after = {check.fact: check for check in own_checks(record)}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pages.shared import session, track
-from pages.shared.forms import widget
-from pages.shared.text import EXAMPLES, guess_subject, number, read_prompt, show_token
+from pages.shared import address, fact_at_hand, session, track
+from pages.shared.forms import carry_fields, widget
+from pages.shared.text import code, guess_subject, literal, number, read_prompt, show_token
 from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
 from rome_core.errors import PromptError
 from rome_core.model.scoring import next_tokens
@@ -18,54 +19,47 @@ from rome_core.model.tokens import as_target, cut_token
 from rome_core.settings import about
 from rome_core.tracing.runs import DEFAULT_BUDGET, TraceRequest
 
-TEMPLATE, SUBJECT = EXAMPLES[0]
 SHOWN_TOKENS = 4
 UNSURE = 0.1  # below this clean probability there is little to restore
 GIB = 2**30
+MEMORY = 0.1, 64.0  # GiB, at least and at most
 
 
 def example_buttons() -> None:
     """A row of facts; each fills the form."""
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption("Examples", width="content")
-        for template, subject in EXAMPLES:
-            st.button(subject, key=f"try-{subject}", type="tertiary", on_click=fill, args=(template, subject))
-
-
-def fill(template: str, subject: str) -> None:
-    st.session_state.update(template=template, subject=subject, answer="", foil="")
+    fact_at_hand.example_buttons({fact.subject: partial(fact_at_hand.take, fact) for fact in fact_at_hand.EXAMPLES})
 
 
 def request_form(lm: LanguageModel) -> tuple[TraceRequest | None, bool]:
     """What the form asks to be traced, None when it cannot be (a sentence says why), and whether to run it."""
+    fact_at_hand.carry()
+    address.carry("answer", "Answer", str)
     columns = st.columns([5, 2.5, 2])
-    text = columns[0].text_input(
+    text = fact_at_hand.text_field(
+        columns[0],
+        "template",
         "Prompt",
-        TEMPLATE,
-        key="template",
-        bind="query-params",
-        help="A sentence up to the word it asks for. Write {} where the subject goes, or the whole sentence.",
+        "A sentence up to the word it asks for. Write {} where the subject goes, or the whole sentence.",
     )
-    subject = columns[1].text_input(
+    subject = fact_at_hand.text_field(
+        columns[1],
+        "subject",
         "Subject",
-        SUBJECT,
-        key="subject",
-        bind="query-params",
+        "The thing the fact is about; its tokens are made unreadable. Left empty, it is guessed.",
         placeholder="guessed",
-        help="The thing the fact is about; its tokens are made unreadable. Left empty, it is guessed.",
     )
     answer = columns[2].text_input(
         "Answer",
         key="answer",
-        bind="query-params",
+        persist_state="session",
         placeholder="the model's",
         help="The text whose probability is followed; by default the model's most probable next token.",
     )
     config, foil, budget = settings_form(lm)
     row = st.container(horizontal=True, vertical_alignment="center")
     place = row.empty()
-    request = _read_request(text or "", subject or "", answer or "", foil, config, budget)
-    guessed = "" if "{}" in (text or "") or (subject or "").strip() else guess_subject(text or "")
+    request = _read_request(text, subject, answer or "", foil, config, budget)
+    guessed = "" if "{}" in text or subject.strip() else guess_subject(text)
     ready = request is not None and _say(row, lm, request, guessed)
     run = place.button("Trace", type="primary", shortcut="Ctrl+Enter", disabled=not ready, key="run")
     return (request if ready else None), run
@@ -78,26 +72,28 @@ def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
     """
     described = {name: field for name, field in about(TraceConfig).items() if name != "site"}
     default, values = TraceConfig(), dict[str, Any]()
+    carry_fields(default, {name: f"trace-{name}" for name in described}, lm)
+    address.carry("foil", "Second answer", str)
+    address.carry("trace-memory", "Memory", address.a_number(float, *MEMORY))
     with st.expander("Settings"):
         places = st.columns(4) + st.columns(4)
         for place, (name, field) in zip(places, described.items(), strict=False):
-            options = {"key": f"trace-{name}", "bind": "query-params"}
             with place:
-                values[name] = widget(field, getattr(default, name), options, lm)
+                values[name] = widget(field, getattr(default, name), {"key": f"trace-{name}"}, lm)
         foil = places[len(described)].text_input(
             "Second answer",
             key="foil",
-            bind="query-params",
+            persist_state="session",
             disabled=values["metric"] != "logit difference",
             help="What the logit of the answer is compared with.",
         )
         memory = places[len(described) + 1].number_input(
             "Memory (GiB)",
-            0.1,
-            64.0,
+            *MEMORY,
             DEFAULT_BUDGET / GIB,
             0.5,
             key="trace-memory",
+            persist_state="session",
             help="At most this much for the states of restored runs that share a batch. Changes speed, not numbers.",
         )
         st.caption(
@@ -130,12 +126,12 @@ def _say(place: DeltaGenerator, lm: LanguageModel, request: TraceRequest, guesse
     except RomeError as error:
         track.show_error(error)
         return False
-    continuation = ", ".join(f"`{show_token(token)}` {number(p)}" for token, p in top[:SHOWN_TOKENS])
+    continuation = ", ".join(f"{code(show_token(token))} {number(p)}" for token, p in top[:SHOWN_TOKENS])
     who = "The edited model" if request.edits else "The model"
-    subject = f"Subject guessed: **{guessed}**. " if guessed else ""
+    subject = f"Subject guessed: **{literal(guessed)}**. " if guessed else ""
     place.caption(f"{subject}{who} continues with {continuation}.")
     for sentence in doubts:
-        st.warning(sentence)
+        st.warning(literal(sentence))
     return True
 
 

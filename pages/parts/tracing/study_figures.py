@@ -170,4 +170,4 @@ def _mark(fig: go.Figure, axis: str, value: float, text: str, theme: Theme, dash
     else:
         fig.add_hline(y=value, line=line)
         where = {"x": 1, "xref": "paper", "y": value, "xanchor": "right", "yanchor": "bottom"}
-    fig.add_annotation(text=text, showarrow=False, font=font, **where)
+    fig.add_annotation(text=text, showarrow=False, font=font, bgcolor=theme.paper, borderpad=1, **where)

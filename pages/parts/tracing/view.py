@@ -9,12 +9,12 @@ from importlib.util import find_spec
 
 import streamlit as st
 
-from pages.parts.tracing import figures
+from pages.parts.tracing import figures, way_on
 from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
 from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.style import SITE_COLOURS
-from pages.shared.text import number, show_token, token_tables
+from pages.shared.text import code, literal, number, show_token, token_tables
 from pages.shared.track import Job
 from rome_core import LanguageModel, Trace
 from rome_core.tracing.attribution import compare_with_exact
@@ -34,7 +34,7 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
     """Everything about a run, as far as it is."""
     run = job.partial
     if run is None or run.first is None:
-        if job.live:
+        if job.state == "running":
             st.caption("Both runs, clean and corrupted, are being recorded.")
         return
     metrics(run, run.first)
@@ -54,7 +54,7 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
 
 def metrics(run: TraceRun, first: Trace) -> None:
     """The numbers that matter, in a row."""
-    answer = show_token(first.answer)
+    answer = literal(show_token(first.answer))
     row = st.columns(5)
     row[0].metric(f"p({answer}), clean", number(first.clean))
     row[1].metric(
@@ -87,7 +87,7 @@ def heatmaps(run: TraceRun, first: Trace, id: str, picked: tuple[str, int, int] 
         alt = f"{KINDS[site]}: {figures.caption(trace)}"
         draw_clickable_chart(figure, f"heat-{site}-{id}", f"trace-{site}", partial(_pick, site, id), alt)
     for note in {trace.note for trace in run.exact.values() if trace.note}:
-        st.caption(note)
+        st.caption(literal(note))
 
 
 def curves(run: TraceRun, id: str) -> None:
@@ -125,12 +125,7 @@ def one_cell(lm: LanguageModel, run: TraceRun, first: Trace, id: str) -> None:
         st.caption(f"{KINDS[site]} was not traced: the run was stopped before.")
         return
     _what_it_does(lm, run, trace, token, layer)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.page_link(
-            "pages/edit.py",
-            label=f"Edit this fact at layer {layer} →",
-            query_params={"template": trace.prompt.template, "subject": trace.prompt.subject, "layer": str(layer)},
-        )
+    way_on.draw(lm, trace, token, layer)
     with st.expander(f"Attention of layer {layer}, clean prompt, every head", expanded=True):
         key, request = ("attention", lm.fingerprint, run.request.key, layer), run.request
         read = lambda: attention(lm, request.prompt, layer, edits=request.edits)  # noqa: E731
@@ -174,7 +169,7 @@ def colored_prompt(run: TraceRun, id: str) -> None:
     token = int(strongest.argmax())
     st.markdown(
         f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each "
-        f"token, from 0 to {number(float(strongest[token]))} at `{show_token(trace.labels[token])}`"
+        f"token, from 0 to {number(float(strongest[token]))} at {code(show_token(trace.labels[token]))}"
     )
     circuits.colored_tokens(trace.labels, strongest, SITE_COLOURS[trace.config.site], key=f"tokens-{id}")
 
@@ -215,6 +210,10 @@ def files(run: TraceRun, first: Trace) -> None:
         if find_spec("kaleido"):
             st.download_button("Figures (zip)", partial(figure_zip, run, first), "trace-figures.zip", on_click="ignore")
         choose_image_format()
+    if not find_spec("kaleido"):
+        st.caption(
+            "All figures in one zip need kaleido (`pip install kaleido`); the camera button of each figure does not."
+        )
     with st.expander("Python that makes these numbers"):
         st.code(code, language="python")
 

@@ -1,0 +1,213 @@
+"""One fact at hand on all pages, and addresses that carry the whole form."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.parts.tracing.view import LATEST
+from pages.shared import address
+from pages.shared.fact_at_hand import EXAMPLES, FIELDS, FactAtHand, objects_of, of_link
+from tests.pages.conftest import ROOT, goto, job_of, texts, wait_for
+
+COLOSSEUM, EIFFEL, FRANCE, BRAZIL = EXAMPLES
+
+
+def form(app: AppTest) -> FactAtHand:
+    """What stands in the fields of the Edit page."""
+    typed = [app.text_area(key="template"), *(app.text_input(key=name) for name in FIELDS[1:])]
+    return FactAtHand(*(one.value or "" for one in typed))
+
+
+def follow(app: AppTest, label: str, nth: int = 0) -> AppTest:
+    """Click a link of the page."""
+    links = [link.proto for link in app.get("page_link") if link.proto.label.startswith(label)]
+    return goto(app, links[nth].page, **dict(parse_qsl(links[nth].query_string, keep_blank_values=True)))
+
+
+def in_a_fresh_tab(app: AppTest, page: str) -> AppTest:
+    """Another session that opens the address of this one."""
+    other = AppTest.from_file(ROOT / "app.py", default_timeout=60).run()
+    return goto(other, page, **app.query_params)
+
+
+# ------------------------------------------------------------------------------------------------- one fact, as a whole
+
+
+def test_the_second_card_opens_its_own_fact(app: AppTest) -> None:
+    goto(app, "home")
+    follow(app, "Change it", 3)
+    assert form(app) == BRAZIL
+    goto(app, "home")
+    follow(app, "Change it", 0)
+    assert form(app) == COLOSSEUM
+
+
+def test_the_second_card_is_located_and_not_the_first(app: AppTest) -> None:
+    goto(app, "home")
+    follow(app, "Locate it", 3)
+    assert app.text_input(key="subject").value == "Brazil"
+    goto(app, "home")
+    follow(app, "Locate it", 0)
+    assert (app.text_area(key="template").value, app.text_input(key="subject").value) == (
+        COLOSSEUM.template,
+        COLOSSEUM.subject,
+    )
+
+
+@pytest.mark.parametrize("fact", [COLOSSEUM, BRAZIL, FactAtHand("The home of {} is", "Köln")], ids=lambda f: f.subject)
+def test_a_traced_fact_is_not_edited_to_what_the_model_says(app: AppTest, fact: FactAtHand) -> None:
+    goto(app, "tracing", **fact.link, **{"trace-samples": "1", "trace-window": "2"})
+    app.button(key="run").click().run()
+    wait_for(app, lambda app: not job_of(app, LATEST).live)
+    answer = job_of(app, LATEST).partial.first.answer.strip()
+    follow(app, "Edit this fact at layer")
+
+    opened = form(app)
+    assert (opened.template, opened.subject, opened.target) == (fact.template, fact.subject, fact.target)
+    assert opened.target.casefold() not in {answer.casefold(), opened.true.casefold()}
+    assert opened.true == (fact.true or answer)
+
+
+@pytest.mark.parametrize("target", ["", "x"])
+def test_a_new_object_that_the_model_answers_is_left_open(app: AppTest, target: str) -> None:
+    goto(app, "tracing", template="The home of {} is", subject="Köln", **{"trace-samples": "1", "trace-window": "2"})
+    app.button(key="run").click().run()
+    wait_for(app, lambda app: not job_of(app, LATEST).live)
+    answer = job_of(app, LATEST).partial.first.answer.strip()
+    app.session_state["_fact"] = FactAtHand("The home of {} is", "Köln", target or answer, answer)
+    app.run()
+    follow(app, "Edit this fact at layer")
+
+    assert form(app).target == target
+
+
+def test_an_example_stays_at_hand_on_every_page(app: AppTest) -> None:
+    goto(app, "tracing")
+    app.button(key="example-3").click().run()
+    goto(app, "edit")
+    assert form(app) == BRAZIL
+    goto(app, "home")
+    goto(app, "diagnostics")
+    assert form(app) == BRAZIL
+    goto(app, "home")
+    follow(app, "Locate it", 1)
+    goto(app, "edit")
+    assert form(app) == EIFFEL
+
+
+def test_objects_of_another_subject_are_dropped_and_known_ones_are_taken(app: AppTest) -> None:
+    goto(app, "edit")
+    app.text_input(key="subject").set_value("Louvre Museum").run()
+    assert (form(app).target, form(app).true) == ("", "")
+    assert texts(app.error).startswith("The new object is empty.")
+    app.text_input(key="target").set_value("Oslo").run()
+    app.text_area(key="template").set_value("The {} stands in the city of").run()
+    assert form(app).target == "Oslo", "the subject is the same"
+    app.text_area(key="template").set_value(EIFFEL.template).run()
+    app.text_input(key="subject").set_value("Eiffel Tower").run()
+    assert form(app) == EIFFEL
+
+
+def test_the_answer_that_is_followed_belongs_to_its_fact(app: AppTest) -> None:
+    goto(app, "tracing")
+    app.text_input(key="answer").set_value("Rome").run()
+    app.text_input(key="subject").set_value("Eiffel Tower").run()
+
+    assert app.text_input(key="answer").value == ""
+
+
+# ------------------------------------------------------------------------------------------------------------ addresses
+
+
+def test_the_address_carries_the_whole_form(app: AppTest) -> None:
+    goto(app, "edit")
+    app.text_input(key="subject").set_value("Louvre").run()
+    app.number_input(key="edit-steps").set_value(7).run()
+
+    said = dict(app.query_params)
+    assert {name: said[name] for name in FIELDS} == {
+        **COLOSSEUM.link,
+        "subject": "Louvre",
+        "target": "",
+        "true": "",
+    }
+    assert {"method", "layer", "view"} <= said.keys() and said["edit-steps"] == "7"
+    other = in_a_fresh_tab(app, "edit")
+    assert form(other) == form(app) == FactAtHand(COLOSSEUM.template, "Louvre")
+    assert other.number_input(key="edit-steps").value == 7
+    assert dict(other.query_params) == said
+
+
+def test_every_field_of_a_trace_is_in_its_address(app: AppTest) -> None:
+    goto(app, "tracing", **FRANCE.link)
+    app.number_input(key="trace-samples").set_value(3).run()
+    app.text_input(key="answer").set_value("Lyon").run()
+
+    said = dict(app.query_params)
+    assert {name: said[name] for name in FIELDS} == FRANCE.link
+    other = in_a_fresh_tab(app, "tracing")
+    assert [other.text_input(key="answer").value, other.number_input(key="trace-samples").value] == ["Lyon", 3]
+    assert dict(other.query_params) == said
+
+
+def test_a_link_that_tells_the_fact_is_left_as_it_is(app: AppTest) -> None:
+    goto(app, "edit", **BRAZIL.link)
+    assert dict(app.query_params) == BRAZIL.link, "one press of Back leaves the page again"
+
+    app.text_input(key="target").set_value("Dutch").run()
+    assert app.query_params["target"] == "Dutch"
+
+
+def test_a_link_is_a_whole_form_also_for_what_it_leaves_out(app: AppTest) -> None:
+    goto(app, "edit")
+    app.selectbox(key="method").set_value("rome").run()
+    app.number_input(key="layer").set_value(3).run()
+    goto(app, "home")
+    follow(app, "Change it", 2)
+    linked = app.selectbox(key="method").value, app.number_input(key="layer").value
+    goto(app, "home")
+    goto(app, "edit")
+    fresh = in_a_fresh_tab(AppTest.from_file(ROOT / "app.py", default_timeout=60).run(), "edit")
+
+    assert linked == (fresh.selectbox(key="method").value, fresh.number_input(key="layer").value)
+
+
+def test_links_of_old_are_read_as_they_were_meant() -> None:
+    assert of_link({"subject": "Eiffel Tower", "target": "Rome"}) == EIFFEL
+    assert of_link({"template": FRANCE.template, "subject": "France"}) == FRANCE
+    assert of_link({"subject": "Louvre"}) == FactAtHand(COLOSSEUM.template, "Louvre")
+    assert of_link({**FRANCE.link, "true": ""}).true == "", "empty is told, not left out"
+
+
+@pytest.mark.parametrize(("name", "value"), [("layer", "4000"), ("layer", "five"), ("method", "none"), ("view", "x")])
+def test_a_value_of_a_link_that_cannot_be_used_is_said(app: AppTest, name: str, value: str) -> None:
+    goto(app, "edit", **FRANCE.link, **{name: value})
+
+    assert not app.exception
+    assert f"the link's “{value}” cannot be used" in texts(app.warning)
+    assert form(app) == FRANCE
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "value", "bad"),
+    [
+        (address.yes_or_no, "TRUE", True, "maybe"),
+        (address.one_of([1, "b"]), "1", 1, "c"),
+        (address.a_number(int, 1, 5), "5", 5, "6"),
+        (address.a_number(float, 0.5, None), "1e3", 1000.0, "nan"),
+        (address.a_number(int, 0, None), "7", 7, "seven"),
+    ],
+)
+def test_texts_of_links_are_read_strictly(read: Any, good: str, value: object, bad: str) -> None:
+    assert read(good) == value
+    with pytest.raises(ValueError, match=f"^{bad}$|'{bad}'"):
+        read(bad)
+
+
+def test_known_objects_are_found_by_the_full_prompt() -> None:
+    assert objects_of(FactAtHand("The capital of France is", "France")) == ("London", "Paris")
+    assert objects_of(FactAtHand("", "France")) == ("", "")

@@ -1,0 +1,57 @@
+"""What a job says of itself: while it waits, before its first step, and who is before it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import streamlit as st
+
+from pages.shared import track
+from pages.shared.track import Job, Worker, describe
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A session without a server, and a worker of its own."""
+    empty: dict[str, Any] = {}
+    own = Worker()
+    monkeypatch.setattr(st, "session_state", empty)
+    monkeypatch.setattr(track, "worker", lambda: own)
+    return empty
+
+
+def test_a_job_that_waits_says_for_what_and_how_long(state: dict[str, Any]) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(job: Job[Any, Any]) -> None:
+        for step in job.track(range(4), "Optimising v*", 4):
+            if step == 1:
+                begun.set()
+                go_on.wait(10)
+
+    first = track.submit("Rome's secret", work)
+    second = track.submit("a second", lambda job: None)
+    third = track.submit("a third", lambda job: None)
+    begun.wait(10)
+
+    own = describe(second)
+    assert "a second · waits for Rome's secret (Optimising v*, 25%) · at least" in own
+    assert "and 1 more" in describe(third)
+    state["_jobs"] = [second]  # another visitor's session
+    assert "secret" not in describe(second)
+    assert "waits for the work of another visitor (Optimising v*, 25%)" in describe(second)
+    go_on.set()
+    while third.live:
+        pass
+    assert first.state == "done"
+
+
+def test_before_its_first_step_a_job_says_what_it_does() -> None:
+    job = Job[None, None]("France → London", begins_with="reading C")
+    assert describe(job).startswith("France → London · begins in a moment")
+    said = list[str]()
+    job.run(lambda job: said.append(describe(job)))
+
+    assert said[0].startswith("France → London · reading C · ")
