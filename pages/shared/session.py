@@ -194,9 +194,11 @@ def start_job(
     asked: object = None,
     begins_with: str = "preparing",
     then: Callable[[Any], None] = lambda result: None,
+    short: bool = False,
 ) -> None:
     """Queue `work(job)`, as `track.submit` does, and keep its job."""
-    keep_job(key, submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then))
+    job = submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then, short=short)
+    keep_job(key, job)
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:
