@@ -7,6 +7,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-from pages.shared import frame  # noqa: E402
+from pages.shared import frame
 
 frame.run()
