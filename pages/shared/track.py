@@ -21,6 +21,7 @@ import streamlit as st
 from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from pages.shared import public
 from pages.shared.text import literal
 from pages.shared.worker import Task, Worker
 from rome_core import RomeError
@@ -185,6 +186,7 @@ def submit(
             then(job.result)
 
     job.settle = settle
+    public.check_jobs(sum(job.live for job in my_jobs()))
     my_jobs().append(job)
     worker().submit(Task(job, partial(job.run, work), _owner(), short, outlives))
     return job
@@ -290,5 +292,4 @@ def show_error(error: Exception | None) -> None:
     if isinstance(error, RomeError):
         st.error(literal(str(error)))
     else:
-        what = literal(f"{type(error).__name__}: {str(error)[:200]}")
-        st.error(f"Something unforeseen happened ({what}). The server's log has more.")
+        st.error(public.describe_fault(error) if error else "Something unforeseen happened.")

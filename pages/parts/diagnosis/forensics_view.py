@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import public, session, track
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number, show_token
 from rome_core import EditRequest, LanguageModel, Prompt, RomeError
@@ -42,10 +42,10 @@ def view(lm: LanguageModel) -> None:
         f"A folder on the server with an edited checkpoint or a LoRA adapter is compared with the loaded model, "
         f"{literal(lm.name)}."
     )
-    folder = st.text_input(
+    folder = public.path_field(
         "Folder", key="forensics-folder", placeholder="/models/edited", help="*.safetensors, or adapter_config.json."
     )
-    if st.button("Compare", key="compare-folder", type="primary"):
+    if st.button("Compare", key="compare-folder", type="primary", disabled=public.is_public()):
         if path := folder.strip():
             session.start_job(JOB, f"Comparing {path}", lambda job: examine(lm, path, job.track))
         else:
