@@ -331,7 +331,7 @@ def test_a_folder_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("the hub was asked"))
 
-    with pytest.raises(ModelError, match=rf"There is no folder '{name}'\. Check the spelling"):
+    with pytest.raises(ModelError, match=rf"'{name}' could not be loaded\. There is no such folder\. Check"):
         load_model(name)
 
 
@@ -388,6 +388,42 @@ def test_the_hub_is_asked_whether_it_is_there(answer: bytes, monkeypatch: pytest
         serving.join()
 
     assert answers == bool(answer)
+
+
+@pytest.fixture
+def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as the hub's cache keeps commit 1f2e of owner/name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub" / "models--owner--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("1f2e")
+    (kept / "snapshots").mkdir()
+    return folder.rename(kept / "snapshots" / "1f2e")
+
+
+def test_without_a_network_the_hubs_cache_is_used(repository: Path) -> None:
+    lm = load_model("owner/name", device="cpu")
+
+    assert lm.fingerprint == tiny_model().fingerprint and lm.source == Source("owner/name", "1f2e")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (MAPS["the model, of a type of its own"], r"'owner/name' comes with code of its own"),
+        (MAPS["the tokenizer"], r"'owner/name' comes with code of its own"),
+        (as_adapter, r"'owner/name' is an adapter, no model\. Its base is 'someone/base'"),
+        (pickle_the_weights, r"'owner/name' has no safetensors"),
+        (without(DOWN), r"The weights of 'owner/name' are incomplete"),
+    ],
+)
+def test_a_repository_is_refused_as_a_folder_is(
+    repository: Path, damage: Callable[[Path], object], sentence: str
+) -> None:
+    damage(repository)
+
+    with pytest.raises(ModelError, match=sentence):
+        load_model("owner/name")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", torch.device("cuda:99"), "nonsense:0"])
@@ -461,6 +497,14 @@ def test_a_model_that_cannot_read_is_refused() -> None:
     hf.base_model.layers[1].mlp.up_proj = nn.Linear(5, 24)
 
     with pytest.raises(ModelError, match=r"'mine' cannot read a text\. RuntimeError: "):
+        from_pretrained_parts(hf, tiny_tokenizer(), "mine")
+
+
+def test_a_model_that_is_partly_on_the_disk_is_refused() -> None:
+    hf = tiny_model().hf
+    hf.base_model.layers[1].to("meta")
+
+    with pytest.raises(ModelError, match=r"'mine' does not fit into memory\. 'model.layers.1.*' was left on the disk"):
         from_pretrained_parts(hf, tiny_tokenizer(), "mine")
 
 
