@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,17 +267,18 @@ def _load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(origin.place, **origin.options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        origin.place,
-        **origin.options,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
-        attn_implementation="eager",
-        **({"device_map": "auto"} if placement == "auto" else {}),
-    )
+    with _without_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            origin.place,
+            **origin.options,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
+            attn_implementation="eager",
+            **({"device_map": "auto"} if placement == "auto" else {}),
+        )
     hf, report = loaded
     _check_report(origin.name, report)
     if getattr(hf.config.get_text_config(), "tie_word_embeddings", False) and not _is_tied(hf):
@@ -287,6 +290,21 @@ def _load(
     if placement != "auto":
         nn.Module.to(hf, placement)
     return hf, tokenizer
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep out of the log what transformers says of tensors that do not fit: they are refused, and never "ignored"."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 def _check_report(name: str, report: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import pty
 import socket
@@ -209,6 +210,22 @@ def test_what_is_not_the_model_that_it_seems_is_one_sentence(folder: Path, damag
         load_model(folder)
 
     assert "Traceback" not in str(caught.value) and caught.value.try_next
+
+
+@pytest.mark.parametrize("damage", ["a weight missing", "a weight too many", "another size"])
+def test_nothing_but_the_sentence_is_said(folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would print a table that calls tensors of no use "can be ignored"."""
+    DAMAGES[damage][0](folder)
+    said, logger = list[str](), logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+    assert not said and not logger.filters
+    AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert any("LOAD REPORT" in message for message in said)
 
 
 @pytest.mark.parametrize(
