@@ -127,7 +127,7 @@ def text_field(place: Any, name: str, label: str, help: str, **look: Any) -> str
     if name not in st.session_state:
         st.session_state[name] = getattr(current(), name)
     draw = place.text_area if name == "template" else place.text_input
-    look |= {"height": "content"} if name == "template" else {}
+    look |= {"height": 68} if name == "template" else {}
     return str(draw(label, key=name, help=help, on_change=_typed, **look) or "")
 
 
