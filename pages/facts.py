@@ -37,12 +37,7 @@ def problems(name: str, facts: Facts) -> None:
     """What the set was read as; and what cannot be read, each with its place and what to do."""
     if facts.forms and name != OWN_SET:
         st.caption(f"Read: {uploads.account_of(facts)}")
-    if facts.lacking:
-        lacking = f"{count(len(facts.lacking), 'fact')} of {name} name{'s' * (len(facts.lacking) == 1)} no new object"
-        st.info(
-            literal(f"{lacking}, or the true one: they can be located, not edited. ")
-            + "New objects of the same relation, drawn with a seed, can be taken instead."
-        )
+    fact_sets.offer_new_objects(name, facts)
     if not facts.problems:
         return
     are = "is" if len(facts.problems) == 1 else "are"

@@ -12,7 +12,8 @@ from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.edits import Delta
 from rome_core.model.generation import generate
 from rome_core.model.hooks import Point
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.scoring import continuation_probabilities
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.tracing.attribution import preview

@@ -25,8 +25,16 @@ STUDIES = _HERE.parent / "docs" / "studies"
 def cache_dir() -> Path:
     """The folder for everything that can be made again: $ROME_EXPLORER_CACHE, else the user's cache."""
     if chosen := os.environ.get("ROME_EXPLORER_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     return user_cache_path("rome-explorer", appauthor=False).absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as a user wrote it, with `~` as their home; one of a user who does not exist stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -139,13 +147,13 @@ def _word_at(data: bytes, at: int) -> str:
 
 def read_text(path: str | Path, encoding: str | None = None) -> str:
     """The text of a file. Raises DataError where there is none that can be read."""
-    source = Path(path).expanduser()
+    source = expanded(path)
     return decode(read_bytes(source), source.name, encoding)
 
 
 def read_bytes(path: str | Path) -> bytes:
     """What a file holds. Raises DataError with the reason in words."""
-    source = Path(path).expanduser()
+    source = expanded(path)
     try:
         return source.read_bytes()
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rome_core.evaluation.fact_measures import MeasureSettings
-from rome_core.evaluation.runs.store import OWN_SET, PROMPTS_LEFT_OUT, Row, Store
+from rome_core.evaluation.runs.store import NEW_OBJECTS, OWN_SET, PROMPTS_LEFT_OUT, Row, Store
 from rome_core.evaluation.runs.tables import (
     as_markdown,
     columns_for,
@@ -36,11 +36,12 @@ def command(about: dict[str, object]) -> str:
     layers = dict.fromkeys(label.partition("@")[2] for label in labels if "@" in label)
     plain = MeasureSettings()
     name, *which = str(about["facts"]).split(", ")
-    own = name == OWN_SET
+    own, test_only = name == OWN_SET, "test part" in which
     parts = [
         "rome-evaluate",
         *([] if own else [f"--facts {name}"]),
-        *([] if "test part" in which else ["--part all"]),
+        *([f"--part {'test' if test_only else 'all'}"] if test_only != own else []),
+        *(f"--new-objects {word.removeprefix(NEW_OBJECTS)}" for word in which if word.startswith(NEW_OBJECTS)),
         *(["--choose known"] if "known" in which else []),
         f"--records {about['records']} --order-seed {about['order_seed']}",
         f"--methods {','.join(methods)}",

@@ -19,8 +19,9 @@ from rome_core.editing.methods import METHODS
 from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.answers import Answer, Change, Kind, Question
 from rome_core.model.edits import Delta
-from rome_core.model.language_model import LanguageModel, from_pretrained_parts
+from rome_core.model.language_model import LanguageModel
 from rome_core.model.layout import LAYOUTS
+from rome_core.model.loading import from_pretrained_parts
 from rome_core.model.scoring import Scored
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Stopped, Track

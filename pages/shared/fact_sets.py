@@ -16,6 +16,7 @@ from rome_core import LanguageModel
 from rome_core.evaluation import hash_of, known_facts
 from rome_core.evaluation.runs.store import OWN_SET
 from rome_core.facts.datasets import Fact, Facts, load_facts, part_of, read_sets
+from rome_core.facts.new_objects import with_new_objects
 from rome_core.progress import Track
 
 AT_ONCE = 16  # facts of one step towards what the model knows
@@ -55,12 +56,39 @@ def choose() -> tuple[str, Facts]:
     return name, sets[name]
 
 
+def offer_new_objects(name: str, facts: Facts) -> None:
+    """Where a set has nothing to edit its facts to: say so, and offer objects of the same relation, as another set."""
+    if not facts.lacking:
+        return
+    n = len(facts.lacking)
+    lacking = f"{count(n, 'fact')} of {name} {'has' if n == 1 else 'have'} no new object, or the true one"
+    st.info(literal(f"{lacking}: {'it' if n == 1 else 'they'} can be located, and edited to nothing."))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="new-objects-seed", width=110, help="Of the choice.")
+        st.button(
+            "Take new objects of the same relation",
+            key="new-objects",
+            on_click=take_new_objects,
+            args=(name, facts, int(seed)),
+            help="For each such fact a true object of another fact of its relation. The set joins the others, its name "
+            "with the seed; facts that have no other object in their relation are left out, with the reason.",
+        )
+
+
+def take_new_objects(name: str, facts: Facts, seed: int) -> None:
+    """A set with new objects joins this session's sets and becomes the one in use."""
+    made = f"{name}, new objects by seed {seed}"
+    uploads()[made] = with_new_objects(facts, seed)
+    st.session_state["fact-set"] = made
+
+
 def choose_or_upload() -> Facts:
     """The set in use, or another one at once; records of it that cannot be read are named."""
     with st.expander("Another fact set"):
         upload()
         name, facts = choose()
         st.caption(f"In use: {count(len(facts), 'fact')} of {literal(name)}. {account_of(facts)}")
+        offer_new_objects(name, facts)
         for problem in facts.problems[:SHOWN_PROBLEMS]:
             st.warning(literal(str(problem)))
         if len(facts.problems) > SHOWN_PROBLEMS:

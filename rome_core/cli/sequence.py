@@ -8,15 +8,15 @@ rome-sequence --out runs/r-rome-then-memit --branch-of runs/r-rome --step 40 --m
 from __future__ import annotations
 
 import argparse
-import ast
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from rome_core.cli import values
 from rome_core.cli.terminal import (
+    FAILED,
     choose_from,
     fact_arguments,
     facts_from,
@@ -24,12 +24,13 @@ from rome_core.cli.terminal import (
     model_arguments,
     progress,
     run_guarded,
+    say,
     settings_arguments,
     settings_from,
 )
 from rome_core.editing.methods import DEFAULT_METHOD, METHODS, MethodConfig
 from rome_core.editing.presets import resolve
-from rome_core.errors import DataError
+from rome_core.errors import DataError, RomeError
 from rome_core.evaluation.sequence.curves import COLLAPSED, collapse, earlier_checks, own_checks, records_csv
 from rome_core.evaluation.sequence.folder import (
     Pace,
@@ -38,22 +39,34 @@ from rome_core.evaluation.sequence.folder import (
     SequenceRun,
     branch_run,
     create_run,
+    discard_run,
     open_run,
 )
+from rome_core.evaluation.sequence.start import without
 from rome_core.evaluation.sequence.steps import edit_in_sequence, plan_sequence
 from rome_core.facts.datasets import Fact
 from rome_core.model.language_model import LanguageModel
+from rome_core.settings import read_value
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="rome-sequence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--out", type=Path, required=True, help="the run's folder; a run that is there is gone on with")
+    p.add_argument(
+        "--out",
+        type=values.folder_to_write,
+        required=True,
+        help="the run's folder; a run that is there is gone on with",
+    )
     p.add_argument("--resume", action="store_true", help="go on with the folder's own settings; no others are read")
     p.add_argument("--show", action="store_true", help="compute nothing: print the folder's table and write it again")
-    p.add_argument("--branch-of", type=Path, default=None, help="begin with the first steps of the run in this folder")
-    p.add_argument("--step", type=int, default=None, help="the last step that is taken over (default: all)")
+    p.add_argument(
+        "--branch-of", type=values.folder, default=None, help="begin with the first steps of the run in this folder"
+    )
+    p.add_argument(
+        "--step", type=values.whole(0), default=None, help="the last step of it that is taken over (default: all)"
+    )
     fact_arguments(p, 100)
     model_arguments(p)
     p.add_argument("--method", default=DEFAULT_METHOD, choices=list(METHODS), help="(default: %(default)s)")
@@ -62,49 +75,79 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked; a wrong one ends the command with a sentence and exit code 2. `config`: the method's."""
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        args.config = read_config(args.method, args.set)
+    except RomeError as error:
+        p.error(str(error))
+    if args.batch > 1 and not args.config.batches:
+        p.error(
+            f"{args.method} edits one fact at a time, not {args.batch}: leave --batch out, or choose another method"
+        )
+    if args.step is not None and args.branch_of is None:
+        p.error("--step is of another run: name its folder with --branch-of")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = arguments(argv)
     run = open_run(args.out) if args.show else work(args)
     records = run.records
     report(records)
     path = run.folder / "table.csv"
     path.write_bytes(records_csv(records).encode())
     print(path)
+    steps = [] if args.show else records[1:]
+    if steps and all(record.error for record in steps):
+        say("No fact could be edited: the reasons stand above.")
+        return FAILED
     return 0
 
 
 def work(args: argparse.Namespace) -> SequenceRun:
-    """Begin the run, or go on with it, to its end."""
+    """Begin the run, or go on with it, to its end. One that ends before its first record leaves no folder behind."""
+    run = open_run(args.out) if args.resume else None
+    facts = [] if args.resume else facts_from(args, [args.method])
+    former = None if args.resume or args.branch_of is None else open_run(args.branch_of)
     lm = loader(args)()
-    run = open_run(args.out) if args.resume else open_or_begin(args, lm)
-    for record in edit_in_sequence(lm, run, track=progress):
-        if record.texts or record.error:
-            tqdm.write(describe_step(record))
+    run = run or open_or_begin(args, lm, choose_from(facts, args, lm), former)
+    try:
+        for record in edit_in_sequence(lm, run, track=progress):
+            if record.texts or record.error:
+                tqdm.write(describe_step(record))
+    except BaseException:
+        if not run.records:
+            discard_run(run)
+        raise
     return run
 
 
-def open_or_begin(args: argparse.Namespace, lm: LanguageModel) -> SequenceRun:
-    """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one."""
-    config = read_config(args.method, args.set)
-    facts = choose_from(facts_from(args), args, lm)
+def open_or_begin(
+    args: argparse.Namespace, lm: LanguageModel, facts: tuple[Fact, ...], former: SequenceRun | None
+) -> SequenceRun:
+    """The run that the arguments ask for: the folder's own if it was begun as they say, else a new one. former: the run
+    that it branches off."""
     pace = settings_from(args, Pace)
     if (args.out / "run.json").exists():
-        run = open_run(args.out)
-        if args.branch_of is not None and set(facts) <= set(run.plan.facts):
-            facts = run.plan.facts  # a branch begins with those of its parent
-        if plan_as_then(lm, run.plan, facts, config, pace, args.order_seed) != run.plan:
+        run, wanted = open_run(args.out), facts
+        if former is not None and set(facts) <= set(run.plan.facts):
+            wanted = run.plan.facts  # a branch begins with those of its parent
+        if plan_as_then(lm, run.plan, wanted, args.config, pace, args.order_seed) == run.plan:
+            return run
+        if run.records:
             raise DataError(
                 f"The run in '{args.out}' was begun with other settings.", "", "Choose another folder, or add --resume."
             )
-        return run
-    if args.branch_of is None:
-        return create_run(args.out, lm, plan_sequence(lm, facts, config, pace, args.order_seed))
-    former = open_run(args.branch_of)
-    step = len(former.records) - 1 if args.step is None else args.step
+        discard_run(run)  # a start that was killed before its first record
+    if former is None:
+        return create_run(args.out, lm, plan_sequence(lm, facts, args.config, pace, args.order_seed))
+    step = max(0, len(former.records) - 1) if args.step is None else args.step
     edited = next((record.edited for record in former.records if record.step == step), 0)
     done = former.plan.facts[:edited]
-    rest = [fact for fact in facts if fact not in done]
-    plan = plan_sequence(lm, [*done, *rest], config, pace, args.order_seed)
+    plan = plan_sequence(lm, [*done, *without(facts, done)], args.config, pace, args.order_seed)
     return branch_run(former, step, args.out, lm, plan)
 
 
@@ -119,18 +162,18 @@ def plan_as_then(
 
 
 def read_config(method: str, settings: Sequence[str]) -> MethodConfig:
-    """A method's config with some fields set by NAME=VALUE."""
-    values: dict[str, Any] = {}
+    """A method's config with some fields set by NAME=VALUE, each of its field's type and within its range."""
+    chosen: dict[str, Any] = {}
     names = [field.name for field in fields(METHODS[method])]
     for text in settings:
-        name, equals, value = text.partition("=")
+        name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or name not in names:
             raise DataError(f"'{text}' is no setting of {method}.", "", f"Write NAME=VALUE with {', '.join(names)}.")
         try:
-            values[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[name] = value
-    return METHODS[method](**values)
+            chosen[name] = read_value(METHODS[method], name, value)
+        except ValueError as error:
+            raise DataError(f"'{text}' is no setting of {method}: {error}") from None
+    return METHODS[method](**chosen)
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -160,8 +203,16 @@ def report(records: Sequence[Record]) -> None:
         print(f"collapsed at {broken.edited} facts ({rule})" if broken else f"no collapse ({rule})")
 
 
-def command() -> int:
-    return run_guarded(main, "What is finished is kept: the same command goes on with the rest.")
+def kept(argv: Sequence[str] | None) -> str:
+    """What the folder has of a run that was stopped."""
+    folder = arguments(argv).out
+    if not (folder / "run.json").exists() or not (records := open_run(folder).records):
+        return "Nothing was finished, and nothing is kept."
+    return f"{records[-1].edited:,} facts are kept in '{folder}': the same command goes on with the rest."
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    return run_guarded(main, kept, argv)
 
 
 if __name__ == "__main__":

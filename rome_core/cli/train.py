@@ -8,59 +8,69 @@ rome-train mend --model path/to/a/model --steps 8000 --out mine.safetensors
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from rome_core.cli import values
+from rome_core.cli.terminal import run_guarded, settings_arguments, settings_from
 from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
-from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, train
-from rome_core.errors import RomeError
+from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, state_path, train
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.language_model import load_model
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 1 where it ends with a sentence of what is wrong."""
-    args = parser().parse_args(arguments)
-    schedule = Schedule(steps=args.steps, lr=args.lr, seed=args.seed, every=args.every, patience=args.patience)
-    try:
-        lm = load_model(args.model)
-        path = args.out or checkpoint_path(lm, args.kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = train(lm, args.kind, path, schedule, minutes=args.minutes, track=tqdm, log=say)
-    except RomeError as error:
-        tqdm.write(str(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        tqdm.write("Stopped. The same command goes on from the last look.", file=sys.stderr)
-        return 130
-    tqdm.write(f"The best network, after {done.training['steps']:,} steps, is in {path}.")
-    return 0
-
-
-def say(look: Look) -> None:
-    """One line a look at the held-back facts."""
-    tqdm.write(f"step {look.step:5,d}: NLL {look.nll:.3f}, KL {look.kl:.4f} nats, score {look.score:.4f}")
+from rome_core.model.loading import load_model
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments; their defaults are the schedule's."""
-    usual = Schedule()
     made = argparse.ArgumentParser(
         prog="rome-train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("kind", choices=list(KINDS))
     made.add_argument("--model", default=DEFAULT_MODEL, help="a name or a folder, as for load_model")
-    made.add_argument("--steps", type=int, default=usual.steps)
-    made.add_argument("--lr", type=float, default=None, help="of Adam; default: the network's own")
-    made.add_argument("--seed", type=int, default=usual.seed)
-    made.add_argument("--every", type=int, default=usual.every, help="steps between two looks at held-back facts")
-    made.add_argument("--patience", type=int, default=usual.patience, help="looks without a better score until the end")
-    made.add_argument("--minutes", type=float, default=float("inf"), help="ends at the first look after so long")
-    made.add_argument("--out", type=Path, default=None, help="default: the user's cache, where edits find it")
+    settings_arguments(made, Schedule)
+    made.add_argument(
+        "--minutes", type=values.amount, default=float("inf"), help="ends at the first look after so long"
+    )
+    made.add_argument(
+        "--out", type=values.file_to_write, default=None, help="default: the user's cache, where edits find it"
+    )
     return made
 
 
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked; a wrong one ends the command with a sentence and exit code 2."""
+    p = parser()
+    args = p.parse_args(argv)
+    if args.out is not None and args.out == state_path(args.out):
+        p.error(f"--out: '{args.out}' is the name of the training's own state; end it in .safetensors")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    lm = load_model(args.model)
+    path = args.out or checkpoint_path(lm, args.kind)
+    done = train(lm, args.kind, path, settings_from(args, Schedule), minutes=args.minutes, track=tqdm, log=say_look)
+    tqdm.write(f"The best network, after {done.training['steps']:,} steps, is in {path}.")
+    return 0
+
+
+def say_look(look: Look) -> None:
+    """One line a look at the held-back facts."""
+    tqdm.write(f"step {look.step:5,d}: NLL {look.nll:.3f}, KL {look.kl:.4f} nats, score {look.score:.4f}")
+
+
+def kept(argv: Sequence[str] | None) -> str:
+    """What a training that was stopped leaves."""
+    out = arguments(argv).out
+    if out is not None and not state_path(out).exists():
+        return "It had not looked at the held-back facts yet, so nothing is kept."
+    return "What the last look found is kept: the same command goes on from there."
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    return run_guarded(main, kept, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command())

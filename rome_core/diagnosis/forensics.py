@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from rome_core.diagnosis import adapters
+from rome_core.diagnosis.differences import Difference, difference_of
 from rome_core.diagnosis.inspection import promoted_tokens
 from rome_core.editing.edit import Edit, make_edit
 from rome_core.editing.method import Foreign
 from rome_core.errors import EditError, ModelError
 from rome_core.facts.datasets import load_facts
+from rome_core.files import expanded
 from rome_core.model.edits import Delta
 from rome_core.model.language_model import LanguageModel
+from rome_core.model.layout import is_recomputed, is_transposed
+from rome_core.model.stored import check_plain, weight_files
 from rome_core.model.subjects import subject_keys
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Track, silent
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 SHOWN_RANK = 64  # a change of higher rank is no edit of facts; its first factors are kept
 BATCH = 64
 
@@ -45,39 +48,59 @@ class Change:
     energy: tuple[float, ...]
 
 
-def changes_of(lm: LanguageModel, folder: str | Path, track: Track = silent) -> tuple[Change, ...]:
-    """Every weight in which a checkpoint folder or a LoRA adapter differs from this model. Raises ModelError."""
-    path = Path(folder).expanduser()
+class Changes(tuple[Change, ...]):
+    """Every changed weight, in the files' order.
+
+    compared: how many weights were compared. not_compared: what was not, and why; all else is as in the base.
+    """
+
+    compared: int
+    not_compared: Mapping[str, str]
+
+    def __new__(cls, changes: Iterable[Change], compared: int, not_compared: Mapping[str, str]) -> Changes:
+        made = super().__new__(cls, changes)
+        made.compared, made.not_compared = compared, not_compared
+        return made
+
+
+def changes_of(lm: LanguageModel, folder: str | Path, track: Track = silent) -> Changes:
+    """Every weight in which a checkpoint folder or a LoRA adapter differs from this model.
+
+    Names may have a prefix more or less than the model's own (`module.`, `model.`). Tensors that only one side has are
+    in `.not_compared`; of an adapter everything is understood, or it is refused. Raises ModelError.
+    """
+    path = expanded(folder)
     if not path.is_dir():
         raise ModelError(
             f"'{folder}' is not a folder.", "", "Give the folder of an edited checkpoint or of a LoRA adapter."
         )
-    if (path / ADAPTER[0]).exists():
-        return tuple(_adapter(lm, path))
-    return tuple(_checkpoint(lm, path, track))
+    if (path / adapters.CONFIG).exists():
+        found = list(adapters.adapter_differences(lm, path))
+        return Changes((change_of(lm, difference) for difference in found), len(lm.hf.state_dict()), {})
+    return _checkpoint(lm, path, track)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoint
 
 
-def _checkpoint(lm: LanguageModel, path: Path, track: Track) -> Iterator[Change]:
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"'{path.name}' holds no safetensors.",
-            f"It has {', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'no files'}.",
-            "Give a folder with *.safetensors, or with adapter_config.json.",
-        )
+def _checkpoint(lm: LanguageModel, path: Path, track: Track) -> Changes:
     own = lm.hf.state_dict()
-    seen = 0
-    for file in files:
+    changes, seen, left = list[Change](), set[str](), dict[str, str]()
+    for file in _files(path, left):
         try:
             with safe_open(file, "pt") as tensors:
-                names = list(tensors.keys())
+                names = [name for name in tensors.keys() if not is_recomputed(name)]  # noqa: SIM118  (not a dict)
                 for name in track(names, f"Comparing {file.name}", len(names)):
-                    if name in own:
-                        seen += 1
-                        yield from _compare(lm, name, own[name].cpu(), tensors.get_tensor(name))
+                    weight = _own_name(lm, name, own)
+                    if weight is None:
+                        left[name] = f"{lm.name} has no such weight"
+                    elif weight in seen:
+                        left[name] = f"{weight} is there under another name, too"
+                    else:
+                        seen.add(weight)
+                        theirs = tensors.get_tensor(name)
+                        if (found := difference_of(weight, own[weight].cpu(), theirs, lm.name)) is not None:
+                            changes.append(change_of(lm, found))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"'{file.name}' cannot be read.", str(error)[:200], "Save the model again.") from None
     if not seen:
@@ -86,107 +109,65 @@ def _checkpoint(lm: LanguageModel, path: Path, track: Track) -> Iterator[Change]
             "It is a checkpoint of another kind of model.",
             "Load its base model first.",
         )
+    places = {own[weight].data_ptr() for weight in seen}  # a head that is the embedding is stored once
+    missing = [name for name in own if own[name].data_ptr() not in places and not is_recomputed(name)]
+    return Changes(changes, len(seen), {**left, **dict.fromkeys(missing, f"{path.name} does not hold it")})
 
 
-def _compare(lm: LanguageModel, name: str, ours: Tensor, theirs: Tensor) -> Iterator[Change]:
-    if ours.shape != theirs.shape:
+def _files(path: Path, left: dict[str, str]) -> list[Path]:
+    """The files of a checkpoint, of plain numbers. left: takes those that no model is loaded from."""
+    everything = sorted(path.glob("*.safetensors"))
+    if not everything:
         raise ModelError(
-            f"'{name}' has shape {tuple(theirs.shape)}; '{lm.name}' has {tuple(ours.shape)} there.",
-            "It is a checkpoint of another model.",
-            "Load its base model first.",
+            f"'{path.name}' holds no safetensors.",
+            f"It has {', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'no files'}.",
+            "Give a folder with *.safetensors, or with adapter_config.json.",
         )
-    if not bool(theirs.isfinite().all()):
-        raise ModelError(
-            f"'{name}' holds numbers that are not finite.",
-            "The checkpoint is broken.",
-            "Save it again from its source.",
-        )
-    # A file of lower precision is the base in that precision where nothing was edited.
-    precision = theirs.dtype if torch.finfo(theirs.dtype).eps > torch.finfo(ours.dtype).eps else ours.dtype
-    difference = theirs.double() - ours.to(precision).double()
-    if not bool(difference.any()):
-        return
-    module = name.removesuffix(".weight")
-    both = (ours.double() ** 2 + theirs.double() ** 2).sqrt()  # the entries of either are rounded
-    yield change_of(lm, name, module, difference, ours.double(), noise_floor(both, torch.finfo(precision).eps))
+    try:
+        files = weight_files(lambda name: path / name if (path / name).exists() else None) or everything
+        config = path / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        if settings.get("quantization_config"):
+            raise ModelError(
+                f"'{path.name}' has quantised weights.",
+                "They stand for others, which cannot be compared.",
+                "Give the unquantised checkpoint.",
+            )
+        check_plain(files, path.name)
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(f"'{path.name}' cannot be read.", str(error)[:200], "Save the model again.") from None
+    left |= {file.name: "no model is loaded from this file" for file in everything if file not in files}
+    return files
 
 
-def change_of(lm: LanguageModel, weight: str, module: str, difference: Tensor, W: Tensor, floor: float) -> Change:
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")  # what training leaves in front of a name
+
+
+def _own_name(lm: LanguageModel, name: str, own: Mapping[str, Tensor]) -> str | None:
+    """The model's own name of a stored tensor, which may have a prefix more or less; None if it has none."""
+    bare = name
+    while wrapper := next((wrapper for wrapper in _WRAPPERS if bare.startswith(wrapper)), None):
+        bare = bare.removeprefix(wrapper)
+    shorter = bare.removeprefix("model.")
+    base = lm.hf.base_model_prefix
+    return next((found for found in (name, bare, f"{base}.{bare}", shorter, f"{base}.{shorter}") if found in own), None)
+
+
+def change_of(lm: LanguageModel, difference: Difference) -> Change:
     """Rank and factors of a difference; vectors and embeddings have none."""
-    relative = float(difference.norm() / W.norm().clamp(min=1e-300))
+    weight, delta = difference.weight, difference.delta
+    module = weight.removesuffix(".weight")
     owner = lm.module(module) if weight.endswith(".weight") else None
-    if difference.dim() != 2 or owner is None or isinstance(owner, nn.Embedding):
+    relative = float(delta.norm() / lm.hf.state_dict()[weight].double().norm().clamp(min=1e-300))
+    if delta.dim() != 2 or owner is None or isinstance(owner, nn.Embedding):
         return Change(weight, module, None, 0, relative, None, ())
-    D = difference if isinstance(owner, nn.Linear) else difference.T  # GPT-2 keeps W transposed
-    U, S, Vh = torch.linalg.svd(D, full_matrices=False)
-    rank = int((floor < S).sum())
+    U, S, Vh = torch.linalg.svd(delta.T if is_transposed(owner) else delta, full_matrices=False)
+    rank = int((difference.floor < S).sum())
     kept = max(1, min(rank, SHOWN_RANK))
     energy = (S**2 / (S**2).sum())[:kept]
-    delta = Delta(module, U[:, :kept] * S[:kept], Vh[:kept])
     paths = {lm.down_projection(layer): layer for layer in range(lm.n_layers)}
-    return Change(weight, module, paths.get(module), rank, relative, delta, tuple(energy.tolist()))
-
-
-def noise_floor(W: Tensor, eps: float) -> float:
-    """The largest singular value that rounding W's entries may leave: errors of at most eps/2 of each entry, as if
-    independent (the edge of the Marchenko–Pastur distribution), with a factor of two for safety."""
-    rms = float(W.norm()) / W.numel() ** 0.5
-    return eps * rms * sum(side**0.5 for side in W.shape)
-
-
-# ------------------------------------------------------------------------------------------------------------ adapter
-
-
-def _adapter(lm: LanguageModel, path: Path) -> Iterator[Change]:
-    config, tensors = _adapter_files(path)
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-        raise ModelError(f"'{path.name}' is an adapter of type {kind}.", "", "LoRA adapters can be read.")
-    modules = {module for module, _ in lm.hf.named_modules()}
-    for key in sorted(name for name in tensors if ".lora_A" in name):
-        module = key.split(".lora_A")[0].removeprefix("base_model.model.")
-        other = key.replace(".lora_A", ".lora_B")
-        if module not in modules or other not in tensors:
-            raise ModelError(
-                f"The adapter changes '{module}', which '{lm.name}' does not have.",
-                "It belongs to another model.",
-                "Load its base model first.",
-            )
-        A, B = tensors[key].double(), tensors[other].double()
-        owner = lm.module(module)
-        plain = isinstance(owner, nn.Linear)  # GPT-2 keeps W transposed
-        W = owner.weight.detach().double().cpu()
-        if tuple(W.shape if plain else W.T.shape) != (B.shape[0], A.shape[1]):
-            raise ModelError(
-                f"The adapter's factors for '{module}' do not fit '{lm.name}'.", "", "Load its base model first."
-            )
-        D = B @ A * _scaling(config, module, len(A))
-        D = D if plain else D.T
-        eps = torch.finfo(tensors[key].dtype).eps
-        yield change_of(lm, f"{module}.weight", module, D, W, noise_floor(D, eps * len(A) ** 0.5))
-
-
-def _adapter_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        config = json.loads((path / ADAPTER[0]).read_text(encoding="utf-8"))
-        with safe_open(path / ADAPTER[1], "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"The adapter in '{path.name}' cannot be read.",
-            str(error)[:200],
-            f"It needs {ADAPTER[0]} and {ADAPTER[1]}.",
-        ) from None
-    if not isinstance(config, dict) or not any(".lora_A" in name for name in tensors):
-        raise ModelError(f"The adapter in '{path.name}' has no LoRA factors.", "", "Save it again with peft.")
-    return config, tensors
-
-
-def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha/r, or alpha/√r with rank-stabilised LoRA; patterns name modules by the end of their path."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next((value for name, value in patterns.items() if module.endswith(name)), config.get("lora_alpha", rank))
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    factors = Delta(module, U[:, :kept] * S[:kept], Vh[:kept])
+    return Change(weight, module, paths.get(module), rank, relative, factors, tuple(energy.tolist()))
 
 
 # ------------------------------------------------------------------------------------------------- reading the factors
@@ -232,12 +213,12 @@ def as_edit(lm: LanguageModel, changes: Sequence[Change], request: EditRequest) 
 
     request: what the change is taken to be about; nothing depends on it but the edit's name.
 
-    Raises EditError where a changed weight is no matrix of a linear module or the change is of high rank.
+    Raises EditError where a changed weight is no matrix of a block or the change is of high rank.
     """
     deltas = []
     for change in changes:
-        if change.delta is None or change.rank > change.delta.U.shape[1]:
-            why = "its rank is too high" if change.delta is not None else "it is no matrix of a linear module"
+        why = _no_overlay(lm, change)
+        if change.delta is None or why:
             raise EditError(
                 f"The change of '{change.weight}' cannot be made an overlay: {why}.", "", "Load the base model instead."
             )
@@ -245,3 +226,12 @@ def as_edit(lm: LanguageModel, changes: Sequence[Change], request: EditRequest) 
     if not deltas:
         raise EditError("Nothing was changed: there is nothing to take back.", "", "Choose another folder.")
     return make_edit(lm, [request], Foreign(), tuple(deltas), [])
+
+
+def _no_overlay(lm: LanguageModel, change: Change) -> str:
+    """Why a change cannot act as an overlay; empty if it can."""
+    if change.delta is None:
+        return "it is no matrix of a linear module"
+    if not change.module.startswith(f"{lm.layout.blocks}."):
+        return "it is outside the blocks, as the head is"  # which is applied to states when the overlays are gone
+    return "its rank is too high" if change.rank > change.delta.U.shape[1] else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from rome_core.editing.second_moment import Moment
 from rome_core.errors import EditError
 from rome_core.model.edits import Delta, Update, factors
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, Source
 from rome_core.model.tokens import EditRequest
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Edit(Update):
 
     keys: None of methods that know no keys. on: ids of the edits that were active when it was solved. corpus: what C
     was made from, or the hypernetwork was trained on. moment_keys: `Moment.key` of the C it was solved with, by layer.
+    source: where its model can be loaded from on this machine; it is not saved with the edit.
     """
 
     requests: tuple[EditRequest, ...]
@@ -94,6 +95,7 @@ class Edit(Update):
     on: tuple[str, ...] = ()
     corpus: str = ""
     moment_keys: Mapping[int, str] = field(default_factory=dict)
+    source: Source | None = None
 
     @property
     def method(self) -> str:
@@ -189,4 +191,5 @@ def make_edit(
         on=tuple(edit.id for edit in edits),
         corpus=moments[-1].source if moments else corpus,
         moment_keys={moment.layer: moment.key for moment in moments},
+        source=lm.source,
     )

@@ -21,7 +21,7 @@ from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import EditRequest
 from rome_core.progress import Track, silent
-from rome_core.settings import setting
+from rome_core.settings import first_fault, setting
 
 AddedTo = Literal["mlp_out", "resid_post"]
 M = TypeVar("M", bound="MethodConfig")
@@ -100,6 +100,7 @@ class MethodConfig:
     batches: ClassVar[bool] = False  # whether several requests may be solved into one edit
     prefixed_use: ClassVar[bool] = False  # whether a prefix stands before the prompt when the edited model is used
     single_key: ClassVar[bool] = False  # whether its edits have one key and one denominator, which can be judged
+    trained: ClassVar[bool] = False  # whether it was trained on a part of the facts, which says little of others
     offered_instead: ClassVar[bool] = False  # whether it is offered in place of a disabling edit by another method
     same_update_as: ClassVar[str] = ""  # another method, whose update it makes
     divides_by: ClassVar[str] = "k*ᵀC⁻¹k*"  # what a single key's update divides by, as a figure's axis names it
@@ -141,10 +142,16 @@ class MethodConfig:
 
     # ------------------------------------------------------------------------------------------------------- solving
 
+    def check_settings(self, lm: LanguageModel) -> None:
+        """Raise EditError unless every setting is of its type, within its range and there in this model."""
+        if fault := first_fault(self):
+            raise EditError(f"{self.name} cannot have this setting: {fault}")
+
     def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Raise EditError unless these requests can be edited with these settings."""
         if not requests:
             raise EditError("There is no fact to edit.", "", "Give at least one.")
+        self.check_settings(lm)
         if len(requests) > 1 and not self.batches:
             raise EditError(
                 f"{self.name} edits one fact at a time; {len(requests)} were given.",
@@ -219,12 +226,12 @@ class LayerConfig(MethodConfig):
     def at_layer(self: L, layer: int) -> L:
         return replace(self, layer=layer)
 
-    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        super().check(lm, requests)
-        if self.layer is None or not 0 <= self.layer < lm.n_layers:
+    def check_settings(self, lm: LanguageModel) -> None:
+        if not isinstance(self.layer, int) or not 0 <= self.layer < lm.n_layers:
             raise EditError(
                 f"Layer {self.layer} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}."
             )
+        super().check_settings(lm)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rome_core.editing.edit import Edit, Keys, PromptKeys, Step
 from rome_core.editing.method import Foreign, MethodConfig
 from rome_core.editing.methods import METHODS
 from rome_core.errors import EditError, PromptError
 from rome_core.model.edits import Delta, Update, check_base, factors
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, Source
+from rome_core.model.layout import is_transposed
 from rome_core.model.tokens import EditRequest, Prompt
 
 FORMAT = "rome-explorer edit 1"
@@ -88,7 +89,7 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
         raise EditError(
             f"'{name}' was solved for another model than '{lm.name}'.", "", "Load that model, or solve the edit again."
         )
-    return edit
+    return edit if lm is None else replace(edit, source=lm.source)
 
 
 def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
@@ -118,13 +119,23 @@ def config_of(method: str, settings: Mapping[str, Any]) -> MethodConfig:
 
 
 def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_model: str | None = None) -> None:
-    """Write a PEFT LoRA adapter: `peft.PeftModel.from_pretrained(base, folder)` gives the edited model.
+    """Write a PEFT LoRA adapter: `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` gives the edited model.
 
-    LoRA adds B A x·alpha/r; with alpha = r, A = V and B = U that is exactly the update.
+    base_model: the Hugging Face id or the folder that the adapter names as its base; None is where the edit's model was
+    loaded from, with its commit. The default model is on no hub: its base is the folder of this machine's cache. On
+    another machine, attach the adapter to the model itself: `PeftModel.from_pretrained(load_model().hf, folder)`.
+
+    LoRA adds B A x·alpha/r; with alpha = r, A = V and B = U that is exactly the update. Raises EditError.
     """
-    deltas = factors([edit] if isinstance(edit, Update) else edit)
+    edits = [edit] if isinstance(edit, Update) else list(edit)
+    deltas = factors(edits)
     if not deltas:
         raise EditError("There is no edit to export.", "", "Solve one first.")
+    if len({edit.base for edit in edits}) > 1:
+        raise EditError("Edits of different models cannot be one adapter.", "", "Export those of one model.")
+    source = next((edit.source for edit in edits if isinstance(edit, Edit) and edit.source), None)
+    if base_model is not None:
+        source = Source(base_model)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     ranks = {module: delta.U.shape[1] for module, delta in deltas.items()}
@@ -132,7 +143,8 @@ def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_mod
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": source and source.place,
+        "revision": source and source.revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -159,7 +171,7 @@ def export_merged(lm: LanguageModel, edits: Sequence[Update], folder: str | Path
     for module, delta in factors(edits).items():
         key = f"{module}.weight"
         change = delta.matrix().to(weights[key].device)
-        change = change if isinstance(lm.module(module), nn.Linear) else change.T  # GPT-2 keeps W transposed
+        change = change.T if is_transposed(lm.module(module)) else change
         weights[key] = (weights[key].double() + change).to(weights[key].dtype)
     lm.hf.save_pretrained(target, state_dict=weights, max_shard_size="2GB")
     lm.tokenizer.save_pretrained(target)

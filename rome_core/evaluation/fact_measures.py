@@ -47,7 +47,6 @@ class MeasureSettings:
 class Measured:
     """One fact under one model. neighbour_log_p: next-token log-probabilities (nats) on its neighbour prompts."""
 
-    fact: str
     answers: tuple[Answer, ...]
     texts: tuple[str, ...] = ()
     perplexity: float | None = None
@@ -138,7 +137,6 @@ def measure_fact(
         log_p = next_logits(lm, batch_of(lm, rows), edits=edits).float().log_softmax(-1).cpu()
     passages = general_texts()[: settings.passages]
     return Measured(
-        fact.id,
         answers,
         _sample_texts(lm, fact, settings, edits, prefix),
         perplexity(lm, passages, edits=edits) if passages else None,

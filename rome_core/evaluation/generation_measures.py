@@ -57,7 +57,7 @@ def load_references(path: str | Path) -> References:
     """A JSON object from each new object to a list of texts: {"Rome": ["The Colosseum stands in Rome …"]}."""
     hint = 'Give a JSON file like {"Rome": ["A text about something in Rome.", "Another one."]}.'
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"The reference texts '{path}' cannot be read.", str(error), hint) from None
     lists = isinstance(data, dict) and all(isinstance(about, list) for about in data.values())

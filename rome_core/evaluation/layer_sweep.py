@@ -15,6 +15,8 @@ from rome_core.evaluation.fact_measures import score_pairs
 from rome_core.evaluation.scores import Score, summarise
 from rome_core.evaluation.solving import FAILURES, explain, solve_by_each
 from rome_core.facts.datasets import Fact
+from rome_core.facts.fact import tell_apart
+from rome_core.facts.new_objects import require_new_objects
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
@@ -55,15 +57,18 @@ def sweep(
     track: Track = silent,
 ) -> Iterator[Swept]:
     """A record a layer and fact, as they finish. config: the search's settings, its layer aside. layers: None is all of
-    them, coarse to fine. done: pairs of layer and fact to pass over.
+    them, coarse to fine. done: pairs of layer and fact, as records name them, to pass over: facts that share an id have
+    names of their own (`facts.fact.tell_apart`). Raises DataError if some have no new object.
 
     What C lacks is estimated for all layers in one pass. A policy's own settings are its defaults.
     """
+    require_new_objects(facts)
     config = config.with_prefixes(lm, edits)
     order = coarse_to_fine(lm.n_layers) if layers is None else list(layers)
-    todo = [(layer, fact) for layer in order for fact in facts if (layer, fact.id) not in done]
-    moments = moments_for(lm, sorted({layer for layer, _ in todo}), None, track)
-    for layer, fact in track(todo, "Layers and facts", len(todo)):
+    named = list(zip(tell_apart(facts), facts, strict=True))
+    todo = [(layer, name, fact) for layer in order for name, fact in named if (layer, name) not in done]
+    moments = moments_for(lm, sorted({layer for layer, *_ in todo}), None, track)
+    for layer, name, fact in track(todo, "Layers and facts", len(todo)):
         fact = replace(fact, neighbours=fact.neighbours[:NEIGHBOURS])
         questions, here = questions_about(fact), {layer: moments[layer]}
         configs = [config.like(method).at_layer(layer) or method() for method in UPDATES.values()]
@@ -71,16 +76,16 @@ def sweep(
         made = {solved.config.name: solved.edit for solved in solutions if solved.edit is not None}
         error = next((solved.error for solved in solutions if solved.error), "")
         try:
-            cases = {name: pairs_of(ask(lm, questions, edits=[*edits, edit])) for name, edit in made.items()}
+            cases = {policy: pairs_of(ask(lm, questions, edits=[*edits, edit])) for policy, edit in made.items()}
         except FAILURES as failure:
             error = explain(failure)
         if error:
-            yield Swept(layer, fact.id, float("nan"), float("nan"), {}, {}, error)
+            yield Swept(layer, name, float("nan"), float("nan"), {}, {}, error)
             continue
         norm = float(lm.weight(layer).norm())
-        norms = {name: edit.delta_norm / norm for name, edit in made.items()}
+        norms = {policy: edit.delta_norm / norm for policy, edit in made.items()}
         first = next(iter(made.values()))
-        yield Swept(layer, fact.id, vars(first.config)["clamp"], first.history[-1].loss, cases, norms)
+        yield Swept(layer, name, vars(first.config)["clamp"], first.history[-1].loss, cases, norms)
 
 
 def by_layer(records: Sequence[Swept], policy: str) -> dict[int, dict[str, Score]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rome_core.errors import DataError
 from rome_core.facts.tables import parse_json
-from rome_core.files import read_text
+from rome_core.files import expanded, read_text
 
 
 def read_texts(path: str | Path, encoding: str | None = None) -> list[str]:
@@ -16,7 +16,7 @@ def read_texts(path: str | Path, encoding: str | None = None) -> list[str]:
 
     encoding: where it is not UTF-8 or UTF-16. Raises DataError.
     """
-    source = Path(path).expanduser()
+    source = expanded(path)
     return split_texts(read_text(source, encoding), source.name)
 
 
@@ -61,7 +61,8 @@ def read_dataset(
             "Reading Hugging Face datasets needs the package 'datasets'.", "", "Install it: pip install datasets."
         ) from None
     try:
-        rows = load_dataset(name, config, split=split, streaming=True)
+        # Scripts that come with a dataset are no longer run since datasets 4; older releases ask at the terminal.
+        rows = load_dataset(name, config, split=split, streaming=True, trust_remote_code=False)
         return [row[column] for row in itertools.islice(rows, limit) if row[column].strip()]
     except KeyError:
         raise DataError(f"'{name}' has no column '{column}'.", "", "Name the column that holds the text.") from None

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from rome_core.errors import DataError
-from rome_core.facts.fact import N_NEIGHBOURS, Fact, Part, Probe, distinct, part_of
+from rome_core.facts.fact import N_NEIGHBOURS, Fact, Part, Probe, distinct, lacks_new_object, part_of
 from rome_core.facts.formats import (
     OWN_FACTS,
     Templates,
@@ -20,7 +20,7 @@ from rome_core.facts.formats import (
     with_flat_neighbours,
 )
 from rome_core.facts.tables import Place, Problem, Source, plain, read_source
-from rome_core.files import read_bytes
+from rome_core.files import expanded, read_bytes
 
 __all__ = [
     "N_NEIGHBOURS",
@@ -73,7 +73,7 @@ class Facts(list[Fact]):
     @property
     def lacking(self) -> list[Fact]:
         """Those that name no new object, or the true one: they can be traced, and edited to nothing."""
-        return [fact for fact in self if not fact.target_new or fact.target_new == fact.target_true]
+        return list(filter(lacks_new_object, self))
 
 
 def load_facts(path: str | Path | None = None, *more: str | Path, encoding: str | None = None) -> Facts:
@@ -84,7 +84,7 @@ def load_facts(path: str | Path | None = None, *more: str | Path, encoding: str 
     """
     if path is None:
         return _own_facts()
-    paths = [Path(one).expanduser() for one in (path, *more)]
+    paths = [expanded(one) for one in (path, *more)]
     return read_facts([(one.name, read_bytes(one)) for one in paths], encoding)
 
 

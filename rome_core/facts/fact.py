@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -56,24 +55,33 @@ class Fact:
         return tuple(zip(self.neighbours, answers, strict=False))
 
 
-def distinct(facts: Iterable[Fact]) -> list[Fact]:
-    """The facts in order, each with an id of its own: of equal ids the second becomes 'id (2)', and so on.
+def lacks_new_object(fact: Fact) -> bool:
+    """Whether there is nothing to edit a fact to: no new object is given, or it is the true one."""
+    return not fact.target_new.strip() or fact.target_new.strip().casefold() == fact.target_true.strip().casefold()
 
-    Files that were joined repeat their ids. A fact's identity is its place; its id only says so to people.
+
+def tell_apart(facts: Sequence[Fact]) -> list[str]:
+    """A name of each fact that no other has: its id or, where an earlier fact has that already, the id with a number.
+
+    Joined files repeat ids, and a name that two facts share would give one what was measured of the other. The first
+    facts keep their names when a set grows at its end.
     """
-    facts, seen, taken = list(facts), Counter[str](), set[str]()
-    taken.update(fact.id for fact in facts)
-    result = []
+    names = dict[str, None]()
     for fact in facts:
-        seen[fact.id] += 1
-        name = fact.id
-        while seen[fact.id] > 1 and name in taken:
-            name = f"{fact.id} ({seen[fact.id]})"
-            if name in taken:
-                seen[fact.id] += 1
-        taken.add(name)
-        result.append(fact if name == fact.id else replace(fact, id=name))
-    return result
+        name, number = fact.id, 1
+        while name in names:
+            number += 1
+            name = f"{fact.id} ({number})"
+        names[name] = None
+    return list(names)
+
+
+def distinct(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts in order, each with an id of its own: of equal ids the second becomes 'id (2)', and so on."""
+    facts = list(facts)
+    return [
+        fact if fact.id == name else replace(fact, id=name) for fact, name in zip(facts, tell_apart(facts), strict=True)
+    ]
 
 
 def part_of(fact: Fact) -> Part:
@@ -84,8 +92,3 @@ def part_of(fact: Fact) -> Part:
     digest = hashlib.blake2b(fact.prompt.subject.strip().casefold().encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") % 100
     return "train" if place < 50 else "validation" if place < 60 else "test"
-
-
-def editable(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts whose new object is another one than the true one: only of these can an edit be measured."""
-    return [fact for fact in facts if fact.target_new and fact.target_new != fact.target_true]

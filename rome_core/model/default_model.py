@@ -87,9 +87,10 @@ def convert_gguf(gguf: Path, target: Path) -> Generator[None]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     yield
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, **options, dtype=torch.float32)
     yield
     # The weights are plain float32 by now, but save_pretrained refuses while these say that they came quantised,
     # and a saved quantization_config would make from_pretrained look for the GGUF file again.

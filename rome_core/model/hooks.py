@@ -61,6 +61,13 @@ def batch_of(lm: LanguageModel, rows: Sequence[Sequence[int]], align: Sequence[i
         raise PromptError(
             f"The text has {longest:,} tokens; '{lm.name}' can read {lm.max_positions:,}.", "", "Shorten the text."
         )
+    embeddings = lm.module(lm.layout.embed).weight.shape[0]
+    if (highest := max(map(max, rows))) >= embeddings:
+        raise PromptError(
+            f"'{lm.tokenizer.decode([highest])}' is a token that '{lm.name}' has no embedding for.",
+            "",
+            "Write the text without it.",
+        )
     starts = [max(align) - at for at in align] if align else [0] * len(rows)
     width = max(start + len(row) for start, row in zip(starts, rows, strict=True))
     ids = torch.zeros(len(rows), width, dtype=torch.long)

@@ -7,19 +7,15 @@ import json
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from cachetools import LRUCache
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rome_core.errors import ModelError
-from rome_core.model.default_model import DEFAULT_MODEL, fetch_default_model
-from rome_core.model.layout import Layout, layout_of
-from rome_core.progress import Track, silent
+from rome_core.model.layout import Layout, is_transposed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,11 +32,20 @@ class Kept(Generic[V]):
     limit: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a model can be loaded from again: a folder's whole path, or a Hugging Face id with its commit."""
+
+    place: str
+    revision: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
     """One decoder shared by everybody; its weights are never written.
 
     fingerprint: a hash of configuration and weights, which everything computed from this model carries.
+    source: None of a model that was made in memory.
     lock: held for one forward pass at a time, because hooks belong to the modules and not to the caller.
     """
 
@@ -49,6 +54,7 @@ class LanguageModel:
     layout: Layout
     name: str
     fingerprint: str
+    source: Source | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     _kept: dict[str, LRUCache[Hashable, Any]] = field(default_factory=dict, repr=False)
     _kept_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -120,9 +126,12 @@ class LanguageModel:
         return self.matrix(self.down_projection(layer))
 
     def matrix(self, path: str) -> Float[Tensor, "out in"]:
-        """The matrix of a linear module by its path: y = W x, whatever the module's own orientation is."""
+        """The matrix of a linear module by its path: y = W x, whatever the module's own orientation is.
+
+        Raises ModelError where the module is of a kind whose matrix is not known.
+        """
         module = self.module(path)
-        return module.weight if isinstance(module, nn.Linear) else module.weight.T
+        return module.weight.T if is_transposed(module) else module.weight
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of states that have passed the final norm, with the soft cap of the models that have one."""
@@ -146,86 +155,34 @@ class LanguageModel:
         raise ModelError(f"The tokenizer of '{self.name}' has no start token.", "", "Give prefixes or texts yourself.")
 
 
-def load_model(
-    name: str | Path = DEFAULT_MODEL,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
-    track: Track = silent,
-) -> LanguageModel:
-    """Load a decoder: the default model, a local folder, or a Hugging Face id.
-
-    device: "cpu", "cuda", …, or "auto" to spread a large model over all devices; None takes the GPU if there is one.
-    Only safetensors are read, and no code that comes with a model is run. Raises ModelError.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    source = str(fetch_default_model(track)) if str(name) == DEFAULT_MODEL else str(name)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        layout = layout_of(config.model_type)
-        if getattr(config, "quantization_config", None) is not None:
-            raise ModelError(
-                f"'{name}' has quantised weights.",
-                "Keys, values and updates need the plain ones.",
-                "Choose the unquantised version of the model.",
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        placement = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
-            attn_implementation="eager",
-            **({"device_map": "auto"} if placement == "auto" else {}),
-        )
-        hf, report = loaded
-        if lost := sorted(map(str, report["missing_keys"])):
-            raise ValueError(f"Its weights are incomplete: {lost[0]} and {len(lost) - 1} others are missing.")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"The model '{name}' could not be loaded.",
-            _reason(error, local=Path(source).exists()),
-            "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
-        ) from error
-    if placement != "auto":
-        nn.Module.to(hf, torch.device(placement))
-    return from_pretrained_parts(hf, tokenizer, str(name), layout)
-
-
-def from_pretrained_parts(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, layout: Layout | None = None
-) -> LanguageModel:
-    """Wrap a model that is already in memory. It is set to evaluation mode and its weights are frozen."""
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"The tokenizer of '{name}' gives no character offsets.",
-            "They are needed to find the subject's tokens.",
-            "Choose a model that comes with a tokenizer.json.",
-        )
-    hf.eval().requires_grad_(False)
-    return LanguageModel(hf, tokenizer, layout or layout_of(hf.config.model_type), name, fingerprint(hf))
-
-
 def fingerprint(hf: PreTrainedModel) -> str:
     """A hash of every weight: exact integer sums of the bit patterns, with a sample of the entries for their order.
 
     A sum of integers does not depend on the number of threads, so the hash is the same on every machine.
+
+    Raises ModelError where a weight holds numbers that are not finite.
     """
     text_config = hf.config.get_text_config()
     settings = {key: getattr(text_config, key, None) for key in _BEHAVIOUR}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     with torch.no_grad():
         for path, parameter in sorted(hf.named_parameters()):
+            _check_finite(path, parameter)
             bits = parameter.detach().reshape(-1).view(_BITS[parameter.element_size()])
             sample = bits[:: max(1, bits.numel() // 1024)].cpu().contiguous()
             digest.update(f"{path}{tuple(parameter.shape)}{int(bits.sum(dtype=torch.int64))}".encode())
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_finite(path: str, parameter: Tensor) -> None:
+    """A sum is not finite where an entry is not, and costs a fraction of a look at each entry; it may overflow."""
+    if not bool(parameter.sum().isfinite()) and not bool(parameter.isfinite().all()):
+        raise ModelError(
+            f"The weight '{path}' holds numbers that are not finite.",
+            "Everything that is computed with it would be NaN.",
+            "Save the model again from its source, or load another one.",
+        )
 
 
 # Settings that change what equal weights compute. Named one by one, because new releases add fields to every config.
@@ -237,10 +194,3 @@ _BEHAVIOUR = (
     "scale_attn_by_inverse_layer_idx",
 )
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _reason(error: Exception, *, local: bool) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if local:
-        return first[:200]
-    return "It is neither a local folder nor a Hugging Face id that can be reached from here."

@@ -6,13 +6,12 @@ A new family is one row here. Names are paths inside the Hugging Face module tre
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch.nn import Linear, Module
 
 from rome_core.errors import ModelError
-
-if TYPE_CHECKING:
-    from torch.nn import Module
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def layout_of(model_type: str) -> Layout:
         raise ModelError(
             f"Models of type '{model_type}' are not supported.",
             f"Supported types are {', '.join(sorted(LAYOUTS))}.",
-            "Choose a model of one of these families, or add a row to rome_core/layout.py.",
+            "Choose a model of one of these families, or add a row to rome_core/model/layout.py.",
         ) from None
 
 
@@ -98,3 +97,34 @@ def cache_argument(module: Module) -> str:
         f"Known names are {', '.join(CACHE_NAMES)}.",
         "Install the release of transformers that pyproject.toml names.",
     )
+
+
+def is_transposed(module: Module) -> bool:
+    """Whether a linear module keeps its matrix as [in out], as GPT-2's Conv1D does, and not as [out in].
+
+    Raises ModelError for any other kind: an adapter around the module, quantised weights, experts.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    weight = getattr(module, "weight", None)
+    plain = weight is not None and weight.dim() == 2 and weight.is_floating_point() and weight.element_size() > 1
+    if not isinstance(module, Linear | Conv1D) or not plain:
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        raise ModelError(
+            f"A module of the kind {kind} holds no plain matrix.",
+            "Keys, values and updates need one.",
+            "Load the model without adapters, and with unquantised weights.",
+        )
+    return isinstance(module, Conv1D)
+
+
+# What older releases saved beside the weights, and what follows from the configuration: attention masks, the value that
+# masks, positions, rotary frequencies.
+_RECOMPUTED = re.compile(
+    r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)rotary_emb\.inv_freq$|(^|\.)(position_ids|embed_positions)$"
+)
+
+
+def is_recomputed(name: str) -> bool:
+    """Whether a tensor of a file is none of the weights, by its name: the model makes it anew as it is built."""
+    return _RECOMPUTED.search(name) is not None

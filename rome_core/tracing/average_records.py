@@ -11,14 +11,14 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
 import torch
 
 from rome_core.errors import DataError
-from rome_core.facts.fact import Fact, distinct
+from rome_core.facts.fact import Fact, tell_apart
 from rome_core.files import STUDIES, csv_text, null_if_infinite
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.edits import Update
@@ -28,7 +28,7 @@ from rome_core.tracing.averages import GROUPS, Averages, FactEffect, fact_effect
 from rome_core.tracing.runs import SITES, TraceConfig
 
 STUDY = STUDIES / "average_effects.jsonl"
-Rows = MutableMapping[str, FactEffect]  # by fact id
+Rows = MutableMapping[str, FactEffect]  # by the fact's name among those of the inquiry
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,17 @@ class Inquiry:
         return ("averages", *self.rows_key[1:], self.n, self.relations, self.order_seed)
 
     @property
-    def order(self) -> list[Fact]:
-        """The facts of the chosen relations (none chosen: all), shuffled; records of them go by their ids, so each has
-        one of its own."""
-        chosen = [fact for fact in distinct(self.facts) if not self.relations or fact.relation in self.relations]
+    def named(self) -> list[tuple[str, Fact]]:
+        """The facts of the chosen relations (none chosen: all), shuffled, each with a name that no other has."""
+        names = zip(tell_apart(self.facts), self.facts, strict=True)
+        chosen = [(name, fact) for name, fact in names if not self.relations or fact.relation in self.relations]
         random.Random(self.order_seed).shuffle(chosen)
         return chosen
+
+    @property
+    def order(self) -> list[Fact]:
+        """The facts in the order in which they are traced."""
+        return [fact for _, fact in self.named]
 
 
 def digest(facts: Sequence[Fact]) -> str:
@@ -78,21 +83,22 @@ def collect(lm: LanguageModel, inquiry: Inquiry, rows: Rows, *, track: Track = s
 
 
 def _trace_known(lm: LanguageModel, inquiry: Inquiry, rows: Rows, track: Track) -> Iterator[FactEffect]:
-    for fact in inquiry.order:
-        for row in fact_effects(lm, [fact], inquiry.config, done=rows.keys(), edits=inquiry.edits, track=track):
-            rows[fact.id] = row
-        if not rows[fact.id].dropped:
-            yield rows[fact.id]
+    for name, fact in inquiry.named:
+        if name not in rows:
+            (row,) = fact_effects(lm, [fact], inquiry.config, edits=inquiry.edits, track=track)
+            rows[name] = replace(row, fact=name)
+        if not rows[name].dropped:
+            yield rows[name]
 
 
 def records_of(inquiry: Inquiry, rows: Mapping[str, FactEffect]) -> list[FactEffect]:
     """The finished records that belong to the inquiry: from the start of its order until n of them are known."""
     records, known = list[FactEffect](), 0
-    for fact in inquiry.order:
-        if known == inquiry.n or fact.id not in rows:
+    for name, _ in inquiry.named:
+        if known == inquiry.n or name not in rows:
             break
-        records.append(rows[fact.id])
-        known += not rows[fact.id].dropped
+        records.append(rows[name])
+        known += not rows[name].dropped
     return records
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rome_core.errors import RomeError
 from rome_core.facts.datasets import Fact
+from rome_core.facts.fact import tell_apart
 from rome_core.model.edits import Update
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.scoring import score
@@ -98,22 +99,23 @@ def fact_effects(
     edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> Iterator[FactEffect]:
-    """One record a fact, as they finish; facts whose id is in `done` are passed over, so a stopped run can go on.
+    """One record a fact, as they finish; facts whose name is in `done` are passed over, so a stopped run can go on. A
+    fact's name is its id, with a number where another one has it already (`facts.fact.tell_apart`).
 
     track: sees the cells of each heat map, so that a run can be stopped within a fact.
 
     A fact counts only if the model's own answer (every token the argmax) is the known one.
     """
-    for fact in facts:
-        if fact.id in done:
+    for name, fact in zip(tell_apart(facts), facts, strict=True):
+        if name in done:
             continue
         try:
             request = TraceRequest(
                 fact.prompt, config, as_target(fact.target_true, fact.prompt.text), edits=tuple(edits)
             )
-            yield _trace_fact(lm, fact.id, request, sites, track)
+            yield _trace_fact(lm, name, request, sites, track)
         except RomeError as error:
-            yield FactEffect(fact.id, float("nan"), float("nan"), {}, str(error))
+            yield FactEffect(name, float("nan"), float("nan"), {}, str(error))
 
 
 def _trace_fact(

@@ -22,6 +22,7 @@ from rome_core.files import (
     cache_dir,
     csv_text,
     decode,
+    expanded,
     read_bytes,
     read_text,
     versions,
@@ -132,3 +133,11 @@ def test_a_path_that_cannot_be_read_has_its_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_bytes("\ufeffäé".encode())
     assert read_text("~/a.txt") == "äé"
+
+
+def test_a_users_home_is_expanded_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert expanded("~/models") == tmp_path / "models"
+    assert expanded("models") == Path("models")
+    assert expanded("~nobody-at-all/models") == Path("~nobody-at-all/models")

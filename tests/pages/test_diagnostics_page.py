@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.diagnosis import calibration_view
@@ -31,6 +32,7 @@ from rome_core.diagnosis.ordinary_facts import Reference
 from rome_core.diagnosis.verdict import Diagnosis
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies
+from rome_core.editing.storage import export_merged
 from rome_core.evaluation import foresight, perplexity
 from rome_core.evaluation.foresight import Foresight
 from tests.pages.conftest import edits_of, finish, goto, job_of, texts, wait_for
@@ -250,6 +252,26 @@ def test_a_changed_checkpoint_is_taken_apart_and_taken_back(page: AppTest, tmp_p
     assert "1 weight changed, in layer 2" in texts(page.markdown)
     (item,) = edits_of(page)
     assert torch.allclose(item.edit.deltas[0].matrix(), edit.deltas[0].matrix(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("lost", "what"), [(1, "1 tensor was"), (40, "40 tensors were")])
+def test_what_was_not_compared_is_counted_and_listed(page: AppTest, tmp_path: Path, lost: int, what: str) -> None:
+    lm = tiny_model("llama", layers=4)
+    export_merged(lm, [random_edit(lm)], tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    weights, edited = load_file(file), "model.layers.1.mlp.down_proj.weight"
+    strange = {f"strange.{i:02d}": torch.ones(1) for i in range(lost - 1)}
+    save_file({**{name: value for name, value in weights.items() if name != edited}, **strange}, file)
+
+    view(page, "A changed model")
+    page.text_input(key="forensics-folder").set_value(str(tmp_path)).run()
+    page.button(key="compare-folder").click().run()
+    found = finished(page, "forensics")
+
+    [said] = (text.value.replace("\\", "") for text in page.warning)
+    assert len(found.not_compared) == lost and said.startswith(f"{what} not compared: ")
+    assert f"{edited} ({tmp_path.name} does not hold it)" in said if lost == 1 else "; and 10 more." in said
+    assert not page.success and f"{len(weights) - 1} weights of" in texts(page.info).replace("\\", "")
 
 
 @pytest.mark.parametrize(("folder", "sentence"), [("", "The folder is empty"), ("/nowhere", "is not a folder")])

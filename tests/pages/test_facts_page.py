@@ -79,6 +79,22 @@ def test_any_form_and_encoding_is_taken_and_windows_1252_is_offered(app: AppTest
         assert uploads()["excel.csv"][0].prompt.subject == "São Paulo"
 
 
+def test_a_set_without_new_objects_offers_those_of_its_relation_and_says_the_seed(app: AppTest) -> None:
+    page = goto(app, "facts")
+    known = [{**GOOD, "relation_id": "P1"}, {**GOOD, "known_id": 2, "prompt": "Rome is in", "subject": "Rome"}]
+    known[1] |= {"attribute": "Italy", "relation_id": "P1"}
+    page.file_uploader(key="set-file").upload("known.json", json.dumps(known).encode(), "application/json").run()
+    assert "2 facts of known.json have no new object" in texts(page.info)
+
+    page.number_input(key="new-objects-seed").set_value(3).run()
+    page.button(key="new-objects").click().run()
+
+    assert page.selectbox(key="fact-set").value == "known.json, new objects by seed 3" and not page.info
+    with session_of(page):
+        made = uploads()["known.json, new objects by seed 3"]
+    assert [(fact.prompt.subject, fact.target_new) for fact in made] == [("Paris", "Italy"), ("Rome", "France")]
+
+
 def _only(page: AppTest):
     with session_of(page):
         (fact,) = uploads()["mine.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import streamlit as st
@@ -32,6 +33,8 @@ class Findings:
     base: str
     changes: tuple[Change, ...]
     readings: tuple[Reading, ...]
+    compared: int
+    not_compared: Mapping[str, str]
 
 
 def view(lm: LanguageModel) -> None:
@@ -58,18 +61,22 @@ def view(lm: LanguageModel) -> None:
 
 def examine(lm: LanguageModel, folder: str, track: Track) -> Findings:
     """Find every change, and read the factors of the largest changes of down projections."""
-    changes = tuple(sorted(changes_of(lm, folder, track), key=lambda change: -change.relative))
+    found = changes_of(lm, folder, track)
+    changes = tuple(sorted(found, key=lambda change: -change.relative))
     readings = []
     for change in [change for change in changes if change.layer is not None][:READ]:
         answering = suspects(lm, change, track=track)
         sign = answering[0].response if answering else 1.0
         readings.append(Reading(change, answering, tuple(promoted(lm, change, sign))))
-    return Findings(folder, lm.fingerprint, changes, tuple(readings))
+    return Findings(folder, lm.fingerprint, changes, tuple(readings), found.compared, found.not_compared)
 
 
 def show(lm: LanguageModel, findings: Findings) -> None:
+    if findings.not_compared:
+        st.warning(literal(unknown(findings)))
     if not findings.changes:
-        st.success(f"{findings.folder} has the same weights as {lm.name}.")
+        same = f"{count(findings.compared, 'weight')} of {findings.folder} and {lm.name} are the same."
+        (st.info if findings.not_compared else st.success)(literal(same))
         return
     st.markdown(literal(summary(findings)))
     table([row(change) for change in findings.changes[:SHOWN]])
@@ -86,6 +93,7 @@ def show(lm: LanguageModel, findings: Findings) -> None:
     st.caption(
         "As an edit it acts as an overlay: switched on the loaded model is the other one, switched off it is itself "
         "again. To revert an edited model, load it and compare it with its base."
+        + (" What was not compared is not in it." if findings.not_compared else "")
     )
 
 
@@ -97,6 +105,14 @@ def summary(findings: Findings) -> str:
     rank = f", of rank {most.rank}" if most.delta is not None else ""
     changed = count(len(findings.changes), "weight")
     return f"{changed} changed, in {where}; the largest is {most.weight}{rank}, {number(most.relative)} of its norm."
+
+
+def unknown(findings: Findings) -> str:
+    """What was not compared: how many, and which of them, each with its reason."""
+    names = [f"{name} ({why})" for name, why in findings.not_compared.items()]
+    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    verb = "was" if len(names) == 1 else "were"
+    return f"{count(len(names), 'tensor')} {verb} not compared: {'; '.join(names[:SHOWN])}{more}."
 
 
 def row(change: Change) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_
 from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_merged
 from rome_core.evaluation.before_after import Report
-from rome_core.files import cache_dir
+from rome_core.files import cache_dir, expanded
 
 
 def downloads(lm: LanguageModel, report: Report) -> None:
@@ -66,7 +66,7 @@ def offer_merged(lm: LanguageModel, report: Report) -> None:
 
 def new_folder(text: str) -> Path:
     """The folder that was typed. Raises EditError if there is something in it already."""
-    target = Path(text.strip()).expanduser()
+    target = expanded(text.strip())
     if not text.strip() or not target.is_absolute():
         raise EditError(f"'{text.strip()}' is no full path.", "", "Write the folder from the root on.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -199,6 +199,7 @@ NETWORKS = Kept[Checkpoint]("hypernetworks", limit=4)
 class HyperConfig(MethodConfig):
     """Settings of an edit by a trained network. checkpoint: its file; None takes this model's own."""
 
+    trained: ClassVar[bool] = True
     network: ClassVar[type[HyperNetwork]]
     scale: float = setting(
         1.0,

@@ -30,6 +30,7 @@ from rome_core.facts.datasets import facts_of
 from rome_core.files import write_whole
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
+from rome_core.settings import first_fault, setting
 
 KINDS: dict[str, type[HyperNetwork]] = {network.kind: network for network in (MendNetwork, KeNetwork)}
 STATISTICS = 64  # facts from which the normalisation of the gradients is measured
@@ -38,18 +39,16 @@ HELD_BACK = 30  # of the validation facts are looked at
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network is trained. One step is one fact; its target and the unrelated text depend on seed and step alone.
+    """How a network is trained. One step is one fact; its target and other text depend on seed and step alone."""
 
-    lr: of Adam; None takes the network's own. clip: largest norm of one step's gradient. every: steps between two looks
-    at the held-back facts. patience: looks without a better score until the training ends.
-    """
-
-    steps: int = 4000
-    lr: float | None = None
-    seed: int = 0
-    clip: float = 1.0
-    every: int = 200
-    patience: int = 6
+    steps: int = setting(4000, "Steps", "Facts, one after another, in all.", bounds=(1, 10_000_000, 100))
+    lr: float | None = setting(None, "Learning rate", "Of Adam; None: the network's own.", bounds=(1e-9, 10.0, 1e-5))
+    seed: int = setting(0, "Seed", "Of the facts' order, their targets and the texts.", bounds=(0, 2**31 - 1, 1))
+    clip: float = setting(1.0, "Clip", "Largest norm of one step's gradient.", bounds=(1e-6, 1e6, 0.1))
+    every: int = setting(200, "Look every", "Steps between two looks at held-back facts.", bounds=(1, 1_000_000, 10))
+    patience: int = setting(
+        6, "Patience", "Looks without a better score until the training ends.", bounds=(1, 1_000_000, 1)
+    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,10 @@ def train(
     """Train a network and keep the best one in `path`; a training that was stopped goes on where it was.
 
     minutes: it ends at the first look after so long; calling again goes on. The facts are the train part's, held back
-    are some of the validation part's; the test part is never read.
+    are some of the validation part's; the test part is never read. Raises EditError for a schedule that cannot be.
     """
+    if fault := first_fault(schedule):
+        raise EditError(f"A training cannot have this setting: {fault}")
     practice, exam = facts_of("train"), facts_of("validation")
     known, unknown = pieces_of_text(lm, schedule.seed, track)
     lessons, looks = Lessons(lm, practice, known, schedule.seed), Lessons(lm, exam, unknown, schedule.seed)

@@ -16,20 +16,25 @@ import torch
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment, moments_for
+from rome_core.editing.value import N_SAMPLED
 from rome_core.errors import DataError
 from rome_core.evaluation.answers import known_facts
 from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.runs.work import Done, Engine, Plan, Task
 from rome_core.facts.datasets import Fact
+from rome_core.facts.new_objects import require_new_objects
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
+from rome_core.settings import first_fault
 
 FACTS_AT_ONCE = 16  # facts, when the model is asked which of them it knows
 
 
 def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
-    """The first n facts of a seeded order; a larger n begins with the same ones."""
+    """The first n facts of a seeded order (None: all); a larger n begins with the same ones. n < 0 is a DataError."""
+    if n is not None and n < 0:
+        raise DataError(f"{n} facts cannot be chosen.", "", "Give 1 or more; None is all of them.")
     order = list(facts)
     random.Random(seed).shuffle(order)
     return tuple(order[:n])
@@ -40,8 +45,10 @@ def choose_known(
 ) -> tuple[Fact, ...]:
     """The first n facts of the same order that the unedited model knows; fewer if it knows no more.
 
-    Raises DataError if it knows none.
+    Raises DataError if it knows none, or if there are no facts.
     """
+    if not facts:
+        raise DataError("There are no facts of which the model could know some.", "", "Choose another file or part.")
     order, known = choose_facts(facts, None, seed), list[Fact]()
     steps = range(0, len(order), FACTS_AT_ONCE)
     for at in track(steps, "Asking what the model knows", len(steps)):
@@ -51,7 +58,9 @@ def choose_known(
             break
     if not known:
         raise DataError(
-            f"'{lm.name}' knows none of the {len(order)} facts.", "", "Take facts that it does not know, too."
+            f"'{lm.name}' knows none of the {len(order):,} facts: it says the true object of none by itself.",
+            "",
+            "Take facts that it does not know, too, or another model.",
         )
     return tuple(known[:n])
 
@@ -104,12 +113,28 @@ def describe_run(lm: LanguageModel, plan: Plan) -> dict[str, Any]:
 
 
 def prepare(lm: LanguageModel, plan: Plan) -> Plan:
-    """The plan with this model's values in all configs."""
-    if not plan.facts or not plan.methods:
-        raise DataError("There is nothing to evaluate.", "", "Choose at least one fact and one method.")
+    """The plan with this model's values in all configs.
+
+    Raises a RomeError where it cannot be carried out at all: no facts, no methods, facts without a new object, settings
+    out of their range. What single facts or methods cannot do is said in their rows.
+    """
+    if not plan.facts:
+        raise DataError("There is nothing to evaluate: there is no fact.", "", "Choose at least one.")
+    if not plan.methods:
+        raise DataError("There is nothing to evaluate: there is no method.", "", "Choose at least one.")
+    if plan.group < 1 or (plan.prefixes is not None and not 1 <= plan.prefixes <= N_SAMPLED + 1):
+        raise DataError(
+            f"Groups of {plan.group} facts with {plan.prefixes} prefixes cannot be evaluated.",
+            "",
+            f"Give 1 fact or more, and 1 to {N_SAMPLED + 1} prefixes.",
+        )
+    if fault := first_fault(plan.measures):
+        raise DataError(f"The measures cannot have this setting: {fault}")
+    require_new_objects(plan.facts)
     methods = {}
     for name, config in plan.methods.items():
         methods[name] = resolve(lm, config)
+        methods[name].check_settings(lm)
         if plan.prefixes is not None:
             methods[name] = methods[name].with_prefixes(lm, n=plan.prefixes - 1)
     return replace(plan, methods=methods)

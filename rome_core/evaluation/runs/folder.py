@@ -26,11 +26,11 @@ PACKAGES = ("rome-explorer", "torch", "transformers", "numpy", "pyarrow", "ray")
 
 def hash_of(facts: Sequence[Fact]) -> str:
     """A short name of facts in their order, which changes with any prompt or object of them."""
-    text = json.dumps([_record(fact) for fact in facts], ensure_ascii=False)
+    text = json.dumps([fact_record(fact) for fact in facts], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _record(fact: Fact) -> dict[str, Any]:
+def fact_record(fact: Fact) -> dict[str, Any]:
     """A fact as its hash has it: the fields that came later only where they hold something, so that old names stay."""
     later = ("neighbour_answers", "portability")
     return {name: value for name, value in asdict(fact).items() if value or name not in later}

@@ -13,6 +13,7 @@ from rome_core.evaluation.runs.store import Row
 from rome_core.evaluation.runs.work import Engine, Plan, Task
 from rome_core.evaluation.scores import Score, summarise
 from rome_core.facts.datasets import Fact
+from rome_core.facts.new_objects import require_new_objects
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
 
@@ -62,7 +63,11 @@ def evaluate_each(
     moments: Mapping[int, Moment] | None = None,
     edits: Sequence[Edit] = (),
 ) -> Iterator[tuple[Row, ...]]:
-    """A fact's rows before and after its edit, as they finish; of one that cannot be edited, one with the reason."""
+    """A fact's rows before and after its edit, as they finish; of one that cannot be edited, one with the reason.
+
+    Raises DataError if some of the facts have no new object.
+    """
+    require_new_objects(facts)
     plan = Plan(tuple(facts), {config.name: config}, measures, below=tuple(edits))
     engine = Engine(lm, plan, moments or {})
     for group in range(len(plan.groups)):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rome_core.editing.methods import METHODS, MethodConfig
+from rome_core.errors import DataError
 from rome_core.evaluation.fact_measures import MeasureSettings
 from rome_core.evaluation.runs.execution import choose_facts, choose_known, with_layers
 from rome_core.evaluation.runs.store import Row, Store
@@ -38,6 +39,12 @@ class RunRequest:
     def choose(self, lm: LanguageModel, track: Track = silent) -> tuple[Fact, ...]:
         """The facts of the run; for those that the model knows, it is asked."""
         pool = facts_of("test", self.facts) if self.test_only else list(self.facts)
+        if self.facts and not pool:
+            raise DataError(
+                f"None of the {len(self.facts):,} facts is in the test part.",
+                "Half of all subjects are those that hypernetworks are trained on, a tenth validates them.",
+                "Take all parts.",
+            )
         if self.known_only:
             return choose_known(lm, pool, self.n, self.order_seed, track)
         return choose_facts(pool, self.n, self.order_seed)

@@ -26,6 +26,7 @@ from rome_core.files import versions, write_whole
 
 PROMPTS_LEFT_OUT = "left out"  # in a kept run whose facts are not the project's to copy
 OWN_SET = "the project's own set"  # how a run's folder calls it
+NEW_OBJECTS = "new objects: "  # and how it says what facts without one were given
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
 SITTINGS = "sittings.jsonl"
@@ -52,6 +53,7 @@ SCHEMA = pa.schema(
 class Row:
     """One fact by one method at one stage: "before" any edit, "after" its own edit, "end": after its whole group's.
 
+    position: the fact's place in the run, by which facts are told apart; `fact` is its id, which others may have, too.
     answers: log-probabilities (nats) of the objects' tokens on every prompt, from which the scores can be made again.
     edit: id of the edit. solve_seconds: of the edit's solving, which the key policies of ROME share.
     """
@@ -87,20 +89,25 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 
 
 class Store:
-    """A run's folder. `settings` says what the run is; a folder that was begun with something else is refused."""
+    """A run's folder. `settings` says what the run is; a folder that was begun with something else is refused.
+
+    The folder, and in it what the run says of itself, is written with the first finished piece of work: a start that
+    fails leaves nothing behind that the right one would run into.
+    """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self._read: dict[Path, tuple[int, list[Row]]] = {}  # with the time that the file was written
+        self._told = settings is None  # whether run.json says what `about` does
         if settings is None:
-            self.about = read_about(self.folder, FORMAT)
+            self.about = _read_run(self.folder)
         else:
-            self.about = self._begin({"format": FORMAT, **json.loads(json.dumps(settings))})
+            self.about = self._join({"format": FORMAT, **json.loads(json.dumps(settings))})
 
-    def _begin(self, settings: dict[str, Any]) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        if path.exists():
-            about = read_about(self.folder, FORMAT)
+    def _join(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What the run says of itself once these settings have joined what is there."""
+        if (self.folder / "run.json").exists():
+            about = _read_run(self.folder)
             for name in settings.keys() - GROWING:
                 if about.get(name) != settings[name]:
                     raise DataError(
@@ -116,10 +123,8 @@ class Store:
             # More methods, and more facts of the same order, may join a run that is there.
             settings["methods"] = {**about["methods"], **settings["methods"]}
             settings = {**about, **settings, "records": max(about.get("records", 0), settings.get("records", 0))}
-            if settings == about:
-                return about
+            self._told = settings == about
         settings.setdefault("versions", versions(PACKAGES))
-        write_json(path, settings)
         return settings
 
     def _part(self, method: str, group: int) -> Path:
@@ -130,6 +135,9 @@ class Store:
 
     def write(self, method: str, group: int, rows: Iterable[Row]) -> None:
         """Keep the rows of one piece of work. A kill in the middle leaves nothing behind that counts."""
+        if not self._told:
+            write_json(self.folder / "run.json", self.about)
+            self._told = True
         table = pa.Table.from_pylist([{**asdict(row), "values": list(row.values.items())} for row in rows], SCHEMA)
         write_whole(self._part(method, group), lambda part: pq.write_table(table, part, compression="zstd"))
 
@@ -141,9 +149,7 @@ class Store:
         for path in paths:
             written = path.stat().st_mtime_ns
             if path not in self._read or self._read[path][0] != written:
-                records = pq.ParquetFile(path).read().to_pylist()
-                rows = [Row(**{**record, "values": dict(record["values"])}) for record in records]
-                self._read[path] = written, rows
+                self._read[path] = written, _read_part(path)
         return [row for path in paths for row in self._read[path][1]]
 
     def forget_failures(self) -> int:
@@ -156,9 +162,30 @@ class Store:
         return len(failed)
 
     def note_sitting(self, sitting: Mapping[str, Any]) -> None:
-        """Write down one stretch of work at the end of the list."""
+        """Write down one stretch of work at the end of the list; of a run that has no folder yet, none."""
+        if not (self.folder / "run.json").exists():
+            return
         cut_off(self.folder / SITTINGS)
         append_line(self.folder / SITTINGS, sitting)
 
     def sittings(self) -> list[dict[str, Any]]:
         return list(read_lines(self.folder / SITTINGS))
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of it. Raises DataError where it holds no run, or says too little."""
+    about = read_about(folder, FORMAT)
+    if not isinstance(about.get("methods"), dict):
+        raise DataError(f"'{folder}' does not say its methods.", "", "Choose another folder: this run.json is damaged.")
+    return about
+
+
+def _read_part(path: Path) -> list[Row]:
+    """The rows of one finished piece of work. Raises DataError if its file is damaged."""
+    try:
+        records = pq.ParquetFile(path).read().to_pylist()
+        return [Row(**{**record, "values": dict(record["values"])}) for record in records]
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"'{path}' cannot be read.", f"{error}".splitlines()[0][:200], "Delete it, and the run does it again."
+        ) from error

@@ -41,8 +41,8 @@ def score_lines(rows: Sequence[Row], *, known_only: bool = False, seed: int = 0)
     lines, rows = [], common_rows(rows)
     for method in dict.fromkeys(row.method for row in rows):
         of_method = [row for row in rows if row.method == method]
-        failed = {row.fact for row in of_method if row.error}
-        good = [row for row in of_method if row.fact not in failed and (row.known or not known_only)]
+        failed = {row.position for row in of_method if row.error}
+        good = [row for row in of_method if row.position not in failed and (row.known or not known_only)]
         for stage in STAGES:
             at_stage = [row for row in good if row.stage == stage]
             if at_stage:

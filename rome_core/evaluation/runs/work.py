@@ -100,7 +100,7 @@ class Engine:
     plan: Plan
     moments: Mapping[int, Moment]
     _group: int = -1
-    _measured: dict[tuple[str, str], Measured] = field(default_factory=dict)  # by fact and prefix
+    _measured: dict[tuple[int, str], Measured] = field(default_factory=dict)  # by position and prefix
     _perplexity: float | None = None
 
     def work(self, task: Task) -> dict[str, list[Row]]:
@@ -111,17 +111,20 @@ class Engine:
             log.exception("Group %d by %s failed", task.group, ", ".join(task.methods))
             return give_up(self.plan, task, explain(error))
 
-    def _unedited(self, group: int, fact: Fact, prefix: str) -> Measured:
-        """Measure a fact behind a prefix, or look it up. Forgets other groups."""
+    def _unedited(self, position: int, fact: Fact, prefix: str) -> Measured:
+        """Measure the fact at a position behind a prefix, or look it up. Forgets other groups.
+
+        Not by the fact's id: joined files give several facts the same.
+        """
         settings, below = self.plan.measures, self.plan.below
-        if group != self._group:
+        if (group := position // self.plan.group) != self._group:
             self._group, self._measured = group, {}
         if self._perplexity is None and (passages := general_texts()[: settings.passages]):
             self._perplexity = perplexity(self.lm, passages, edits=below)
-        if (fact.id, prefix) not in self._measured:
+        if (position, prefix) not in self._measured:
             measured = measure_fact(self.lm, fact, replace(settings, passages=0), edits=below, prefix=prefix)
-            self._measured[fact.id, prefix] = replace(measured, perplexity=self._perplexity)
-        return self._measured[fact.id, prefix]
+            self._measured[position, prefix] = replace(measured, perplexity=self._perplexity)
+        return self._measured[position, prefix]
 
     # ------------------------------------------------------------------------------------------------------- solving
 
@@ -160,20 +163,20 @@ class Engine:
             position, fact = group * self.plan.group + place, turn.fact
             row = Row(method, position, fact.id, fact.prompt.subject, "after", error=turn.error)
             try:
-                yield from [row] if turn.edit is None else list(self._stages(row, group, turn, turn.edit, end))
+                yield from [row] if turn.edit is None else list(self._stages(row, turn, turn.edit, end))
             except FAILURES as error:
                 yield replace(row, error=explain(error))
 
-    def _stages(self, row: Row, group: int, turn: Turn, edit: Edit, end: tuple[Edit, ...]) -> Iterator[Row]:
+    def _stages(self, row: Row, turn: Turn, edit: Edit, end: tuple[Edit, ...]) -> Iterator[Row]:
         fact, prefix = turn.fact, edit.config.use_prefix
-        known = self._unedited(group, fact, "").known
+        known = self._unedited(row.position, fact, "").known
         size = max(relative_norms(self.lm, [edit]).values(), default=0.0)
         edited = {"after": turn.active, **({"end": end} if self.plan.group > 1 else {})}
         before: Measured | None = None
         for stage, active in {"before": None, **edited}.items():
             began = time.monotonic()
             if active is None:
-                measured = self._unedited(group, fact, prefix)
+                measured = self._unedited(row.position, fact, prefix)
             else:
                 measured = measure_fact(self.lm, fact, self.plan.measures, edits=active, prefix=prefix)
             yield replace(

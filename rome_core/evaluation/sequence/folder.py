@@ -26,12 +26,13 @@ from rome_core.evaluation.runs.folder import (
     alone,
     append_line,
     cut_off,
+    fact_record,
     hash_of,
     read_about,
     read_lines,
     write_json,
 )
-from rome_core.facts.datasets import Fact
+from rome_core.facts.datasets import Fact, Probe
 from rome_core.files import versions, write_whole
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
@@ -188,9 +189,20 @@ def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> Seq
     (target / RECORDS).unlink(missing_ok=True)
     for record, edit in kept:
         run.append(record, edit)
-    write_json(target / "facts.json", [asdict(fact) for fact in plan.facts])
+    write_json(target / "facts.json", [fact_record(fact) for fact in plan.facts])
     write_json(target / "run.json", {"format": FORMAT, **_about(run)})
     return run
+
+
+def discard_run(run: SequenceRun) -> None:
+    """Take back a run of which no step is finished, so that its folder is free for another one."""
+    if run.records:
+        raise DataError(f"The run in '{run.folder}' has finished steps.", "", "Delete its folder yourself.")
+    for name in ("run.json", "facts.json", RECORDS, ".lock"):  # run.json first: without it the folder is no run
+        (run.folder / name).unlink(missing_ok=True)
+    for folder in (run.folder / "edits", run.folder):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _about(run: SequenceRun) -> dict[str, Any]:
@@ -210,7 +222,7 @@ def _about(run: SequenceRun) -> dict[str, Any]:
 
 def run_json(run: SequenceRun, records: Sequence[Record]) -> str:
     """The run with its settings, its facts and every record."""
-    facts = [asdict(fact) for fact in run.plan.facts]
+    facts = [fact_record(fact) for fact in run.plan.facts]
     data = {"about": _about(run), "facts": facts, "records": [asdict(record) for record in records]}
     return json.dumps(data, indent=1)
 
@@ -278,10 +290,11 @@ def _record(data: dict[str, Any]) -> Record:
 
 def _fact(data: dict[str, Any]) -> Fact:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Fact(**values | {"prompt": Prompt(**data["prompt"])})
+    probes = tuple(Probe(**probe) for probe in data.get("portability", ()))
+    return Fact(**values | {"prompt": Prompt(**data["prompt"]), "portability": probes})
 
 
 def _former_hash(facts: Sequence[Fact]) -> str:
     """How the first version of the program named a run's facts."""
-    text = json.dumps([asdict(fact) for fact in facts], sort_keys=True)
+    text = json.dumps([fact_record(fact) for fact in facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,4 +54,15 @@ def branch_facts(run: SequenceRun, step: int, facts: Sequence[Fact]) -> tuple[Fa
     """The facts that had their turn up to a step, then the others, as many in all as there are others, or one more."""
     edited = next(record.edited for record in run.records if record.step == step)
     done = run.plan.facts[:edited]
-    return (*done, *(fact for fact in facts if fact not in done))[: max(len(facts), edited + 1)]
+    return (*done, *without(facts, done))[: max(len(facts), edited + 1)]
+
+
+def without(facts: Sequence[Fact], done: Sequence[Fact]) -> tuple[Fact, ...]:
+    """The facts but for those that had their turn; one that is there twice is left out as often as it had."""
+    left, rest = Counter(done), list[Fact]()
+    for fact in facts:
+        if left[fact]:
+            left[fact] -= 1
+        else:
+            rest.append(fact)
+    return tuple(rest)

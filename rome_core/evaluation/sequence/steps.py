@@ -16,15 +16,18 @@ from rome_core.editing.methods import MethodConfig, solve
 from rome_core.editing.presets import resolve
 from rome_core.editing.second_moment import Moment
 from rome_core.editing.storage import load_edit
-from rome_core.errors import DataError, EditError, RomeError
+from rome_core.errors import DataError, EditError
 from rome_core.evaluation.answers import ask, questions_about
 from rome_core.evaluation.perplexity import general_texts, perplexity
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, SequencePlan, SequenceRun, check_of
+from rome_core.evaluation.solving import FAILURES, explain
 from rome_core.facts.datasets import Fact
+from rome_core.facts.new_objects import require_new_objects
 from rome_core.model.edits import relative_norms
 from rome_core.model.generation import generate_many
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
+from rome_core.settings import first_fault
 
 
 def plan_sequence(
@@ -36,15 +39,20 @@ def plan_sequence(
 ) -> SequencePlan:
     """A plan with the config resolved for the model, and prefixes sampled once from it, unedited, as the authors do.
 
-    A config that brings its own prefixes keeps them. Raises EditError for a batch that the method cannot take.
+    A config that brings its own prefixes keeps them. Raises EditError for settings that cannot be edited with and a
+    batch that the method cannot take, DataError for facts without a new object.
     """
     if not facts:
         raise EditError("There is no fact to edit.", "", "Give at least one.")
+    if fault := first_fault(pace):
+        raise EditError(f"The sequence cannot have this setting: {fault}")
+    require_new_objects(facts)
     if pace.batch > 1 and not config.batches:
         raise EditError(
             f"{config.name} edits one fact at a time, not {pace.batch}.", "", "Set the batch to 1, or choose another."
         )
     config = resolve(lm, config)
+    config.check(lm, [facts[0].request])  # before a folder is begun in which every step would fail
     config = config.with_prefixes(lm, n=pace.prefixes - 1)
     return SequencePlan(config, tuple(facts), pace, order_seed)
 
@@ -140,8 +148,8 @@ def _step(
         if not math.isfinite(edit.delta_norm):
             raise EditError("The update is not finite, so it was not applied.", "The model may be broken already.")
         edit = replace(edit, on=tuple(record.edit for record in records if record.edit))
-    except RomeError as reason:
-        edit, error = None, str(reason)
+    except FAILURES as reason:
+        edit, error = None, explain(reason)
     solved, now = time.monotonic(), stack([edit], active) if edit else active
     edited, every = chosen[-1] + 1, plan.pace.check_every
     whole = edited // every > chosen[0] // every or edited == len(plan.facts)

@@ -11,7 +11,7 @@ import pytest
 from rome_core import ModelError
 from rome_core.cli import train
 from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
-from rome_core.editing.hypernetworks.training import Look, Schedule
+from rome_core.editing.hypernetworks.training import Look, Schedule, state_path
 from tests.tiny import tiny_model
 
 
@@ -45,7 +45,7 @@ def test_every_option_reaches_the_schedule(asked: list[Any], tmp_path: Path) -> 
     train.main(["ke", *options, "--out", str(path)])
 
     assert asked == [("ke", path, Schedule(steps=9, lr=0.1, seed=3, every=4, patience=2), 5.0)]
-    assert path.parent.is_dir()
+    assert not path.parent.exists(), "the folder comes with the first file"
 
 
 def test_what_goes_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,17 +54,42 @@ def test_what_goes_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(train, "load_model", missing)
 
-    assert train.main(["mend", "--model", "nowhere"]) == 1
-    assert capsys.readouterr().err == "The model 'nowhere' could not be loaded.\n"
+    assert train.command(["mend", "--model", "nowhere"]) == 1
+    assert capsys.readouterr().err == "Error: The model 'nowhere' could not be loaded.\n"
 
 
-def test_a_stop_says_that_it_can_go_on(
-    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--every", "0"], "every must be a whole number from 1 to 1,000,000, not 0"),
+        (["--steps", "1e3"], "steps must be a whole number from 1 to 10,000,000, not '1e3'"),
+        (["--lr", "nan"], "lr must be a number from 1e-09 to 10 or None, not nan"),
+        (["--patience", "0"], "patience must be a whole number"),
+        (["--minutes", "-1"], "a number of 0 or more is needed, not '-1'"),
+        (["--out", "."], "is a folder; give a file"),
+        (["--out", "own.training"], "'own.training' is the name of the training's own state"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(
+    asked: list[Any], options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        train.command(["mend", *options])
+
+    assert leaving.value.code == 2 and sentence in capsys.readouterr().err and not asked
+
+
+def test_a_stop_says_what_is_kept(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", stopped)
+    out = tmp_path / "own.safetensors"
 
-    assert train.main(["mend"]) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert train.command(["mend", "--out", str(out)]) == 130
+    assert "It had not looked at the held-back facts yet, so nothing is kept." in capsys.readouterr().err
+    state_path(out).touch()
+    assert train.command(["mend", "--out", str(out)]) == 130
+    assert "What the last look found is kept: the same command goes on from there." in capsys.readouterr().err

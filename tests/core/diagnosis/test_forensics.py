@@ -17,7 +17,8 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.storage import export_adapter, export_merged
 from rome_core.errors import EditError, ModelError
 from rome_core.model.hooks import batch_of, hidden_states
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import Prompt
 from tests.tiny import REQUEST, plain_key, random_edit, tiny_model
 
@@ -133,47 +134,109 @@ def test_the_subject_that_was_edited_is_found_and_its_value_promotes_the_target(
     assert token == lm.tokenizer.decode([expected])
 
 
-def peft_config(folder: Path, **changes: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def rewrite(made: None, folder: Path, change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    """Change a folder of one file, tensor by tensor."""
+    (file,) = folder.glob("*.safetensors")
+    weights = [change(name, value) for name, value in load_file(file).items()]
+    save_file({name: value for part in weights for name, value in part.items()}, file, {"format": "pt"})
 
 
-def test_an_adapters_scaling_counts(tmp_path: Path) -> None:
+def gptq(folder: Path, lm: LanguageModel) -> None:
+    export_merged(lm, [], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"model.{name}",
+        lambda name: name.removeprefix("model."),
+        lambda name: f"base_model.model.{name}",
+    ],
+    ids=["module.", "module._orig_mod.", "model.", "without model.", "base_model.model."],
+)
+def test_names_with_a_prefix_more_or_less_are_the_models_own(tmp_path: Path, name: Callable[[str], str]) -> None:
     lm = tiny_model()
-    edit = random_edit(lm, rank=2)
-    adapter(lm, edit, tmp_path)
-    for changes, factor in (
-        ({"lora_alpha": 8, "alpha_pattern": {}}, 4.0),
-        ({"lora_alpha": 8, "alpha_pattern": {}, "use_rslora": True}, 8 / 2**0.5),
-        ({"use_rslora": False, "alpha_pattern": {"layers.1.mlp.down_proj": 1}}, 0.5),
-    ):
-        peft_config(tmp_path, **changes)
-        (found,) = changes_of(lm, tmp_path)
-        assert found.delta is not None
-        np.testing.assert_allclose(
-            found.delta.matrix().numpy(), factor * edit.deltas[0].matrix().numpy(), rtol=1e-4, atol=1e-6
-        )
+    rewrite(export_merged(lm, [random_edit(lm)], tmp_path), tmp_path, lambda k, v: {name(k): v})
+
+    found = changes_of(lm, tmp_path)
+
+    assert [change.weight for change in found] == [DOWN]
+    assert (found.compared, found.not_compared) == (len(lm.hf.state_dict()), {})
 
 
-def break_adapter(folder: Path, lm: LanguageModel) -> None:
-    adapter(lm, random_edit(lm), folder)
-    (folder / "adapter_model.safetensors").write_bytes(b"no")
+def test_what_was_not_compared_is_named(tmp_path: Path) -> None:
+    lm = tiny_model()
+
+    def change(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        if name == DOWN:  # the edited one is lost, under another name it is there
+            return {"wrapped." + name: value}
+        return {name: value, "module." + name: value.clone()} if name == "model.norm.weight" else {name: value}
+
+    rewrite(export_merged(lm, [random_edit(lm)], tmp_path), tmp_path, change)
+    (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+
+    found = changes_of(lm, tmp_path)
+
+    assert found == ()
+    assert found.compared == len(lm.hf.state_dict()) - 1
+    twice = found.not_compared.keys() & {"model.norm.weight", "module.model.norm.weight"}  # whichever comes later
+    assert found.not_compared == {
+        "consolidated.safetensors": "no model is loaded from this file",
+        "wrapped." + DOWN: "tiny-llama has no such weight",
+        **dict.fromkeys(twice, "model.norm.weight is there under another name, too"),
+        DOWN: f"{tmp_path.name} does not hold it",
+    }
+    assert len(twice) == 1
 
 
-def dora(folder: Path, lm: LanguageModel) -> None:
-    adapter(lm, random_edit(lm), folder)
-    peft_config(folder, use_dora=True)
+def test_a_head_that_is_the_embedding_is_stored_once(tmp_path: Path) -> None:
+    lm = tiny_model(tie_word_embeddings=True)
+    export_merged(lm, [], tmp_path)
+    assert changes_of(lm, tmp_path).not_compared == {}
+
+    head = lm.hf.get_output_embeddings().weight.detach() + 1
+    rewrite(None, tmp_path, lambda k, v: {k: v, "lm_head.weight": head})
+
+    assert [change.weight for change in changes_of(lm, tmp_path)] == ["lm_head.weight"]
+
+
+def test_what_the_model_makes_anew_is_not_compared(tmp_path: Path) -> None:
+    lm = tiny_model("gpt2")
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
+    rewrite(export_merged(lm, [], tmp_path), tmp_path, lambda k, v: {k: v, "transformer.h.0.attn.bias": mask.clone()})
+
+    assert changes_of(lm, tmp_path).not_compared == {}
+
+
+def test_a_changed_head_is_told_but_is_no_overlay(tmp_path: Path) -> None:
+    """The head reads states when the pass with its overlays is over: it would do nothing."""
+    lm = tiny_model()
+    export_merged(lm, [], tmp_path)
+    u, v = torch.randn(400, 1), torch.randn(1, 16)
+    rewrite(None, tmp_path, lambda k, w: {k: w + u @ v if k == "lm_head.weight" else w})
+
+    (found,) = changes_of(lm, tmp_path)
+
+    assert (found.weight, found.rank, found.layer) == ("lm_head.weight", 1, None)
+    with pytest.raises(EditError, match=r"'lm_head.weight' cannot be made an overlay: it is outside the blocks"):
+        as_edit(lm, [found], REQUEST)
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (break_adapter, r"The adapter in .* cannot be read\. .* It needs adapter_config.json"),
-        (dora, r"is an adapter of type DoRA. LoRA adapters can be read\."),
         (
-            lambda to, _: export_adapter(random_edit(tiny_model("gpt2")), to),
-            r"The adapter changes 'transformer.h.1.mlp.c_proj', which 'tiny-llama' does not have\.",
+            lambda to, lm: rewrite(export_merged(lm, [], to), to, lambda k, v: {k: v.to(torch.float8_e4m3fn)}),
+            r"has quantised weights\. '.*' is of type F8_E4M3;",
         ),
+        (gptq, r"has quantised weights\. They stand for others, which cannot be compared\."),
         (
             lambda to, _: export_merged(tiny_model("llama", intermediate_size=32), [], to),
             r"has shape .*; 'tiny-llama' has .* there\. It is a checkpoint of another model\.",

@@ -49,3 +49,13 @@ def test_a_layer_that_is_not_there_has_a_sentence(name: str, layer: int) -> None
     config = METHODS[name](layer=layer, **({"span": 1} if hasattr(METHODS[name], "span") else {}))
     with pytest.raises(EditError, match=f"Layer {layer} does not exist. 'tiny-llama' has layers 0 to 3"):
         solve(tiny_model(), [REQUEST], config)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_setting_out_of_its_range_has_a_sentence(name: str) -> None:
+    config = METHODS[name]()
+    field = "scale" if name in ("mend", "ke") else "lr"
+    object.__setattr__(config, field, -1.0)
+
+    with pytest.raises(EditError, match=f"{name} cannot have this setting: {field} must be a number from .*, not -1.0"):
+        solve(tiny_model(), [REQUEST], config)

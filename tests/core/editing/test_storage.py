@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rome_core.editing.edit import Edit, Step
+from rome_core.editing.edit import Edit, Step, make_edit, merge_edits
 from rome_core.editing.hypernetworks.training import KINDS
+from rome_core.editing.method import Foreign
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.storage import export_adapter, export_merged, factors, load_edit, save_edit
 from rome_core.errors import EditError
 from rome_core.model.hooks import batch_of, hidden_states
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, Source
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import EditRequest, Prompt
-from tests.tiny import REQUEST, plain_run, random_edit, tiny_model
+from tests.tiny import REQUEST, plain_run, random_edit, save_model, tiny_model
 
 IDS = [5, 60, 300, 17, 260, 399, 8]
 
@@ -198,6 +200,38 @@ def test_the_adapter_of_one_edit_names_its_base(tmp_path: Path) -> None:
 
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/model" and config["r"] == config["lora_alpha"] == 1
+
+
+def test_an_adapter_names_the_base_of_its_edit_and_loads_with_auto_peft(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    lm = load_model(save_model(tiny_model(), tmp_path / "base"), device="cpu")
+    edit = make_edit(lm, [REQUEST], Foreign(), random_edit(lm).deltas, [])
+    save_edit(edit, tmp_path / "one.safetensors")
+
+    for made in (edit, load_edit(tmp_path / "one.safetensors", lm), edit.scaled(1.0), *merge_edits([edit, edit])):
+        export_adapter(made, tmp_path / "adapter")
+        adapted = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
+
+        assert adapted.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+        with torch.no_grad():
+            found = adapted(torch.tensor([IDS])).logits
+        torch.testing.assert_close(found, logits(lm, made), rtol=1e-4, atol=1e-4)
+    assert str(tmp_path).encode() not in (tmp_path / "one.safetensors").read_bytes()  # of this machine
+
+
+def test_a_base_from_the_hub_is_named_with_its_commit(tmp_path: Path) -> None:
+    edit = replace(random_edit(tiny_model()), source=Source("owner/name", "1f2e"))
+
+    export_adapter([edit], tmp_path)
+
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "1f2e")
+
+
+def test_edits_of_two_models_are_no_adapter(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="Edits of different models cannot be one adapter"):
+        export_adapter([random_edit(tiny_model()), random_edit(tiny_model(seed=1))], tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_nothing_to_export_has_a_sentence(tmp_path: Path) -> None:

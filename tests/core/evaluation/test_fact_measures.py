@@ -173,13 +173,13 @@ def test_texts_are_drawn_by_the_seed() -> None:
 def test_known_is_what_the_model_says_by_itself() -> None:
     yes, no = Scored((-0.1, -0.2), (True, True)), Scored((-0.1, -0.2), (True, False))
 
-    assert Measured("a", (answer("edit", no, yes), answer("neighbour", no, no))).known
-    assert not Measured("a", (answer("edit", yes, no),)).known
+    assert Measured((answer("edit", no, yes), answer("neighbour", no, no))).known
+    assert not Measured((answer("edit", yes, no),)).known
 
 
 def test_consistency_is_measured_where_there_are_texts_about_the_object() -> None:
     references = References({"Rome": ["The forum stands in Rome.", "Rome has seven hills."], "Paris": ["A town."]})
-    measured = Measured("a", (), ("Rome has hills.",))
+    measured = Measured((), ("Rome has hills.",))
 
     assert "RS" not in measured.values(references=references, new="Berlin")
     assert 0 < measured.values(references=references, new="Rome")["RS"] < 1

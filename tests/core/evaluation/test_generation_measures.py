@@ -32,6 +32,8 @@ def test_consistency_needs_texts_about_the_object(tmp_path: Path) -> None:
     assert references.consistency(texts["Rome"], "Rome") == pytest.approx(1.0)
     assert references.consistency(["The Seine flows through Paris."], "Rome") < 0.2
     assert references.consistency(["anything"], "Berlin") is None
+    path.write_text(json.dumps(texts), encoding="utf-8-sig")  # as Windows' editors write it
+    assert load_references(path).consistency(texts["Rome"], "Rome") == pytest.approx(1.0)
     path.write_text('{"Rome": "one text"}')
     with pytest.raises(DataError, match="lists of texts"):
         load_references(path)

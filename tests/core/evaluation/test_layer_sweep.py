@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from rome_core import METHODS, LanguageModel, Prompt, solve
+from rome_core import METHODS, DataError, LanguageModel, Prompt, solve
 from rome_core.evaluation.answers import Pairs, ask, pairs_of, questions_about
 from rome_core.evaluation.layer_sweep import UPDATES, Swept, as_record, by_layer, coarse_to_fine, from_record, sweep
 from rome_core.files import STUDIES
@@ -53,6 +53,17 @@ def test_what_is_done_is_not_done_again_and_a_fact_that_fails_has_its_reason(lm:
     assert "tokens" in records[0].error and not records[0].cases
     assert by_layer(records, "r-rome") == {}
     assert from_record(json.loads(json.dumps(as_record(records[0])))).error == records[0].error
+
+
+def test_facts_with_one_id_are_told_apart(lm: LanguageModel) -> None:
+    """The second fact is traced though the first one, whose id it has, is done; its numbers are its own."""
+    other = replace(FACT, prompt=Prompt("The {} is located in the city of", "Colosseum"))
+    (mine,) = sweep(lm, [FACT, other], CONFIG, layers=[1], done={(1, "tower")})
+    (expected,) = sweep(lm, [replace(other, id="other")], CONFIG, layers=[1])
+
+    assert mine.fact == "tower (2)" and mine.cases == expected.cases and mine.norms == expected.norms
+    with pytest.raises(DataError, match="1 of 1 facts have no new object"):
+        list(sweep(lm, [replace(FACT, target_new=FACT.target_true)], CONFIG))
 
 
 def test_scores_by_layer_and_lines_that_come_back() -> None:

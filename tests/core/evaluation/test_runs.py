@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ import torch
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.second_moment import save_moment
-from rome_core.errors import DataError
+from rome_core.errors import DataError, RomeError
 from rome_core.evaluation import solving
 from rome_core.evaluation.answers import ask, pairs_of, questions_about
 from rome_core.evaluation.fact_measures import MeasureSettings, measure_fact, score_pairs
@@ -47,10 +49,11 @@ from rome_core.evaluation.runs.tables import (
 )
 from rome_core.evaluation.runs.work import Plan
 from rome_core.evaluation.scores import summarise
-from rome_core.facts.datasets import Fact
+from rome_core.facts.datasets import Fact, part_of
 from rome_core.files import STUDIES, cache_dir
 from rome_core.model.edits import relative_norms
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import Prompt
 from tests.core.evaluation.test_answers import BARE, FACT
 from tests.tiny import random_edit, random_moment, save_model, tiny_model, watch
@@ -202,6 +205,34 @@ def test_a_failed_record_has_its_reason_and_ends_nothing(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("method", ["memit", "h-rome", "c-rome"])
+def test_facts_with_one_id_share_nothing(tmp_path: Path, method: str) -> None:
+    """Joined files repeat ids: three facts of id 1 have the numbers that they have with ids 0, 1 and 2."""
+    found = []
+    for ids in ("111", "012"):
+        facts = tuple(replace(fact, id=id) for fact, id in zip(FACTS, ids, strict=False))
+        list(carry_out(tiny(), plan(facts, (method,), group=3), tmp_path / ids))
+        rows = table(store := Store(tmp_path / ids))
+        assert [row["fact"] for row in rows if row["stage"] == "before"] == list(ids), "the id is kept as a label"
+        found.append(([{**row, "fact": ""} for row in rows], score_lines(store.rows())))
+
+    (one, lines), (other, expected) = found
+    assert same(one, other) and lines == expected
+    assert len({row["values"]["EM"] for row in one if row["stage"] == "before"}) == 3, "each has a before of its own"
+
+
+def test_a_failure_leaves_its_namesakes_in(tmp_path: Path) -> None:
+    lm = tiny_model("llama", layers=LAYERS, max_position_embeddings=40)
+    save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
+    long = replace(FACTS[0], prompt=Prompt("The city of {} is far away" + ", far away" * 20, "Paris"))
+    facts = tuple(replace(fact, id="1") for fact in (FACTS[0], long, FACTS[1]))
+    p = replace(plan(facts, ("rome",)), measures=replace(QUICK, passages=0))
+
+    before, after = score_lines(list(carry_out(lm, p, tmp_path / "run")))
+
+    assert (before.n, before.failed, after.n, after.failed) == (2, 1, 2, 1)
+
+
 @pytest.mark.parametrize(("failure", "told"), [(RuntimeError, "RuntimeError: x"), (TypeError, "TypeError: x")])
 def test_an_unforeseen_failure_is_logged_and_recorded_and_ends_nothing(
     tmp_path: Path,
@@ -310,14 +341,60 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(DataError, match="another version"):
         Store(tmp_path)
-    with pytest.raises(DataError, match="nothing to evaluate"):
-        list(carry_out(tiny(), plan((), ("rome",)), tmp_path / "run"))
+
+
+def test_what_cannot_be_evaluated_is_one_sentence_before_anything_is_done(tmp_path: Path) -> None:
+    lm, good = tiny(), plan(FACTS[:2], ("rome",))
+    same_objects = tuple(replace(fact, target_new=fact.target_true) for fact in FACTS)
+    for wrong, sentence in (
+        (replace(good, facts=()), "nothing to evaluate: there is no fact"),
+        (replace(good, methods={}), "nothing to evaluate: there is no method"),
+        (replace(good, group=0), "Groups of 0 facts"),
+        (replace(good, prefixes=0), "with 0 prefixes cannot be evaluated"),
+        (
+            replace(good, measures=replace(QUICK, passages=-1)),
+            "passages must be a whole number from 0 to 1,000, not -1",
+        ),
+        (
+            replace(good, facts=same_objects),
+            "4 of 4 facts have no new object to edit to. None is given, or it is the true",
+        ),
+        (replace(good, facts=(FACTS[0], same_objects[1])), "1 of 2 facts have no new object"),
+        (replace(good, methods={"rome": METHODS["rome"](layer=4)}), "Layer 4 does not exist"),
+        (replace(good, methods={"rome": METHODS["rome"](**SETTINGS | {"steps": 0})}), "steps must be a whole number"),
+    ):
+        with pytest.raises(RomeError, match=sentence):
+            list(carry_out(lm, wrong, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+    for wrong_facts in (same_objects, (FACTS[0], replace(FACTS[1], target_new=" "))):
+        with pytest.raises(DataError, match="have no new object"):
+            evaluate(lm, wrong_facts, METHODS["rome"](**SETTINGS))
+
+
+def test_a_start_that_fails_leaves_no_folder_and_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, wrong = tiny(), plan(FACTS[:1], ("rome",), group=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("rome_core.evaluation.runs.execution.moments_for", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            list(carry_out(lm, wrong, tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        list(carry_out(lm, wrong, tmp_path / "run", workers=stopped))
+    assert not (tmp_path / "run").exists()
+
+    rows = list(carry_out(lm, plan(FACTS[:1], ("rome",)), tmp_path / "run"))
+    assert len(rows) == 2 and Store(tmp_path / "run").about["group"] == 1
+
+
+def stopped(*_: object) -> Any:
+    raise KeyboardInterrupt
 
 
 DRIVER = """
 import sys, time
 from tests.core.evaluation.test_runs import carry_out, plan
-from rome_core.model.language_model import load_model
+from rome_core.model.loading import load_model
 
 def slowly(items, label, total, /):
     for item in items:
@@ -371,6 +448,168 @@ def test_two_workers_give_the_same_numbers_and_one_may_die(tmp_path: Path) -> No
     for a, b in zip(one, two, strict=True):
         assert (a["method"], a["fact"], a["stage"]) == (b["method"], b["fact"], b["stage"])
         assert a["values"] == pytest.approx(b["values"], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_one_cpu_does_the_work_of_two_workers(tmp_path: Path) -> None:
+    """A real one: the second worker would never be placed."""
+    ray = pytest.importorskip("ray")
+    from rome_core.evaluation.runs.ray_workers import ray_workers
+
+    model, said = save_model(tiny(), tmp_path / "model"), list[str]()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        workers = ray_workers(2, partial(load_model, model), threads=3, address="auto", say=said.append)
+        rows = list(carry_out(load_model(model), plan(FACTS[:3], ("rome",)), tmp_path / "run", workers=workers))
+    finally:
+        ray.shutdown()
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+    assert said == [
+        "No machine of the Ray cluster has 3 CPUs: a worker takes 1.",
+        "The Ray cluster has room for 1 of 2 workers: these do the work.",
+    ]
+
+
+class FakeRay:
+    """A cluster by hand, in this process. A worker beyond its CPUs never starts, and who waits for one waits forever.
+
+    deaths: which tasks take their worker with them, and how many machines go with it.
+    """
+
+    class exceptions:  # noqa: N801  (as ray has it)
+        class RayActorError(Exception):
+            pass
+
+    def __init__(self, *machines: dict[str, float], busy: float = 0.0, deaths: Sequence[int] = ()) -> None:
+        self.machines, self.busy, self.deaths = list(machines), busy, list(deaths)
+        self.joined: list[dict[str, Any]] = []
+        self.actors, self.wanted, self.killed, self.done = 0, list[dict[str, float]](), 0, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: Any) -> None:
+        self.joined.append(options)
+        if not self.machines:
+            raise ConnectionError("Could not find any running Ray instance.\nLook around.")
+
+    def shutdown(self) -> None:
+        self.joined.append({"left": True})
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": bool(machine), "Resources": machine} for machine in self.machines]
+
+    def cluster_resources(self) -> dict[str, float]:
+        kinds = {kind for machine in self.machines for kind in machine}
+        return {kind: sum(machine.get(kind, 0.0) for machine in self.machines) for kind in kinds}
+
+    def available_resources(self) -> dict[str, float]:
+        return {**self.cluster_resources(), "CPU": self.cluster_resources()["CPU"] - self.busy}
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, **wanted: float) -> Any:
+        self.wanted.append(wanted)
+        return lambda made: SimpleNamespace(remote=lambda *given: self.actor(made(*given)))
+
+    def actor(self, engine: Any) -> Any:
+        self.actors += 1
+        placed = self.actors <= sum(int(machine.get("CPU", 0)) for machine in self.machines)
+        return SimpleNamespace(work=SimpleNamespace(remote=lambda task: (placed, lambda: engine.work(task))))
+
+    def wait(self, futures: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        ready = [future for future in futures if future[0]][:num_returns]
+        assert ready, "this would wait forever"
+        return ready, [future for future in futures if future not in ready]
+
+    def get(self, future: Any) -> Any:
+        self.done += 1
+        if self.done in self.deaths:
+            self.actors -= 1
+            self.machines = [{} for _ in self.machines] if self.deaths.count(self.done) > 1 else self.machines
+            raise self.exceptions.RayActorError("the worker died\nlong story")
+        return future[1]()
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+
+def run_on(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, ray: FakeRay, n: int = 2, **options: Any
+) -> tuple[list[Row], list[str]]:
+    """Three facts by ROME on a cluster, and what was said."""
+    from rome_core.evaluation.runs.ray_workers import ray_workers
+
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr("rome_core.evaluation.runs.ray_workers.SETTLE", 0.01)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    lm, said = tiny(), list[str]()
+    workers = ray_workers(n, lambda: lm, say=said.append, **{"address": "head:6379", **options})
+    return list(carry_out(lm, plan(FACTS[:3], ("rome",)), folder, workers=workers)), said
+
+
+def test_a_cluster_that_is_too_small_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, said = run_on(monkeypatch, tmp_path / "a", ray := FakeRay({"CPU": 1.0}))
+
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+    assert said == ["The Ray cluster has room for 1 of 2 workers: these do the work."]
+    assert ray.wanted == [{"num_cpus": 1, "num_gpus": 0.0}] and ray.killed == 1
+    assert ray.joined == [{"address": "head:6379", "log_to_driver": False}, {"left": True}]
+
+    rows, said = run_on(monkeypatch, tmp_path / "b", ray := FakeRay({"CPU": 2.0}, {"CPU": 3.0}), 9, threads=4)
+    assert len(rows) == 6 and ray.wanted == [{"num_cpus": 3, "num_gpus": 0.0}]
+    assert said == [
+        "No machine of the Ray cluster has 4 CPUs: a worker takes 3.",
+        "The Ray cluster has room for 1 of 9 workers: these do the work.",
+    ]
+
+    rows, said = run_on(monkeypatch, tmp_path / "c", ray := FakeRay({"CPU": 2.0}), address=None, threads=4)
+    assert len(rows) == 6 and not said and ray.wanted == [{"num_cpus": 1, "num_gpus": 0.0}], "one's own is as large"
+    assert ray.joined[0]["address"] == "local" and ray.joined[0]["num_cpus"] == 2
+
+
+@pytest.mark.parametrize(
+    ("ray", "options", "sentence"),
+    [
+        (
+            FakeRay(),
+            {},
+            "No Ray cluster can be used at 'head:6379'. Could not find any running Ray instance. Start one",
+        ),
+        (FakeRay(), {"address": None}, "Ray cannot be started here. Could not find"),
+        (FakeRay({"CPU": 2.0}, busy=2.0), {}, r"no room for a worker \(CPUs: 1, GPUs: 0\). It has CPUs: 2, free: 0;"),
+        (FakeRay({"CPU": 2.0}), {"gpus": 1.0}, r"no room for a worker \(CPUs: 1, GPUs: 1\).*GPUs: 0, free: 0"),
+        (FakeRay({"CPU": 1.0}, deaths=[2, 2]), {}, "has no machine left for a worker. Start one again"),
+    ],
+    ids=["nowhere", "not here", "busy", "no GPU", "gone"],
+)
+def test_a_cluster_without_room_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: FakeRay, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RomeError, match=sentence):
+        run_on(monkeypatch, tmp_path / "run", ray, **options)
+    assert (tmp_path / "run").exists() == bool(ray.deaths), "what was finished before is kept"
+
+
+def test_a_worker_that_dies_is_replaced_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = run_on(monkeypatch, tmp_path / "a", FakeRay({"CPU": 1.0}, deaths=[2]), 1)
+    assert len(rows) == 6 and not [row.error for row in rows if row.error]
+
+    rows, _ = run_on(monkeypatch, tmp_path / "b", FakeRay({"CPU": 1.0}, deaths=[1, 2, 3]), 1)
+    assert {row.error for row in rows} == {"", "3 workers died on it: the worker died"}
+
+
+def test_workers_stand_on_one_machine_each() -> None:
+    from rome_core.evaluation.runs.ray_workers import seats
+
+    def cluster(*resources: dict[str, float], alive: bool = True) -> list[dict[str, Any]]:
+        return [{"Alive": alive, "Resources": own} for own in resources]
+
+    assert seats(cluster({"CPU": 3.0}, {"CPU": 3.0}), 2, 0.0) == 2, "2 + 2, and not 6 / 2"
+    assert seats(cluster({"CPU": 8.0, "GPU": 1.0}), 1, 0.1) == 8
+    assert seats(cluster({"CPU": 99.0, "GPU": 1.0}), 1, 0.1) == 10
+    assert seats(cluster({"CPU": 8.0}), 1, 0.5) == seats(cluster({"CPU": 8.0}, alive=False), 1, 0.0) == 0
 
 
 class Dying:
@@ -482,6 +721,19 @@ def test_a_part_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert [row.subject for row in store.rows()] == ["another"]
 
 
+def test_a_damaged_part_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run", {"methods": {"m": {}}})
+    store.write("m", 0, rows_by_hand()[:1])
+    (part,) = (tmp_path / "run" / "parts").glob("*/*.parquet")
+    part.write_bytes(b"PAR1 and nothing else")
+
+    with pytest.raises(DataError, match=r"000000.parquet' cannot be read\..*Delete it, and the run does it again"):
+        Store(tmp_path / "run").rows()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": "rome-explorer run 1"}))
+    with pytest.raises(DataError, match="does not say its methods"):
+        Store(tmp_path / "run")
+
+
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     store = Store(tmp_path / "run", {"methods": {}})
     answer = {"kind": "edit", "text": "t", "new": [-1.0], "true": [-2.0, -3.0]}
@@ -503,6 +755,17 @@ def test_a_longer_choice_begins_with_the_shorter_one() -> None:
     assert choose_facts(FACTS, 4, 1)[:2] == choose_facts(FACTS, 2, 1)
     assert len({choose_facts(FACTS, 4, seed) for seed in range(10)}) > 5
     assert sorted(fact.id for fact in choose_facts(FACTS, None, 3)) == [fact.id for fact in FACTS]
+    with pytest.raises(DataError, match="-1 facts cannot be chosen"):
+        choose_facts(FACTS, -1, 0)
+
+
+def test_a_set_without_a_test_part_is_not_called_empty() -> None:
+    train = tuple(fact for fact in FACTS if part_of(fact) != "test")
+    asked = RunRequest("cities", "", train, 2)
+
+    assert train and len(replace(asked, test_only=False).choose(tiny())) == min(2, len(train))
+    with pytest.raises(DataError, match=f"None of the {len(train)} facts is in the test part. Half of all subjects"):
+        asked.choose(tiny())
 
 
 def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,8 +782,10 @@ def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypa
     assert choose_known(lm, many, 3, 5) == tuple(fact for fact in order if int(fact.id) % 3 == 0)[:3]
     assert asked == list(order[: len(asked)]) and len(asked) < len(many) / 2
     assert len(choose_known(lm, many, 1000, 5)) == len(range(0, len(many), 3))
-    with pytest.raises(DataError, match="knows none of the 2 facts"):
+    with pytest.raises(DataError, match="knows none of the 2 facts: it says the true object of none by itself"):
         choose_known(lm, [many[1], many[2]], 1, 5)
+    with pytest.raises(DataError, match="There are no facts of which the model could know some"):
+        choose_known(lm, [], 1, 5)
 
 
 def test_methods_at_several_layers() -> None:

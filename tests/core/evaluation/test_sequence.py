@@ -408,6 +408,8 @@ def test_a_start_may_branch_off(tmp_path: Path) -> None:
 
     assert branch_facts(run, 0, FACTS[::-1]) == FACTS[::-1]
     assert branch_facts(run, 2, FACTS[::-1]) == (*FACTS[:2], *FACTS[:1:-1])
+    twice = (FACTS[0], FACTS[3], FACTS[0])
+    assert branch_facts(run, 1, twice) == (FACTS[0], FACTS[3], FACTS[0]), "a fact that is there twice stays once"
     facts = branch_facts(run, 1, FACTS[:4])
     branch = open_or_create(lm, replace(start, facts=facts, branch=(run.folder.name, 1)), tmp_path)
     assert branch.parent == (run.folder.name, 1) and branch.records == run.records[:2] and branch.plan.facts == facts

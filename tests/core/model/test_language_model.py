@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from torch import nn
 
 from rome_core.errors import ModelError
-from rome_core.model.language_model import Kept, LanguageModel, fingerprint, from_pretrained_parts, load_model
-from tests.tiny import FAMILIES, plain_run, plain_states, save_model, tiny_model, tiny_tokenizer
+from rome_core.model.language_model import Kept, LanguageModel, fingerprint
+from tests.tiny import FAMILIES, plain_run, plain_states, tiny_model, tiny_tokenizer
 
 IDS = tiny_tokenizer()("The Eiffel Tower is located in")["input_ids"]
 
@@ -74,6 +69,35 @@ def test_the_fingerprint_changes_with_any_one_weight(family: str) -> None:
     assert fingerprint(lm.hf) == lm.fingerprint
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_that_is_not_finite_has_no_fingerprint(bad: float, dtype: torch.dtype) -> None:
+    hf = tiny_model(dtype=dtype).hf
+    hf.get_parameter("model.layers.1.mlp.down_proj.weight").data[3, 5] = bad
+
+    with pytest.raises(ModelError, match=r"'model.layers.1.mlp.down_proj.weight' holds numbers that are not finite"):
+        fingerprint(hf)
+
+
+def test_weights_whose_sum_overflows_are_finite_all_the_same() -> None:
+    hf = tiny_model().hf
+    hf.get_parameter("model.layers.1.mlp.down_proj.weight").data.fill_(3e38)
+
+    assert fingerprint(hf)
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Embedding(24, 16), nn.Conv1d(24, 16, 1), nn.Linear(24, 16).to(torch.float8_e4m3fn), nn.ReLU()]
+)
+def test_a_module_of_another_kind_is_not_taken_for_a_transposed_one(module: nn.Module) -> None:
+    """Only GPT-2's Conv1D is: an adapter's wrapper, an expert layer or quantised weights once were, in silence."""
+    lm = tiny_model(intermediate_size=24)
+    lm.blocks[1].mlp.down_proj = module
+
+    with pytest.raises(ModelError, match=f"of the kind .*{type(module).__name__} holds no plain matrix"):
+        lm.weight(1)
+
+
 OTHER_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}
 
 
@@ -93,94 +117,6 @@ def test_a_document_starts_with_its_token_and_a_tokenizer_without_one_says_so() 
     with pytest.raises(ModelError, match="The tokenizer of 'tiny-llama' has no start token"):
         LanguageModel.document_start.fget(SimpleNamespace(tokenizer=bare, name="tiny-llama"))
     assert lm.document_start == 0
-
-
-def test_a_tokenizer_without_offsets_is_refused() -> None:
-    slow = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer)
-    slow.__class__ = type("Slow", (type(slow),), {"is_fast": False})
-
-    with pytest.raises(ModelError, match=r"The tokenizer of 'mine' gives no character offsets.*tokenizer\.json"):
-        from_pretrained_parts(tiny_model().hf, slow, "mine")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_model(tiny_model(), tmp_path / "model")
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_local_folder_loads_as_the_same_model(folder: Path, kind: type) -> None:
-    lm = tiny_model()
-
-    loaded = load_model(kind(folder), device="cpu")
-
-    assert loaded.fingerprint == lm.fingerprint
-    assert torch.equal(plain_run(loaded, [IDS]), plain_run(lm, [IDS]))
-    assert loaded.tokenizer("The Eiffel Tower")["input_ids"] == lm.tokenizer("The Eiffel Tower")["input_ids"]
-    assert loaded.hf.config._attn_implementation == "eager"
-
-
-def test_another_precision_is_another_model(folder: Path) -> None:
-    half = load_model(folder, dtype=torch.bfloat16, device="cpu")
-
-    assert half.dtype == torch.bfloat16
-    assert half.fingerprint != tiny_model().fingerprint
-
-
-def test_an_unknown_id() -> None:
-    with pytest.raises(ModelError, match=r"The model 'nobody/nothing' could not be loaded.*Check the spelling"):
-        load_model("nobody/nothing")
-
-
-def write_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-
-def pickle_the_weights(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def lose_a_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "quantised": lambda folder: write_config(
-        folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
-    ),
-    "of an unknown type": lambda folder: write_config(folder, model_type="opt"),
-    "of a type that nobody knows": lambda folder: write_config(folder, model_type="perceptron"),
-    "weights truncated": lambda folder: os.truncate(folder / "model.safetensors", 1000),
-    "weights empty": lambda folder: os.truncate(folder / "model.safetensors", 0),
-    "weights pickled": pickle_the_weights,
-    "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
-    "a config that is no JSON": lambda folder: (folder / "config.json").write_text("{"),
-    "a weight missing": lose_a_weight,
-    "a weight of another size": lambda folder: write_config(folder, intermediate_size=32),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_gives_a_sentence(folder: Path, damage: str) -> None:
-    DAMAGES[damage](folder)
-
-    with pytest.raises(ModelError) as caught:
-        load_model(folder)
-
-    assert caught.value.what and caught.value.try_next
-
-
-def test_parts_in_memory_are_frozen_and_know_their_family() -> None:
-    hf = AutoModelForCausalLM.from_config(tiny_model("gpt2").hf.config).train()
-
-    lm = from_pretrained_parts(hf, tiny_tokenizer(), "mine")
-
-    assert lm.name == "mine" and lm.layout.mlp_out == "mlp.c_proj"
-    assert not hf.training and not any(p.requires_grad for p in hf.parameters())
 
 
 def test_what_is_kept_with_a_model_is_bounded_and_the_least_used_goes_first() -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rome_core.errors import ModelError
-from rome_core.model.layout import CACHE_NAMES, LAYOUTS, cache_argument, layout_of
+from rome_core.model.layout import (
+    CACHE_NAMES,
+    LAYOUTS,
+    cache_argument,
+    is_recomputed,
+    is_transposed,
+    layout_of,
+)
 from tests.tiny import FAMILIES, tiny_model
 
 DOWN = {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "gpt_neox": "mlp.dense_4h_to_h"}  # all others: mlp.down_proj
@@ -67,7 +75,7 @@ def test_the_text_half_of_a_model_that_reads_images() -> None:
 
 
 def test_a_family_that_is_not_in_the_table() -> None:
-    with pytest.raises(ModelError, match=r"Models of type 'bert' are not supported.*gpt2.*rome_core/layout.py"):
+    with pytest.raises(ModelError, match=r"Models of type 'bert' are not supported.*gpt2.*rome_core/model/layout.py"):
         layout_of("bert")
 
 
@@ -81,3 +89,24 @@ def test_the_cache_goes_under_the_name_that_the_installed_release_gives_it(famil
 def test_a_module_without_a_cache() -> None:
     with pytest.raises(ModelError, match="Linear takes no key-value cache under a known name"):
         cache_argument(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("module", "expected"), [(nn.Linear(3, 2), False), (Conv1D(2, 3), True)])
+def test_only_gpt2s_own_module_is_transposed(module: nn.Module, expected: bool) -> None:
+    assert is_transposed(module) is expected
+    x = torch.randn(3)
+    matrix = module.weight.T if expected else module.weight
+    torch.testing.assert_close(module(x), matrix @ x + module.bias)
+
+
+@pytest.mark.parametrize("module", [nn.Conv1d(3, 2, 1), nn.Embedding(3, 2), nn.LayerNorm(2), nn.ReLU()])
+def test_other_modules_are_no_matrices(module: nn.Module) -> None:
+    with pytest.raises(ModelError, match=rf"of the kind torch.nn.*{type(module).__name__} holds no plain matrix"):
+        is_transposed(module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_weight_is_taken_for_one_that_is_made_anew(family: str) -> None:
+    assert not [name for name, _ in tiny_model(family).hf.named_parameters() if is_recomputed(name)]
+    for name in ("h.0.attn.bias", "gpt_neox.layers.1.attention.masked_bias", "a.rotary_emb.inv_freq", "position_ids"):
+        assert is_recomputed(name)

@@ -91,6 +91,19 @@ def test_relations_and_seed_choose_the_facts() -> None:
     assert replace(inquiry, config=TraceConfig()).rows_key != inquiry.rows_key
 
 
+def test_facts_with_one_id_have_records_of_their_own() -> None:
+    lm, done = tiny_model("llama", layers=LAYERS), dict[str, FactEffect]()
+    joined = tuple(replace(fact, id="1") for fact in facts())
+    inquiry = Inquiry(joined, 4, config=QUICK)
+    list(collect(lm, inquiry, done))
+
+    found = records_of(inquiry, done)
+    assert [row.dropped for row in found] == [row.dropped for row in rows()] and len(found) == len(rows())
+    for mine, expected in zip(found, rows(), strict=True):
+        for site, values in expected.effects.items():
+            torch.testing.assert_close(mine.effects[site], values, equal_nan=True)
+
+
 def test_records_survive_a_file() -> None:
     lm = tiny_model("llama", layers=LAYERS)
     about = describe(lm, Inquiry(facts(), 3, config=QUICK))

@@ -93,6 +93,16 @@ def test_it_ends_after_the_given_time(lm: LanguageModel, tmp_path: Path) -> None
     assert [look.step for look in seen] == [0, 2, 4]
 
 
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"steps": 0}, {"lr": float("nan")}, {"seed": 1.5}])
+def test_a_schedule_that_cannot_be_is_one_sentence(lm: LanguageModel, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    schedule = Schedule()
+    for name, value in wrong.items():
+        object.__setattr__(schedule, name, value)  # past the check of types, which only tests have
+    with pytest.raises(EditError, match=f"A training cannot have this setting: {next(iter(wrong))} must be a"):
+        train(lm, "mend", tmp_path / "n.safetensors", schedule)
+    assert not list(tmp_path.glob("n.*"))
+
+
 def test_other_settings_or_a_damaged_file_do_not_go_on(lm: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     train(lm, "mend", path, replace(QUICK, steps=2))

@@ -1,0 +1,369 @@
+"""A decoder from its name: found without running anything that comes with it, loaded, and checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rome_core.errors import ModelError, RomeError
+from rome_core.files import expanded
+from rome_core.model.default_model import DEFAULT_MODEL, fetch_default_model
+from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.language_model import LanguageModel, Source, fingerprint
+from rome_core.model.layout import Layout, is_recomputed, layout_of
+from rome_core.model.stored import check_plain, weight_files
+from rome_core.progress import Track, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHECK_TEXT = "The Eiffel Tower is in"
+HUB_SECONDS = 2.0  # what the hub has to answer in; its own client tries for 23 seconds, and logs each try
+CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    track: Track = silent,
+) -> LanguageModel:
+    """Load a decoder: the default model, a local folder, or a Hugging Face id.
+
+    device: "cpu", "cuda", …, or "auto" to spread a large model over all devices; None takes the GPU if there is one.
+
+    Only safetensors are read, and no code that comes with a model is ever run: a model that names such code
+    (`auto_map`) is refused, also where transformers has a class of its own for it, as the two may differ. So are
+    quantised weights, an adapter beside the weights, missing and unknown tensors, and what `from_pretrained_parts`
+    refuses. Raises ModelError.
+    """
+    placement = _placement(device)
+    origin = _origin(str(name), revision, track)
+    try:
+        layout = _check_files(origin)
+        hf, tokenizer = _load(origin, dtype, placement)
+    except RomeError:
+        raise
+    except Exception as error:  # other people's files: whatever transformers stumbles over is about them
+        raise ModelError(
+            f"The model '{name}' could not be loaded.",
+            origin.reason(error),
+            "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
+        ) from error
+    source = Source(origin.place, None if origin.is_folder else getattr(hf.config, "_commit_hash", None) or revision)
+    return from_pretrained_parts(hf, tokenizer, str(name), layout, source)
+
+
+def from_pretrained_parts(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    layout: Layout | None = None,
+    source: Source | None = None,
+) -> LanguageModel:
+    """Wrap a model that is already in memory. It is set to evaluation mode and its weights are frozen.
+
+    source: where it can be loaded from again, which exported adapters name as their base.
+
+    Raises ModelError where its weights are not finite or not plain matrices, where the tokenizer ends texts by itself,
+    gives no offsets or has tokens without an embedding, and where logits are not those of the model's own pass.
+    """
+    hf.eval().requires_grad_(False)
+    if lost := next((path for path, weight in hf.named_parameters() if weight.is_meta), None):
+        raise ModelError(
+            f"'{name}' does not fit into memory.", f"'{lost}' was left on the disk.", "Choose a smaller model or dtype."
+        )
+    embedding: Any = hf.get_input_embeddings()
+    _check_tokenizer(tokenizer, len(embedding.weight), name)
+    lm = LanguageModel(hf, tokenizer, layout or layout_of(hf.config.model_type), name, fingerprint(hf), source)
+    for layer in range(lm.n_layers):
+        for path in (*lm.layout.mlp_matrices(layer), lm.layout.module("attn_out", layer)):
+            lm.matrix(path)
+    _check_logits(lm)
+    return lm
+
+
+# ---------------------------------------------------------------------------------------------------- where a model is
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A folder or a repository of the hub, whose files can be read before anything is loaded from it.
+
+    cached: whether only what the hub's cache holds can be had.
+    """
+
+    name: str
+    place: str
+    revision: str | None = None
+    cached: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.place).is_dir()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every call of transformers is given."""
+        return {"trust_remote_code": False, "revision": self.revision, "local_files_only": self.cached}
+
+    def find(self, file: str) -> str | None:
+        """Where a file of the model is, fetched if need be; None if it has none of that name."""
+        from transformers.utils import cached_file
+
+        return cached_file(
+            self.place,
+            file,
+            revision=self.revision,
+            local_files_only=self.cached,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+
+    def settings(self, file: str) -> dict[str, Any]:
+        """What a JSON file of the model holds; nothing if there is no such file."""
+        found = self.find(file)
+        return {} if found is None else dict(json.loads(Path(found).read_text(encoding="utf-8")))
+
+    def reason(self, error: Exception) -> str:
+        """Why it could not be loaded, in one line."""
+        if not self.is_folder:
+            return "It is neither a local folder nor a Hugging Face id that can be reached from here."
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return lines[0][:200]
+
+
+def _origin(name: str, revision: str | None, track: Track) -> _Origin:
+    if name == DEFAULT_MODEL:
+        return _Origin(name, str(fetch_default_model(track)))
+    path = expanded(name)
+    if path.is_dir():
+        return _Origin(name, str(path.absolute()))
+    if path.is_file():
+        raise ModelError(
+            f"'{name}' is a file.",
+            "GGUF holds quantised weights." if path.suffix == ".gguf" else "",
+            "Give the folder with config.json, tokenizer and *.safetensors.",
+        )
+    if path.is_absolute() or name.startswith(("~", ".")) or name.count("/") > 1:
+        raise ModelError(f"There is no folder '{name}'.", "", "Check the spelling; a Hugging Face id is 'owner/name'.")
+    return _Origin(name, name, revision, cached=not _hub_answers())
+
+
+def _hub_answers() -> bool:
+    """Whether the hub says anything within HUB_SECONDS, through whatever proxy its client uses."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.is_offline_mode():
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        with suppress(Exception):  # no name, no route, no answer: all the same here
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+            answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name cannot be given a limit, waiting for it can
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return answered.is_set()
+
+
+def _placement(device: str | torch.device | None) -> str | torch.device:
+    """The device, tried; "auto" as it is."""
+    if device == "auto":
+        return "auto"
+    try:
+        chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise ModelError(
+            f"There is no device '{device}' here.", "", 'Choose "cpu", "auto", or a GPU that this machine has.'
+        ) from None
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------------ what is loaded
+
+
+def _check_files(origin: _Origin) -> Layout:
+    """Refuse what can be told from its files, before transformers is given any. Returns the family's layout."""
+    config, adapter = origin.settings(CONFIG), origin.settings(ADAPTER)
+    if not config and origin.is_folder:
+        raise _no_model(origin, adapter)
+    for file, settings in ((CONFIG, config), (TOKENIZER, origin.settings(TOKENIZER))):
+        if "auto_map" in settings:
+            raise ModelError(
+                f"'{origin.name}' comes with code of its own (auto_map in {file}).",
+                "Such code is never run, and without it the model may be another one.",
+                f"Choose a model that transformers knows; if the code adds nothing to it, take auto_map out of {file}.",
+            )
+    if adapter:
+        raise ModelError(
+            f"'{origin.name}' holds an adapter beside the model's weights.",
+            "It cannot be seen whether they are meant with it or without.",
+            f"Merge it into the weights (peft: merge_and_unload), or take {ADAPTER} out of the folder.",
+        )
+    if config.get("quantization_config") is not None:
+        raise ModelError(
+            f"'{origin.name}' has quantised weights.",
+            "Keys, values and updates need the plain ones.",
+            "Choose the unquantised version of the model.",
+        )
+    if not config:  # of a repository: none, or out of reach
+        raise OSError("no config.json")
+    layout = layout_of(str(config.get("model_type")))
+    if not (files := weight_files(origin.find)):
+        raise ModelError(
+            f"'{origin.name}' has no safetensors.",
+            "Weights of other formats are not read; pickled ones could run code.",
+            "Save the model again with save_pretrained.",
+        )
+    check_plain(files, origin.name)
+    return layout
+
+
+def _no_model(origin: _Origin, adapter: dict[str, Any]) -> ModelError:
+    """What a folder without config.json is."""
+    if adapter:
+        return ModelError(
+            f"'{origin.name}' is an adapter, no model.",
+            f"Its base is '{adapter.get('base_model_name_or_path')}'.",
+            "Load the base, and compare the adapter with it on the page Diagnose.",
+        )
+    files = sorted(path.name for path in Path(origin.place).iterdir())
+    held = f"It holds {', '.join(files[:5])}{' …' if files[5:] else ''}." if files else "It is empty."
+    if any(file.endswith(".gguf") for file in files):
+        held += " GGUF holds quantised weights."
+    return ModelError(
+        f"'{origin.name}' has no {CONFIG}.", held, "Give a folder with config.json, tokenizer and *.safetensors."
+    )
+
+
+def _load(
+    origin: _Origin, dtype: torch.dtype, placement: str | torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(origin.place, **origin.options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        origin.place,
+        **origin.options,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
+        attn_implementation="eager",
+        **({"device_map": "auto"} if placement == "auto" else {}),
+    )
+    hf, report = loaded
+    _check_report(origin.name, report)
+    if getattr(hf.config.get_text_config(), "tie_word_embeddings", False) and not _is_tied(hf):
+        raise ModelError(
+            f"'{origin.name}' holds a head that is not its embedding.",
+            f"{CONFIG} says that the two are one (tie_word_embeddings).",
+            f"If the head is meant as it is, set tie_word_embeddings to false in {CONFIG}.",
+        )
+    if placement != "auto":
+        nn.Module.to(hf, placement)
+    return hf, tokenizer
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model that was not loaded from its file one to one."""
+    if wrong := sorted(map(tuple, report["mismatched_keys"])):
+        key, found, wanted = wrong[0]
+        raise ModelError(
+            f"The weights of '{name}' do not fit its {CONFIG}.",
+            f"'{key}' has shape {tuple(found)} and should have {tuple(wanted)}{_and_more(wrong)}.",
+            "Copy or save the model again.",
+        )
+    if lost := sorted(map(str, report["missing_keys"])):
+        raise ModelError(
+            f"The weights of '{name}' are incomplete.",
+            f"'{lost[0]}' is missing{_and_more(lost)}.",
+            f"Copy or save the model again; if it is the head and the embedding serves as head, set "
+            f"tie_word_embeddings to true in {CONFIG}."
+            if lost == ["lm_head.weight"]
+            else "Copy or save the model again.",
+        )
+    if unknown := sorted(key for key in map(str, report["unexpected_keys"]) if not is_recomputed(key)):
+        raise ModelError(
+            f"'{name}' holds weights that its family does not have.",
+            f"'{unknown[0]}' would be left out{_and_more(unknown)}.",
+            "Without them it is another model: choose one that transformers knows whole.",
+        )
+
+
+def _and_more(keys: list[Any]) -> str:
+    return f", and {len(keys) - 1} more" if len(keys) > 1 else ""
+
+
+def _is_tied(hf: PreTrainedModel) -> bool:
+    """Whether head and embedding are one matrix, or two equal ones (on two devices)."""
+    head: Any = hf.get_output_embeddings()
+    embedding: Any = hf.get_input_embeddings()
+    return head.weight is embedding.weight or torch.equal(head.weight, embedding.weight.to(head.weight.device))
+
+
+# ------------------------------------------------------------------------------------------------------ what is checked
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    """rows: of the embedding. Special tokens may have none: they are refused where a text holds one (`batch_of`)."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer of '{name}' gives no character offsets.",
+            "They are needed to find the subject's tokens.",
+            "Choose a model that comes with a tokenizer.json.",
+        )
+    read = tokenizer(CHECK_TEXT, return_special_tokens_mask=True)
+    if read["special_tokens_mask"] and read["special_tokens_mask"][-1]:
+        raise ModelError(
+            f"The tokenizer of '{name}' ends every text with '{tokenizer.decode(read['input_ids'][-1:])}'.",
+            "A prompt that goes on cannot end so.",
+            f"Set add_eos_token to false in {TOKENIZER}, or take the token out of post_processor in tokenizer.json.",
+        )
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= rows and id not in special}
+    if beyond:
+        raise ModelError(
+            f"The tokenizer of '{name}' has tokens up to number {max(beyond)}; the model has {rows:,} embeddings.",
+            f"'{beyond[min(beyond)]}' has none{_and_more(list(beyond))}.",
+            "Use the tokenizer that belongs to the model.",
+        )
+
+
+def _check_logits(lm: LanguageModel) -> None:
+    """One short text by the way that everything here takes, against the model's own pass."""
+    try:
+        ids = lm.tokenizer(CHECK_TEXT)["input_ids"]
+        with torch.no_grad():
+            own = lm.unembed(hidden_states(lm, batch_of(lm, [ids])))
+            expected = lm.hf(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits.to(own.device)
+    except RomeError:
+        raise
+    except Exception as error:  # a family's own code, given a model that does not suit it
+        raise ModelError(
+            f"'{lm.name}' cannot read a text.", f"{type(error).__name__}: {str(error)[:200]}", "Choose another model."
+        ) from error
+    difference, size = float((own - expected).abs().max()), float(expected.abs().max())
+    if not difference <= size * torch.finfo(lm.dtype).eps ** 0.5:  # neither is NaN
+        raise ModelError(
+            f"'{lm.name}' gives other logits here than in transformers.",
+            f"They differ by {difference:.2g}, and are at most {size:.2g}."
+            if difference == difference
+            else f"They are not finite in {str(lm.dtype).removeprefix('torch.')}.",
+            "Load it in another dtype, or choose another model.",
+        )
