@@ -84,7 +84,7 @@ def of_session(lm: LanguageModel, item: session.ActiveEdit) -> Work:
 def of_form(lm: LanguageModel) -> Work | None:
     """The work of diagnosing what the form describes: the edit is solved, and not applied."""
     edit_form.example_buttons()
-    request = edit_form.request_form()
+    request = edit_form.request_form(lm)
     config = edit_form.method_form(lm, DEFAULT_METHOD, "edit", policies(), request)
     if request is None:
         return None

@@ -42,7 +42,7 @@ def main() -> None:
     lm = session.model()
     address.carry("view", "What to do", address.one_of(VIEWS))  # the settings above depend on it
     edit_form.example_buttons()
-    request = edit_form.request_form()
+    request = edit_form.request_form(lm)
     if request:
         edit_form.token_inspector(lm, request)
     # A list of facts is edited by one config, which must not follow the one fact that happens to stand above it.

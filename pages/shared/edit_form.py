@@ -13,7 +13,7 @@ from pages.shared import address, fact_at_hand, recommendation, track
 from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.forms import config_form
 from pages.shared.tables import table
-from pages.shared.text import literal, read_prompt, show_token
+from pages.shared.text import literal, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError
 from rome_core.diagnosis.inspection import TokenRow, token_table
 from rome_core.editing.presets import resolve
@@ -63,15 +63,16 @@ def example_buttons() -> None:
     fact_at_hand.example_buttons({example.label: example.fill for example in EXAMPLES})
 
 
-def request_form() -> EditRequest | None:
+def request_form(lm: LanguageModel) -> EditRequest | None:
     """The fact in one row of inputs. What cannot be used stays in the form, with a sentence below it."""
     fact_at_hand.carry()
     row = st.container(horizontal=True)
     template, subject, target, true = (
         fact_at_hand.text_field(row, name, label, help, width=width) for name, label, help, width in FACT_FIELDS
     )
+    prompt = fact_at_hand.read(lm, template, subject)
     try:
-        return EditRequest(read_prompt(template, subject), target, true.strip() or None)
+        return EditRequest(prompt, target, true.strip() or None) if prompt else None
     except RomeError as error:
         track.show_error(error)
         return None

@@ -9,9 +9,11 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import address
+from pages.shared import address, track
 from pages.shared.text import guess_subject, literal, read_prompt
-from rome_core import EditRequest, Prompt, RomeError, load_facts
+from rome_core import EditRequest, LanguageModel, Prompt, RomeError, load_facts
+from rome_core.model.tokens import chat_prompt
+from rome_core.model.wording import occurrences
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def take(fact: FactAtHand) -> None:
     """Put a fact at hand, in all of its fields."""
     st.session_state["_fact"] = fact
     st.session_state.update(fact.link)
-    st.session_state.update(dict.fromkeys(ANSWERS, ""))
+    st.session_state.update(dict.fromkeys(ANSWERS, ""), occurrence=0)
 
 
 def take_next(fact: FactAtHand) -> None:
@@ -127,6 +129,75 @@ def text_field(place: Any, name: str, label: str, help: str, **look: Any) -> str
     draw = place.text_area if name == "template" else place.text_input
     look |= {"height": 68} if name == "template" else {}
     return str(draw(label, key=name, help=help, on_change=_typed, **look) or "")
+
+
+def read(lm: LanguageModel, template: str, subject: str) -> Prompt | None:
+    """The prompt of the form, None where it is none: then a sentence says why, with a button where a way out is known.
+
+    Where a full text names the subject several times the form asks which one is meant; where the model is one to chat
+    with, the prompt may stand in its chat template.
+    """
+    address.carry("chat", "As a chat message", address.yes_or_no)
+    address.carry("occurrence", "Which one", address.a_number(int, 0, None))
+    try:
+        prompt = read_prompt(template, subject, _occurrence(template, subject))
+        if _chat_toggle(lm):
+            prompt = chat_prompt(lm.tokenizer, prompt)
+    except RomeError as error:
+        track.show_error(error)
+        if suggestion := getattr(error, "suggestion", ""):
+            st.button(literal(f"Use '{suggestion}'"), key="use-suggestion", on_click=_use, args=(suggestion,))
+        return None
+    st.session_state["_read"] = prompt
+    return prompt
+
+
+def is_read(prompt: Prompt) -> bool:
+    """Whether this is the prompt of the form as it stands."""
+    return bool(st.session_state.get("_read") == prompt)
+
+
+def chat_link() -> dict[str, str]:
+    """What a link of the fact at hand says of the chat template and of the subject's place beside it."""
+    said = {"chat": "yes" if st.session_state.get("chat") else "no"}
+    return {**said, "occurrence": str(st.session_state.get("occurrence") or 0)}
+
+
+def _occurrence(template: str, subject: str) -> int:
+    """Which of several places of the subject is meant, from 0."""
+    places = occurrences(template, subject.strip()) if "{}" not in template and subject.strip() else []
+    if st.session_state.get("occurrence") not in range(len(places)):
+        st.session_state["occurrence"] = 0
+    if len(places) < 2:
+        return 0
+    chosen = st.segmented_control(
+        f"The subject stands {len(places)} times in the prompt. Which one is meant?",
+        range(len(places)),
+        format_func=lambda n: literal(_around(template, *places[n])),
+        key="occurrence",
+        required=True,
+        persist_state="session",
+    )
+    return int(chosen or 0)
+
+
+def _around(text: str, start: int, stop: int, n: int = 20) -> str:
+    """A stretch of a text with what stands beside it."""
+    before, behind = text[max(0, start - n) : start], text[stop : stop + n]
+    return f"{'…' * (start > n)}{before}[{text[start:stop]}]{behind}{'…' * (stop + n < len(text))}"
+
+
+def _chat_toggle(lm: LanguageModel) -> bool:
+    """Whether the prompt shall stand in the model's chat template; not asked where it has none."""
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return False
+    help = "Puts the prompt into the tokenizer's own chat template, as a user's message before the assistant's answer."
+    return bool(st.toggle("As a chat message", key="chat", persist_state="session", help=help))
+
+
+def _use(subject: str) -> None:
+    st.session_state["subject"] = subject
+    _typed()
 
 
 def _typed() -> None:

@@ -116,7 +116,7 @@ def _edit_list() -> None:
     with st.container(key="edits"):
         st.markdown(f"**Active edits** · {_state(items)}")
         if not items:
-            st.caption("None. An edit that you keep on the Edit page appears here, for this session only.")
+            st.caption("None. Every edit that is solved joins by itself, for this session only.")
             return
         st.toggle("Original model", key="original_model", help="Switches every edit off, without forgetting any.")
         for position, item in enumerate(items):

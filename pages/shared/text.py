@@ -85,7 +85,7 @@ def _without_links(words: list[str]) -> str:
     return " ".join(words).rstrip(".,;:!?")
 
 
-def read_prompt(text: str, subject: str) -> Prompt:
+def read_prompt(text: str, subject: str, occurrence: int = 0) -> Prompt:
     """A prompt from a form: a template with {}, or the full text with a subject, which may be left to be guessed."""
     subject = subject.strip()
     if "{}" in text:
@@ -96,7 +96,7 @@ def read_prompt(text: str, subject: str) -> Prompt:
             "It has no {} and no capitalised word.",
             "Write the subject beside it, or {} where it goes, e.g. '{} is located in the city of'.",
         )
-    return Prompt.from_text(text, subject or guess_subject(text))
+    return Prompt.from_text(text, subject or guess_subject(text), occurrence)
 
 
 def count(n: int, word: str) -> str:

@@ -81,7 +81,9 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
         edit = _from_parts(about, tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, PromptError) as error:
         raise EditError(
-            f"'{name}' is not an edit saved by ROME Explorer.", "", "Choose a file made with 'Save edit'."
+            f"'{name}' is not an edit saved by ROME Explorer.",
+            "",
+            "Choose a .safetensors file that 'Download the edit' or save_edit made.",
         ) from error
     if not all(bool(factor.isfinite().all()) for delta in edit.deltas for factor in (delta.U, delta.V)):
         raise EditError(f"'{name}' holds an update that is not finite.", "It would break the model.", "Solve it again.")

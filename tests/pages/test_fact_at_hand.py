@@ -9,9 +9,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing.view import LATEST
-from pages.shared import address
+from pages.shared import address, session
 from pages.shared.fact_at_hand import EXAMPLES, FIELDS, FactAtHand, objects_of, of_link
-from tests.pages.conftest import ROOT, goto, job_of, texts, wait_for
+from tests.pages.conftest import ROOT, goto, job_of, session_of, texts, wait_for
 
 COLOSSEUM, EIFFEL, FRANCE, BRAZIL = EXAMPLES
 
@@ -211,3 +211,63 @@ def test_texts_of_links_are_read_strictly(read: Any, good: str, value: object, b
 def test_known_objects_are_found_by_the_full_prompt() -> None:
     assert objects_of(FactAtHand("The capital of France is", "France")) == ("London", "Paris")
     assert objects_of(FactAtHand("", "France")) == ("", "")
+
+
+# ---------------------------------------------------------------------------------------- what is meant by the subject
+
+
+def test_a_subject_that_is_spelt_otherwise_is_offered_as_the_prompt_spells_it(app: AppTest) -> None:
+    goto(app, "tracing", template="The seat of l’IAAF is in", subject="l'IAAF")
+    assert app.button(key="run").disabled and "l’IAAF" in texts(app.error)
+
+    app.button(key="use-suggestion").click().run()
+    assert not app.error and app.text_input(key="subject").value == "l’IAAF"
+    goto(app, "edit")
+    assert form(app).subject == "l’IAAF"
+
+
+@pytest.mark.parametrize("page", ["edit", "tracing"])
+def test_one_of_several_places_of_a_subject_is_chosen_and_linked(app: AppTest, page: str) -> None:
+    goto(app, page, template="Of Rome they say that Rome is in", subject="Rome", target="Oslo", true="")
+    choice = next(one for one in app.get("button_group") if one.key == "occurrence")
+    assert "2 times" in choice.label
+    first = app.session_state["_read"]
+    app.session_state["occurrence"] = 1
+    app.run()
+
+    second = app.session_state["_read"]
+    assert (first.template, second.template) == ("Of {} they say that Rome is in", "Of Rome they say that {} is in")
+    assert app.query_params["occurrence"] == "1"
+    other = in_a_fresh_tab(app, page)
+    assert other.session_state["_read"] == second
+    other.button(key="example-0").click().run()
+    assert other.session_state["occurrence"] == 0 and not other.error
+
+
+def test_a_prompt_of_several_lines_is_shown_on_one(app: AppTest) -> None:
+    goto(app, "tracing", template="User: where is the {}?\nAssistant: It is in", subject="Colosseum")
+    app.number_input(key="trace-samples").set_value(1).run()
+    app.button(key="run").click().run()
+
+    assert app.session_state["_read"].text == "User: where is the Colosseum?\nAssistant: It is in"
+    assert "**“User: where is the Colosseum? ⏎ Assistant: It is in”**" in texts(app.markdown)
+    other = in_a_fresh_tab(app, "tracing")
+    assert other.session_state["_read"] == app.session_state["_read"]
+
+
+def test_a_prompt_becomes_a_chat_message_where_the_model_is_one_to_chat_with(app: AppTest) -> None:
+    goto(app, "edit", **FRANCE.link)
+    assert not [one for one in app.toggle if one.key == "chat"], "this tokenizer has no chat template"
+
+    with session_of(app):
+        lm = session.loaded()
+    assert lm is not None
+    lm.tokenizer.chat_template = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}<a>"
+    try:
+        app.run().toggle(key="chat").set_value(True).run()
+        assert app.session_state["_read"].text == "<u>The capital of France is</u><a>"
+        assert app.query_params["chat"] == "yes" and form(app) == FRANCE
+        goto(app, "tracing").run()
+        assert app.session_state["_read"].text == "<u>The capital of France is</u><a>"
+    finally:
+        lm.tokenizer.chat_template = None

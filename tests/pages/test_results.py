@@ -30,6 +30,7 @@ def test_an_edit_names_its_fact_and_stands_apart_when_the_form_moves_on(app: App
     report = finish(app, ("edit", "job"))
     title = f"**France → London ({report.edit.method}), layer {report.edit.config.layer}**"
     assert title in texts(app.markdown) and not moved_on(app, "Edit")
+    assert "no paraphrases and neighbours are known" in texts(app.caption), "why the figure has few rows"
 
     app.button(key="example-0").click().run()
     assert title in texts(app.markdown) and moved_on(app, "Edit")

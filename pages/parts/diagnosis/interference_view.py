@@ -39,7 +39,7 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     candidates = {id: edit for id, edit in candidates.items() if layers_of(lm, edit)}
     if len(candidates) < 2:
         st.info(
-            "Two edits are needed: keep one or more on the Edit page, and diagnose the next one here under “One edit”."
+            "Two edits are needed: solve one or more on the Edit page, and diagnose the next one here under “One edit”."
         )
         return
     names = list(candidates)

@@ -90,7 +90,7 @@ def run(model: str, settings: dict[str, Any], work: Work, job: track.Job[Screeni
 def of_edits(lm: LanguageModel) -> Asked | None:
     edits: tuple[Edit, ...] = session.active()
     if not edits:
-        st.info("No edit is active. Keep one on the Edit page, or diagnose a list.")
+        st.info("No edit is active. Solve one on the Edit page, or diagnose a list.")
         return None
     title = f"{count(len(edits), 'edit')} of this session"
     settings = {"edits": [edit.id for edit in edits]}

@@ -100,14 +100,15 @@ def open_saved(lm: LanguageModel) -> Edit | None:
         return None
     session.taken_uploads().add(file.file_id)
     try:
-        return read_edit(lm, file.getvalue())
+        return read_edit(lm, file.getvalue(), Path(file.name).name)
     except RomeError as error:
         track.show_error(error)
         return None
 
 
-def read_edit(lm: LanguageModel, data: bytes) -> Edit:
+def read_edit(lm: LanguageModel, data: bytes, name: str = "edit.safetensors") -> Edit:
+    """An edit from the bytes of a file; messages call it by its name."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "edit.safetensors"
+        path = Path(folder) / name
         path.write_bytes(data)
         return load_edit(path, lm)

@@ -11,8 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from pages.shared import address, fact_at_hand, session, track
 from pages.shared.forms import carry_fields, widget
-from pages.shared.text import code, guess_subject, literal, number, read_prompt, show_token
-from rome_core import LanguageModel, RomeError, TraceConfig, continuation_probabilities
+from pages.shared.text import code, guess_subject, literal, number, show_token
+from rome_core import LanguageModel, Prompt, RomeError, TraceConfig, continuation_probabilities
 from rome_core.errors import PromptError
 from rome_core.model.scoring import next_tokens
 from rome_core.model.tokens import as_target, cut_token
@@ -55,10 +55,11 @@ def request_form(lm: LanguageModel) -> tuple[TraceRequest | None, bool]:
         placeholder="the model's",
         help="The text whose probability is followed; by default the model's most probable next token.",
     )
+    prompt = fact_at_hand.read(lm, text, subject)
     config, foil, budget = settings_form(lm)
     row = st.container(horizontal=True, vertical_alignment="center")
     place = row.empty()
-    request = _read_request(text, subject, answer or "", foil, config, budget)
+    request = _read_request(prompt, answer or "", foil, config, budget) if prompt else None
     guessed = "" if "{}" in text or subject.strip() else guess_subject(text)
     ready = request is not None and _say(row, lm, request, guessed)
     run = place.button("Trace", type="primary", shortcut="Ctrl+Enter", disabled=not ready, key="run")
@@ -103,15 +104,9 @@ def settings_form(lm: LanguageModel) -> tuple[TraceConfig, str, int]:
     return TraceConfig(**values), (foil or "").strip(), int(memory * GIB)
 
 
-def _read_request(
-    text: str, subject: str, answer: str, foil: str, config: TraceConfig, budget: int
-) -> TraceRequest | None:
-    try:
-        prompt = read_prompt(text, subject)
-        if config.metric == "logit difference" and not foil:
-            raise PromptError("The logit difference needs a second answer.", "", "Write one in the settings.")
-    except RomeError as error:
-        track.show_error(error)
+def _read_request(prompt: Prompt, answer: str, foil: str, config: TraceConfig, budget: int) -> TraceRequest | None:
+    if config.metric == "logit difference" and not foil:
+        track.show_error(PromptError("The logit difference needs a second answer.", "", "Write one in the settings."))
         return None
     followed = as_target(answer, prompt.text) if answer.strip() else None
     second = as_target(foil, prompt.text) if config.metric == "logit difference" else None
