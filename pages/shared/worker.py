@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-GONE_AFTER = 4.0  # seconds without its session, then work is stopped; a tab that is reloaded comes back sooner
+GONE_AFTER = 3.0  # seconds without its session, then work is stopped; a tab that is reloaded comes back sooner
 LOOKS_EVERY = 0.5
 
 
