@@ -9,7 +9,7 @@ import streamlit as st
 from pages.parts.evaluation import run as evaluation_run
 from pages.parts.evaluation import views as evaluation_views
 from pages.parts.evaluation.run import Shown
-from pages.shared import address, fact_sets, frame, session, track
+from pages.shared import address, fact_sets, frame, public, session, track
 from pages.shared.charts import result_of
 from pages.shared.forms import widget
 from pages.shared.text import count
@@ -137,7 +137,7 @@ def other_run() -> Shown | None:
             key="beside",
             persist_state="session",
         )
-        path = st.text_input(
+        path = public.path_field(
             "A run's folder on the server",
             key="beside-folder",
             help="As rome-evaluate writes it.",

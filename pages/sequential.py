@@ -96,7 +96,8 @@ def start(lm: LanguageModel, wish: SequenceStart) -> None:
     """Begin a run or go on with it, unless it is under way."""
     name, job = wish.name(lm), job_of(wish.name(lm))
     if job is None or not job.live:
-        submit(name, track.submit(f"{count(len(wish.facts), 'fact')} by {wish.config.name}", partial(work, lm, wish)))
+        label = f"{count(len(wish.facts), 'fact')} by {wish.config.name}"
+        submit(name, track.submit(label, partial(work, lm, wish), outlives=True))
     st.session_state["sequence-shown"] = name
 
 
@@ -168,7 +169,8 @@ def unfinished(lm: LanguageModel, name: str, run: SequenceRun) -> None:
     if left and own(run) and run.fingerprint == lm.fingerprint:
 
         def resume() -> None:
-            submit(name, track.submit(f"{count(left, 'fact')} left of {name}", partial(go_on, lm, run)))
+            label = f"{count(left, 'fact')} left of {name}"
+            submit(name, track.submit(label, partial(go_on, lm, run), outlives=True))
 
         st.button(f"Go on with the {count(left, 'fact')} left", on_click=resume, key="sequence-resume")
 

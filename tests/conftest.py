@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; set before huggingfa
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # side by side, each has its share of the cores
     share = max(1, (os.cpu_count() or 1) // int(processes))
     os.environ["OMP_NUM_THREADS"] = str(share)  # for the processes that tests start
+    os.environ["ROME_EXPLORER_THREADS"] = str(share)  # and for the jobs of the pages
     torch.set_num_threads(share)
 
 CHROME_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A room of the core imports from the rows above its own, and within itself without going in a circle.
 ROWS = (
     ("errors",),
-    ("files", "progress", "settings"),
+    ("files", "progress", "settings", "threads"),
     ("model",),
     ("facts",),
     ("tracing",),

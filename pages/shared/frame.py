@@ -9,7 +9,7 @@ from typing import Literal
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from pages.shared import address, circuits, fact_at_hand, session, track
+from pages.shared import address, circuits, fact_at_hand, public, session, track
 from pages.shared.text import literal
 from rome_core import DEFAULT_MODEL, LanguageModel
 
@@ -58,6 +58,8 @@ def run() -> None:
     page = navigation()
     st.set_page_config(page_title=f"{page.title} · ROME Explorer", page_icon=str(ICON), layout="wide")
     st.html(CSS)
+    if not public.is_let_in():
+        return
     opened = address.begin(page.url_path)
     if opened and "model" in opened:
         st.session_state["model"] = opened["model"]
@@ -79,13 +81,17 @@ def run() -> None:
 
 
 def _model_chooser() -> None:
-    st.text_input(
-        "Model",
-        value=DEFAULT_MODEL,
-        key="model",
-        on_change=session.try_again,
-        help="The default model, a Hugging Face id such as gpt2, or a folder on the server. Only safetensors are read.",
-    )
+    if public.is_public():
+        st.selectbox("Model", public.allowed_models(), key="model", on_change=session.try_again)
+    else:
+        st.text_input(
+            "Model",
+            value=DEFAULT_MODEL,
+            key="model",
+            on_change=session.try_again,
+            help="The default model, a Hugging Face id such as gpt2, or a folder on the server. Only safetensors are "
+            "read.",
+        )
     lm = session.loaded()
     st.caption(describe_model(lm) if lm else "Loaded when a page needs it.")
 

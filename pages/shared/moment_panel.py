@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import public, session, track
 from pages.shared.charts import draw_chart, page_theme
 from pages.shared.style import AFTER, Theme, frame_figure
 from pages.shared.text import count, literal
@@ -146,7 +146,7 @@ def _file() -> list[str] | None:
 
 
 def _dataset() -> list[str] | None:
-    name = st.text_input(
+    name = public.path_field(
         "Dataset on the hub", placeholder="Salesforce/wikitext", key="moment-dataset", persist_state="session"
     )
     return list(read_dataset(name)) if name else None

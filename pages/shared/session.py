@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
+from pages.shared import public
 from pages.shared.text import literal
 from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
@@ -59,6 +60,7 @@ def model() -> LanguageModel:
     chosen, former = chosen_name(), st.session_state.get("_model_in_use")
     for name in dict.fromkeys([chosen, former or DEFAULT_MODEL]):
         try:
+            public.check_model(name)
             lm = _wait_for(name)
         except Exception as error:
             show_error(error)
@@ -194,9 +196,11 @@ def start_job(
     asked: object = None,
     begins_with: str = "preparing",
     then: Callable[[Any], None] = lambda result: None,
+    short: bool = False,
 ) -> None:
     """Queue `work(job)`, as `track.submit` does, and keep its job."""
-    keep_job(key, submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then))
+    job = submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then, short=short)
+    keep_job(key, job)
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:

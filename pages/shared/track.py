@@ -1,4 +1,4 @@
-"""Long work: one worker thread for everybody, jobs that can be watched from any page, and a stop that answers at once.
+"""Long work: threads that everybody shares, jobs that can be watched from any page, and a stop that answers at once.
 
 Streamlit cannot cancel a running script and restarts it on every click, so nothing that takes more than about two
 seconds runs inside one. A job runs in the worker; pages look at it through a polling fragment. Functions that run as
@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Generic, Literal, TypeVar
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from pages.shared import public
 from pages.shared.text import literal
+from pages.shared.worker import Task, Worker
 from rome_core import RomeError
 from rome_core.progress import Stopped
+from rome_core.threads import use_free_cores
 
 T = TypeVar("T")
 P = TypeVar("P")  # what a job publishes while it runs
@@ -126,6 +130,7 @@ class Job(Progress, Generic[P, R]):
         try:
             if self._stop.is_set():
                 raise Stopped
+            use_free_cores()
             self.result = work(self)
         except Stopped:
             end = "stopped"
@@ -137,33 +142,23 @@ class Job(Progress, Generic[P, R]):
         self.state = end  # last, because pages look at it first
 
 
-class Worker:
-    """The one thread that runs jobs, in the order in which they came. It does not keep a server from ending."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Progress, Callable[[], None]]] = SimpleQueue()
-        self._unfinished: list[Progress] = []
-        threading.Thread(target=self._work, name="rome-job", daemon=True).start()
-
-    def submit(self, job: Job[P, R], work: Callable[[Job[P, R]], R]) -> None:
-        self._unfinished.append(job)
-        self._queue.put((job, partial(job.run, work)))
-
-    def ahead(self, job: Progress) -> list[Progress]:
-        """The jobs that come before this one, the one that runs first."""
-        unfinished = list(self._unfinished)
-        return unfinished[: unfinished.index(job)] if job in unfinished else []
-
-    def _work(self) -> None:
-        while True:
-            job, run = self._queue.get()
-            run()
-            self._unfinished.remove(job)
-
-
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
-    return Worker()
+    made = Worker(_is_there)
+    if runtime.exists():
+        made.watch()
+    return made
+
+
+def _is_there(owner: str) -> bool | None:
+    """Whether a session is connected; None outside a server."""
+    return runtime.get_instance().is_active_session(owner) if runtime.exists() else None
+
+
+def _owner() -> str:
+    """The session whose script runs now."""
+    context = get_script_run_ctx()
+    return context.session_id if context else ""
 
 
 def submit(
@@ -174,9 +169,13 @@ def submit(
     asked: object = None,
     begins_with: str = "preparing",
     then: Callable[[R], None] = lambda result: None,
+    short: bool = False,
+    outlives: bool = False,
 ) -> Job[P, R]:
     """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`.
 
+    short: it ends within seconds, and does not wait for long work. outlives: it writes to disk what it finds, and goes
+    on when its session is gone.
     published: what there is to show before it begins. asked, begins_with: see `Progress`.
     then: called once with its result, by the session's script and not by the worker, on whatever page the user is.
     """
@@ -187,8 +186,9 @@ def submit(
             then(job.result)
 
     job.settle = settle
+    public.check_jobs(sum(job.live for job in my_jobs()))
     my_jobs().append(job)
-    worker().submit(job, work)
+    worker().submit(Task(job, partial(job.run, work), _owner(), short, outlives))
     return job
 
 
@@ -245,7 +245,7 @@ def describe(job: Progress) -> str:
     """One line: what runs, how far it is, how long it took and will take."""
     label = literal(job.label)
     if job.state == "queued":
-        return " · ".join([label, *_waits_for(worker().ahead(job))])
+        return " · ".join([label, *_waits_for([other for other in worker().ahead(job) if isinstance(other, Progress)])])
     if job.state == "done":
         return f"{label} · done in {job.seconds:.1f} s"
     if job.state == "stopped":
@@ -292,5 +292,4 @@ def show_error(error: Exception | None) -> None:
     if isinstance(error, RomeError):
         st.error(literal(str(error)))
     else:
-        what = literal(f"{type(error).__name__}: {str(error)[:200]}")
-        st.error(f"Something unforeseen happened ({what}). The server's log has more.")
+        st.error(public.describe_fault(error) if error else "Something unforeseen happened.")

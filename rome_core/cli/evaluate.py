@@ -166,7 +166,7 @@ def kept(argv: Sequence[str] | None) -> str:
     parts = sum(1 for _ in (folder / "parts").glob("*/*.parquet"))
     if not parts:
         return "Nothing was finished, and nothing is kept."
-    return f"{parts:,} finished parts are kept in '{folder}': the same command goes on with the rest."
+    return f"Finished parts that are kept in '{folder}': {parts:,}. The same command goes on with the rest."
 
 
 def command(argv: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(args: argparse.Namespace) -> SequenceRun:
     """Begin the run, or go on with it, to its end. One that ends before its first record leaves no folder behind."""
-    run = open_run(args.out) if args.resume else None
+    run, began = open_run(args.out) if args.resume else None, not (args.out / "run.json").exists()
     facts = [] if args.resume else facts_from(args, [args.method])
     former = None if args.resume or args.branch_of is None else open_run(args.branch_of)
     lm = loader(args)()
@@ -119,7 +119,7 @@ def work(args: argparse.Namespace) -> SequenceRun:
             if record.texts or record.error:
                 tqdm.write(describe_step(record))
     except BaseException:
-        if not run.records:
+        if began and not run.records:
             discard_run(run)
         raise
     return run
@@ -208,7 +208,7 @@ def kept(argv: Sequence[str] | None) -> str:
     folder = arguments(argv).out
     if not (folder / "run.json").exists() or not (records := open_run(folder).records):
         return "Nothing was finished, and nothing is kept."
-    return f"{records[-1].edited:,} facts are kept in '{folder}': the same command goes on with the rest."
+    return f"Facts that are kept in '{folder}': {records[-1].edited:,}. The same command goes on with the rest."
 
 
 def command(argv: Sequence[str] | None = None) -> int:

@@ -113,11 +113,8 @@ def facts_from(args: argparse.Namespace, methods: Sequence[str] = ()) -> list[Fa
         lacking = sum(map(lacks_new_object, facts))
         chosen = with_new_objects(facts, args.order_seed)
         left_out(chosen.problems)
-        facts = list(chosen)
-        say(
-            f"{lacking - len(chosen.problems):,} facts take another object of their relation as the new one, by seed "
-            f"{args.order_seed}."
-        )
+        facts, given = list(chosen), lacking - len(chosen.problems)
+        say(f"Facts with another object of their relation as the new one, by seed {args.order_seed}: {given:,}.")
     if part_asked(args) == "test":
         found = facts_of("test", facts)
         if facts and not found:
@@ -129,7 +126,7 @@ def facts_from(args: argparse.Namespace, methods: Sequence[str] = ()) -> list[Fa
     if not facts:
         raise DataError(f"There is no fact in {name} that can be edited.", "", "Choose another file.")
     if args.records is not None and args.records > len(facts):
-        say(f"There are {len(facts):,} facts, and all are taken: --records is {args.records:,}.")
+        say(f"All facts are taken: {len(facts):,}, fewer than --records {args.records}.")
     if part_asked(args) == "all":
         say_trained(facts, [name for name in methods if METHODS[name].trained])
     return facts

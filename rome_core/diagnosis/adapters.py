@@ -41,22 +41,16 @@ _BROKEN = (OSError, SafetensorError, ValueError, TypeError, AttributeError, Look
 _STARTS = (True, False, None, "gaussian", "eva")  # others, such as PiSSA, take a part out of the base's own weights
 
 
-def adapter_differences(lm: LanguageModel, folder: Path) -> Iterator[Difference]:
-    """What the adapter makes of each weight that it changes. Raises ModelError where any of it is not understood."""
+def read_adapter(lm: LanguageModel, folder: Path) -> tuple[list[Difference], str]:
+    """What an adapter makes of each weight that it changes, and the base that it names ("" where it names none).
+
+    Raises ModelError where any of it is not understood.
+    """
     try:
         config, tensors = _read(folder)
         _check_config(config, folder.name)
-        yield from _differences(lm, config, tensors, folder.name)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        re.error,
-        SafetensorError,
-    ) as error:
+        return list(_differences(lm, config, tensors, folder.name)), config.get("base_model_name_or_path") or ""
+    except _BROKEN as error:
         raise ModelError(
             f"The adapter in '{folder.name}' cannot be read.", str(error)[:200], f"It needs {CONFIG} and {WEIGHTS}."
         ) from None

@@ -52,14 +52,18 @@ class Changes(tuple[Change, ...]):
     """Every changed weight, in the files' order.
 
     compared: how many weights were compared. not_compared: what was not, and why; all else is as in the base.
+    base: what an adapter names as its base, which may be another model than the one that it was compared with.
     """
 
     compared: int
     not_compared: Mapping[str, str]
+    base: str
 
-    def __new__(cls, changes: Iterable[Change], compared: int, not_compared: Mapping[str, str]) -> Changes:
+    def __new__(
+        cls, changes: Iterable[Change], compared: int, not_compared: Mapping[str, str], base: str = ""
+    ) -> Changes:
         made = super().__new__(cls, changes)
-        made.compared, made.not_compared = compared, not_compared
+        made.compared, made.not_compared, made.base = compared, not_compared, base
         return made
 
 
@@ -75,8 +79,8 @@ def changes_of(lm: LanguageModel, folder: str | Path, track: Track = silent) -> 
             f"'{folder}' is not a folder.", "", "Give the folder of an edited checkpoint or of a LoRA adapter."
         )
     if (path / adapters.CONFIG).exists():
-        found = list(adapters.adapter_differences(lm, path))
-        return Changes((change_of(lm, difference) for difference in found), len(lm.hf.state_dict()), {})
+        found, base = adapters.read_adapter(lm, path)
+        return Changes((change_of(lm, difference) for difference in found), len(lm.hf.state_dict()), {}, base)
     return _checkpoint(lm, path, track)
 
 

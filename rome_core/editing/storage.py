@@ -85,11 +85,23 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
             "",
             "Choose a .safetensors file that 'Download the edit' or save_edit made.",
         ) from error
-    if lm is not None and edit.base != lm.fingerprint:
+    if not all(bool(factor.isfinite().all()) for delta in edit.deltas for factor in (delta.U, delta.V)):
+        raise EditError(f"'{name}' holds an update that is not finite.", "It would break the model.", "Solve it again.")
+    if lm is None:
+        return edit
+    if edit.base != lm.fingerprint:
         raise EditError(
             f"'{name}' was solved for another model than '{lm.name}'.", "", "Load that model, or solve the edit again."
         )
-    return edit if lm is None else replace(edit, source=lm.source)
+    if strange := next((delta.module for delta in edit.deltas if not _fits(lm, delta)), None):
+        raise EditError(f"'{name}' changes '{strange}', which does not fit '{lm.name}'.", "", "Solve the edit again.")
+    return replace(edit, source=lm.source)
+
+
+def _fits(lm: LanguageModel, delta: Delta) -> bool:
+    """Whether an update is of a matrix in the model's blocks, where overlays act, and of its size."""
+    inside = delta.module.startswith(f"{lm.layout.blocks}.") and delta.module in dict(lm.hf.named_modules())
+    return inside and (delta.U.shape[0], delta.V.shape[1]) == tuple(lm.matrix(delta.module).shape)
 
 
 def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +61,7 @@ def load_model(
             origin.reason(error),
             "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
         ) from error
-    source = Source(origin.place, None if origin.is_folder else getattr(hf.config, "_commit_hash", None) or revision)
-    return from_pretrained_parts(hf, tokenizer, str(name), layout, source)
+    return from_pretrained_parts(hf, tokenizer, str(name), layout, Source(origin.place, origin.commit))
 
 
 def from_pretrained_parts(
@@ -129,6 +130,12 @@ class _Origin:
             _raise_exceptions_for_connection_errors=False,
         )
 
+    @property
+    def commit(self) -> str | None:
+        """The commit of a repository that its files are from: the cache keeps each in a folder of that name."""
+        found = None if self.is_folder else self.find(CONFIG)
+        return found and Path(found).parent.name
+
     def settings(self, file: str) -> dict[str, Any]:
         """What a JSON file of the model holds; nothing if there is no such file."""
         found = self.find(file)
@@ -155,7 +162,11 @@ def _origin(name: str, revision: str | None, track: Track) -> _Origin:
             "Give the folder with config.json, tokenizer and *.safetensors.",
         )
     if path.is_absolute() or name.startswith(("~", ".")) or name.count("/") > 1:
-        raise ModelError(f"There is no folder '{name}'.", "", "Check the spelling; a Hugging Face id is 'owner/name'.")
+        raise ModelError(
+            f"The model '{name}' could not be loaded.",
+            "There is no such folder.",
+            "Check the spelling; a Hugging Face id is 'owner/name'.",
+        )
     return _Origin(name, name, revision, cached=not _hub_answers())
 
 
@@ -199,7 +210,7 @@ def _placement(device: str | torch.device | None) -> str | torch.device:
 def _check_files(origin: _Origin) -> Layout:
     """Refuse what can be told from its files, before transformers is given any. Returns the family's layout."""
     config, adapter = origin.settings(CONFIG), origin.settings(ADAPTER)
-    if not config and origin.is_folder:
+    if not config and (origin.is_folder or adapter):
         raise _no_model(origin, adapter)
     for file, settings in ((CONFIG, config), (TOKENIZER, origin.settings(TOKENIZER))):
         if "auto_map" in settings:
@@ -256,17 +267,18 @@ def _load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(origin.place, **origin.options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        origin.place,
-        **origin.options,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
-        attn_implementation="eager",
-        **({"device_map": "auto"} if placement == "auto" else {}),
-    )
+    with _without_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            origin.place,
+            **origin.options,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            # Tracing replays single blocks and shows attention patterns: both need the mask and the weights spelt out.
+            attn_implementation="eager",
+            **({"device_map": "auto"} if placement == "auto" else {}),
+        )
     hf, report = loaded
     _check_report(origin.name, report)
     if getattr(hf.config.get_text_config(), "tie_word_embeddings", False) and not _is_tied(hf):
@@ -278,6 +290,21 @@ def _load(
     if placement != "auto":
         nn.Module.to(hf, placement)
     return hf, tokenizer
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep out of the log what transformers says of tensors that do not fit: they are refused, and never "ignored"."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
 
 
 def _check_report(name: str, report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rome_core.errors import DataError
+from rome_core.facts.datasets import load_facts
 from rome_core.facts.fact import Fact, tell_apart
 from rome_core.files import STUDIES, csv_text, null_if_infinite
 from rome_core.model.default_model import DEFAULT_MODEL
@@ -240,7 +241,8 @@ def shipped_records() -> Source | None:
         return None
     name = f"docs/studies/{STUDY.name}"
     rows = read_records(text, name).rows if text.strip() else ()
-    return Source(name, rows, About(model=DEFAULT_MODEL, config=TraceConfig(), order_seed=0)) if rows else None
+    about = About(model=DEFAULT_MODEL, facts=digest(load_facts()), config=TraceConfig(), order_seed=0)
+    return Source(name, rows, about) if rows else None
 
 
 def averages_csv(averages: Averages, metric: str) -> str:

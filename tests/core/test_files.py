@@ -91,6 +91,11 @@ def test_a_table_as_csv_comes_back() -> None:
     assert read == [["a, b", 'say "x"', "1.5"], ["two\nlines", "", ""]]
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+5", "-x", "@SUM(A1)", "\tx"])
+def test_no_text_of_a_table_is_a_formula(text: str) -> None:
+    assert csv_text(["a", "b"], [[text, -1.5]]).splitlines()[1] == f"'{text},-1.5"
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff")))
 def test_a_text_is_read_as_it_was_written_in_every_encoding_that_bytes_tell(text: str) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):

@@ -13,7 +13,7 @@ from pages.shared import text
 from pages.shared.track import Job, describe
 from rome_core import DEFAULT_MODEL
 from tests.pages.conftest import ROOT, edits_of, goto, texts
-from tests.tiny import random_edit, tiny_model
+from tests.tiny import random_edit, save_model, tiny_model
 
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
 
@@ -65,6 +65,30 @@ def test_a_model_of_an_unknown_type_is_one_sentence(app: AppTest, tmp_path: Path
 
     assert len(app.error) == 1
     assert app.error[0].value.startswith("Models of type 'bert' are not supported.")
+
+
+def test_a_model_that_comes_with_code_is_one_sentence_and_its_code_is_not_run(app: AppTest, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    code = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": code}))
+    goto(app, "tracing")
+
+    app.text_input(key="model").set_value(str(tmp_path)).run()
+
+    assert len(app.error) == 1 and "comes with code of its own" in app.error[0].value
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_in_the_users_home_can_be_named_from_there(
+    app: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tiny_model("llama", layers=3), tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    goto(app, "tracing")
+
+    app.text_input(key="model").set_value("~/mine").run()
+
+    assert not app.error and "3 layers" in texts(app.sidebar.caption)
 
 
 # --------------------------------------------------------------------------------------------------------------- edits

@@ -254,6 +254,17 @@ def test_a_changed_checkpoint_is_taken_apart_and_taken_back(page: AppTest, tmp_p
     assert torch.allclose(item.edit.deltas[0].matrix(), edit.deltas[0].matrix(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("base", "said"), [(None, False), ("tiny-llama", False), ("someone/base", True)])
+def test_an_adapter_of_another_base_is_said(page: AppTest, tmp_path: Path, base: str | None, said: bool) -> None:
+    export_adapter(random_edit(tiny_model("llama", layers=4)), tmp_path, base)
+    view(page, "A changed model")
+    page.text_input(key="forensics-folder").set_value(str(tmp_path)).run()
+    page.button(key="compare-folder").click().run()
+    finished(page, "forensics")
+
+    assert ("The adapter is of someone/base; it is compared with" in texts(page.warning).replace("\\", "")) == said
+
+
 @pytest.mark.parametrize(("lost", "what"), [(1, "1 tensor was"), (40, "40 tensors were")])
 def test_what_was_not_compared_is_counted_and_listed(page: AppTest, tmp_path: Path, lost: int, what: str) -> None:
     lm = tiny_model("llama", layers=4)

@@ -9,7 +9,8 @@ import pytest
 import streamlit as st
 
 from pages.shared import track
-from pages.shared.track import Job, Worker, describe
+from pages.shared.track import Job, describe
+from pages.shared.worker import Worker
 
 
 @pytest.fixture(autouse=True)

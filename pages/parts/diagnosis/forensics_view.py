@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import public, session, track
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number, show_token
 from rome_core import EditRequest, LanguageModel, Prompt, RomeError
@@ -35,6 +35,7 @@ class Findings:
     readings: tuple[Reading, ...]
     compared: int
     not_compared: Mapping[str, str]
+    named: str  # the base that an adapter names
 
 
 def view(lm: LanguageModel) -> None:
@@ -42,10 +43,10 @@ def view(lm: LanguageModel) -> None:
         f"A folder on the server with an edited checkpoint or a LoRA adapter is compared with the loaded model, "
         f"{literal(lm.name)}."
     )
-    folder = st.text_input(
+    folder = public.path_field(
         "Folder", key="forensics-folder", placeholder="/models/edited", help="*.safetensors, or adapter_config.json."
     )
-    if st.button("Compare", key="compare-folder", type="primary"):
+    if st.button("Compare", key="compare-folder", type="primary", disabled=public.is_public()):
         if path := folder.strip():
             session.start_job(JOB, f"Comparing {path}", lambda job: examine(lm, path, job.track))
         else:
@@ -68,12 +69,14 @@ def examine(lm: LanguageModel, folder: str, track: Track) -> Findings:
         answering = suspects(lm, change, track=track)
         sign = answering[0].response if answering else 1.0
         readings.append(Reading(change, answering, tuple(promoted(lm, change, sign))))
-    return Findings(folder, lm.fingerprint, changes, tuple(readings), found.compared, found.not_compared)
+    return Findings(folder, lm.fingerprint, changes, tuple(readings), found.compared, found.not_compared, found.base)
 
 
 def show(lm: LanguageModel, findings: Findings) -> None:
     if findings.not_compared:
         st.warning(literal(unknown(findings)))
+    if findings.named not in ("", lm.name, lm.source and lm.source.place):
+        st.warning(literal(f"The adapter is of {findings.named}; it is compared with {lm.name}."))
     if not findings.changes:
         same = f"{count(findings.compared, 'weight')} of {findings.folder} and {lm.name} are the same."
         (st.info if findings.not_compared else st.success)(literal(same))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import session, track
+from pages.shared import public, session, track
 from pages.shared.charts import download
 from pages.shared.text import literal
 from rome_core import EditError, LanguageModel, RomeError, export_adapter, load_edit, save_edit
@@ -43,14 +43,14 @@ def offer_merged(lm: LanguageModel, report: Report) -> None:
             + " in its weights, in parts, as transformers loads it. The loaded model stays as it is."
         )
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            folder = st.text_input(
+            folder = public.path_field(
                 "Folder on the server",
                 value=str(cache_dir() / "merged" / f"{report.edit.method}-{report.edit.id}"),
                 key=f"merged-folder-{report.edit.id}",
                 help="A new or an empty one.",
                 persist_state="session",
             )
-            pressed = st.button("Write", key="merged-write")
+            pressed = st.button("Write", key="merged-write", disabled=public.is_public())
         key = ("merged", report.edit.id)
         if pressed:
             try:

@@ -195,11 +195,16 @@ def _create(run: SequenceRun, kept: Sequence[tuple[Record, Edit | None]]) -> Seq
 
 
 def discard_run(run: SequenceRun) -> None:
-    """Take back a run of which no step is finished, so that its folder is free for another one."""
-    if run.records:
-        raise DataError(f"The run in '{run.folder}' has finished steps.", "", "Delete its folder yourself.")
-    for name in ("run.json", "facts.json", RECORDS, ".lock"):  # run.json first: without it the folder is no run
-        (run.folder / name).unlink(missing_ok=True)
+    """Take back a run of which no step is finished, so that its folder is free for another one.
+
+    Raises DataError if a step is, or if another process works on it.
+    """
+    with run.alone():
+        if run.records:
+            raise DataError(f"The run in '{run.folder}' has finished steps.", "", "Delete its folder yourself.")
+        for name in ("run.json", "facts.json", RECORDS):  # run.json first: without it the folder is no run
+            (run.folder / name).unlink(missing_ok=True)
+    (run.folder / ".lock").unlink(missing_ok=True)
     for folder in (run.folder / "edits", run.folder):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

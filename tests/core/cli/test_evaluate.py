@@ -128,7 +128,7 @@ def test_one_fact_of_ones_own_is_evaluated(
         ["no", "edit", "before", "1"],
         ["r-rome@1", "after", "1", "0"],
     ]
-    assert "There are 1 facts, and all are taken" in err
+    assert "All facts are taken: 1, fewer than --records 2." in err
     assert Store(tmp_path / "run").about["facts"] == "one.json"
 
 
@@ -215,7 +215,10 @@ def test_ctrl_c_says_what_is_kept(
 
     monkeypatch.setattr(evaluate, "carry_out", stopped_after(2))
     assert evaluate.command(asked) == 130
-    assert f"Stopped. 2 finished parts are kept in '{tmp_path / 'run'}': the same" in capsys.readouterr().err
+    assert (
+        f"Stopped. Finished parts that are kept in '{tmp_path / 'run'}': 2. The same command goes on"
+        in capsys.readouterr().err
+    )
 
 
 def stop() -> None:

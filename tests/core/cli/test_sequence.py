@@ -147,7 +147,7 @@ def test_ctrl_c_says_what_is_kept(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr(command, "edit_in_sequence", some)
     monkeypatch.setattr(sys, "argv", ["rome-sequence", "--facts", "facts.json", "--out", "a", *TINY])
     assert ended() == 130
-    assert "Stopped. 3 facts are kept in 'a': the same command goes on with the rest." in capsys.readouterr().err
+    assert "Stopped. Facts that are kept in 'a': 3. The same command goes on with the rest." in capsys.readouterr().err
 
     assert len(open_run("a").records) == 4
 

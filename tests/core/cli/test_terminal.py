@@ -99,7 +99,7 @@ def test_a_set_without_new_objects_is_not_run_in_silence(tmp_path: Path, capsys:
     assert [(fact.target_true, fact.target_new) for fact in found] == [
         *(("France", "Italy"), ("France", "Italy"), ("Italy", "France"))
     ]
-    assert "3 facts take another object of their relation as the new one, by seed 0." in capsys.readouterr().err
+    assert "Facts with another object of their relation as the new one, by seed 0: 3." in capsys.readouterr().err
     with pytest.raises(DataError, match=r"There is no fact in 'known.json' that can be edited"):
         facts_from(asked(tmp_path, KNOWN, "--new-objects", "leave-out"))
     assert "Left out: 3 of 3 facts, which have no new object." in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_facts_that_are_left_out_by_part_are_counted(tmp_path: Path, capsys: pyt
     assert 0 < len(found) < 20
     said = capsys.readouterr().err
     assert f"Left out by --part test: {20 - len(found)} of 20 facts." in said
-    assert f"There are {len(found)} facts, and all are taken: --records is 50." in said
+    assert f"All facts are taken: {len(found)}, fewer than --records 50." in said
 
 
 def test_facts_that_a_network_was_trained_on_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

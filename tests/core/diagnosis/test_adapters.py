@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rome_core.diagnosis.adapters import CONFIG, WEIGHTS, adapter_differences
+from rome_core.diagnosis.adapters import CONFIG, WEIGHTS, read_adapter
 from rome_core.diagnosis.forensics import changes_of
 from rome_core.editing.storage import export_adapter
 from rome_core.errors import ModelError
@@ -95,7 +95,7 @@ def test_every_weight_is_changed_as_by_pefts_own_merge(tmp_path: Path, kind: str
     train(lm, tmp_path, **settings)
     expected = merged(lm, tmp_path)
 
-    found = {difference.weight: difference.delta.float() for difference in adapter_differences(lm, tmp_path)}
+    found = {difference.weight: difference.delta.float() for difference in read_adapter(lm, tmp_path)[0]}
 
     assert found.keys() == expected.keys() and len(found) > 0
     for weight, delta in expected.items():
@@ -137,7 +137,7 @@ def test_a_pattern_is_the_end_of_a_path_from_a_dot_on(tmp_path: Path, pattern: s
     export_adapter(edit, tmp_path)
     write(tmp_path, lora_alpha=2, alpha_pattern={pattern: 10})
 
-    (found,) = adapter_differences(lm, tmp_path)
+    [found], _ = read_adapter(lm, tmp_path)
 
     torch.testing.assert_close(found.delta, (5.0 if fits else 1.0) * edit.deltas[0].matrix())
     peft = pytest.importorskip("peft.utils.other")
@@ -150,9 +150,18 @@ def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
     export_adapter(edit, tmp_path)
     write(tmp_path, alpha_pattern={"mlp.down_proj": 4, "layers.1.mlp.down_proj": 8}, use_rslora=True)
 
-    (found,) = adapter_differences(lm, tmp_path)
+    [found], _ = read_adapter(lm, tmp_path)
 
     torch.testing.assert_close(found.delta, 4 / 2**0.5 * edit.deltas[0].matrix())
+
+
+def test_the_base_that_an_adapter_names_is_told(tmp_path: Path) -> None:
+    lm = tiny_model()
+    export_adapter(random_edit(lm), tmp_path)
+    assert changes_of(lm, tmp_path).base == ""
+
+    export_adapter(random_edit(lm), tmp_path, "someone/base")
+    assert changes_of(lm, tmp_path).base == "someone/base"
 
 
 def test_an_untrained_adapter_changes_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rome_core.editing.method import Foreign
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.storage import export_adapter, export_merged, factors, load_edit, save_edit
 from rome_core.errors import EditError
+from rome_core.model.edits import Delta
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel, Source
 from rome_core.model.loading import load_model
@@ -139,6 +140,32 @@ def test_what_is_not_an_edit_has_a_sentence(tmp_path: Path, damage: str) -> None
 
     with pytest.raises(EditError, match=r"'one.safetensors' is not an edit saved by ROME Explorer"):
         load_edit(path)
+
+
+@pytest.mark.parametrize(
+    ("delta", "sentence"),
+    [
+        (
+            Delta("model.layers.1.mlp.down_proj", torch.full((16, 1), torch.nan), torch.ones(1, 24)),
+            "that is not finite",
+        ),
+        (
+            Delta("model.layers.9.mlp.down_proj", torch.ones(16, 1), torch.ones(1, 24)),
+            "which does not fit 'tiny-llama'",
+        ),
+        (
+            Delta("model.layers.1.mlp.down_proj", torch.ones(16, 1), torch.ones(1, 25)),
+            "which does not fit 'tiny-llama'",
+        ),
+        (Delta("lm_head", torch.ones(400, 1), torch.ones(1, 16)), "changes 'lm_head', which does not fit 'tiny-llama'"),
+    ],
+)
+def test_an_update_that_cannot_act_is_refused(tmp_path: Path, delta: Delta, sentence: str) -> None:
+    lm = tiny_model()
+    save_edit(replace(random_edit(lm), deltas=(delta,)), tmp_path / "one.safetensors")
+
+    with pytest.raises(EditError, match=sentence):
+        load_edit(tmp_path / "one.safetensors", lm)
 
 
 def test_an_edit_of_another_version_has_a_sentence(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rome_core.editing.edit import Edit
 from rome_core.editing.hypernetworks.hypernetwork import HyperConfig
 from rome_core.editing.methods import METHODS, solve
 from rome_core.editing.value import sampled_prefixes
-from rome_core.errors import DataError, EditError
+from rome_core.errors import DataError, EditError, RomeError
 from rome_core.evaluation import (
     Pace,
     Record,
@@ -42,7 +42,7 @@ from rome_core.evaluation import (
 from rome_core.evaluation.runs.folder import hash_of
 from rome_core.evaluation.sequence import steps as sequence_module
 from rome_core.evaluation.sequence.curves import records_csv, tabulate
-from rome_core.evaluation.sequence.folder import Check, run_json, runs_in
+from rome_core.evaluation.sequence.folder import Check, discard_run, run_json, runs_in
 from rome_core.evaluation.sequence.start import SequenceStart, branch_facts, open_or_create
 from rome_core.evaluation.sequence.steps import load_merged
 from rome_core.facts.datasets import Fact
@@ -413,6 +413,42 @@ def test_a_start_may_branch_off(tmp_path: Path) -> None:
     facts = branch_facts(run, 1, FACTS[:4])
     branch = open_or_create(lm, replace(start, facts=facts, branch=(run.folder.name, 1)), tmp_path)
     assert branch.parent == (run.folder.name, 1) and branch.records == run.records[:2] and branch.plan.facts == facts
+
+
+def test_a_run_without_a_step_is_taken_back_and_no_other(tmp_path: Path) -> None:
+    lm = tiny_model()
+    run = create_run(tmp_path / "run", lm, plan_of(lm))
+    with run.alone(), pytest.raises(DataError, match="under way in another process"):
+        discard_run(run)
+    assert open_run(run.folder) == run
+    (run.folder / "notes.txt").touch()
+    discard_run(run)
+    assert [path.name for path in run.folder.iterdir()] == ["notes.txt"], "what is not the run's stays"
+
+    run = create_run(tmp_path / "run", lm, plan_of(lm))
+    next(steps := edit_in_sequence(lm, run, moments=moments(lm)))
+    steps.close()
+    with pytest.raises(DataError, match="has finished steps"):
+        discard_run(run)
+    assert len(open_run(run.folder).records) == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "pace", "sentence"),
+    [
+        (FACTS, {"steps": 0}, PACE, "r-rome cannot have this setting: steps must be a whole number from 1 to 200"),
+        (FACTS, {"layer": 4}, PACE, "Layer 4 does not exist"),
+        (FACTS, {}, replace(PACE, check_every=0), "check_every must be a whole number from 1 to 10,000, not 0"),
+        ([replace(FACTS[0], target_new="Paris")], {}, PACE, "1 of 1 facts have no new object to edit to"),
+        ([FACTS[0], replace(FACTS[1], target_new="")], {}, PACE, "1 of 2 facts have no new object"),
+        ([], {}, PACE, "There is no fact to edit"),
+    ],
+)
+def test_a_sequence_that_cannot_be_is_one_sentence(
+    facts: Sequence[Fact], changes: dict, pace: Pace, sentence: str
+) -> None:
+    with pytest.raises(RomeError, match=sentence):
+        plan_sequence(tiny_model(), facts, config(**changes), pace)
 
 
 def test_the_edits_up_to_a_step_are_merged_where_they_are(tmp_path: Path) -> None:

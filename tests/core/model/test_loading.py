@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import pty
 import socket
@@ -211,6 +212,22 @@ def test_what_is_not_the_model_that_it_seems_is_one_sentence(folder: Path, damag
     assert "Traceback" not in str(caught.value) and caught.value.try_next
 
 
+@pytest.mark.parametrize("damage", ["a weight missing", "a weight too many", "another size"])
+def test_nothing_but_the_sentence_is_said(folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would print a table that calls tensors of no use "can be ignored"."""
+    DAMAGES[damage][0](folder)
+    said, logger = list[str](), logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+    assert not said and not logger.filters
+    AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert any("LOAD REPORT" in message for message in said)
+
+
 @pytest.mark.parametrize(
     ("family", "name", "value"),
     [
@@ -331,7 +348,7 @@ def test_a_folder_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("the hub was asked"))
 
-    with pytest.raises(ModelError, match=rf"There is no folder '{name}'\. Check the spelling"):
+    with pytest.raises(ModelError, match=rf"'{name}' could not be loaded\. There is no such folder\. Check"):
         load_model(name)
 
 
@@ -388,6 +405,42 @@ def test_the_hub_is_asked_whether_it_is_there(answer: bytes, monkeypatch: pytest
         serving.join()
 
     assert answers == bool(answer)
+
+
+@pytest.fixture
+def repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as the hub's cache keeps commit 1f2e of owner/name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub" / "models--owner--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("1f2e")
+    (kept / "snapshots").mkdir()
+    return folder.rename(kept / "snapshots" / "1f2e")
+
+
+def test_without_a_network_the_hubs_cache_is_used(repository: Path) -> None:
+    lm = load_model("owner/name", device="cpu")
+
+    assert lm.fingerprint == tiny_model().fingerprint and lm.source == Source("owner/name", "1f2e")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (MAPS["the model, of a type of its own"], r"'owner/name' comes with code of its own"),
+        (MAPS["the tokenizer"], r"'owner/name' comes with code of its own"),
+        (as_adapter, r"'owner/name' is an adapter, no model\. Its base is 'someone/base'"),
+        (pickle_the_weights, r"'owner/name' has no safetensors"),
+        (without(DOWN), r"The weights of 'owner/name' are incomplete"),
+    ],
+)
+def test_a_repository_is_refused_as_a_folder_is(
+    repository: Path, damage: Callable[[Path], object], sentence: str
+) -> None:
+    damage(repository)
+
+    with pytest.raises(ModelError, match=sentence):
+        load_model("owner/name")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", torch.device("cuda:99"), "nonsense:0"])
@@ -461,6 +514,14 @@ def test_a_model_that_cannot_read_is_refused() -> None:
     hf.base_model.layers[1].mlp.up_proj = nn.Linear(5, 24)
 
     with pytest.raises(ModelError, match=r"'mine' cannot read a text\. RuntimeError: "):
+        from_pretrained_parts(hf, tiny_tokenizer(), "mine")
+
+
+def test_a_model_that_is_partly_on_the_disk_is_refused() -> None:
+    hf = tiny_model().hf
+    hf.base_model.layers[1].to("meta")
+
+    with pytest.raises(ModelError, match=r"'mine' does not fit into memory\. 'model.layers.1.*' was left on the disk"):
         from_pretrained_parts(hf, tiny_tokenizer(), "mine")
 
 

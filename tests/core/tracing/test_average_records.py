@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rome_core.errors import DataError
-from rome_core.facts.datasets import Fact
+from rome_core.facts.datasets import Fact, load_facts
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.scoring import score
 from rome_core.model.tokens import Prompt, as_target, encode
@@ -157,5 +157,9 @@ def test_the_shipped_records_are_the_default_models() -> None:
     source = shipped_records()
     assert source is not None and source.about.config == TraceConfig()
     averages = average(source.rows)
+    lm, own = tiny_model("llama", layers=30), tuple(load_facts())
+    assert why_not_continued(source.about, source.rows, lm, Inquiry(own, 9)) == "It was made with another model."
+    changed = tuple(replace(fact, target_true="Rome") for fact in own)  # a user's copy of the file, with the same ids
+    assert "another facts" in why_not_continued(source.about, source.rows, lm, Inquiry(changed, 9))
     assert averages.n == 50
     assert all(effect.mean.shape == (len(GROUPS), 30) for effect in averages.effects.values())
