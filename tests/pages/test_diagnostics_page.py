@@ -367,7 +367,7 @@ def test_the_gauge_is_drawn_in_the_quantity_that_decides() -> None:
     drawn = {name: x for trace in fig.data for name, x in zip(trace.customdata or (), trace.x or (), strict=True)}
     assert drawn == {name: score for name, (_, score) in scores.items()}
     assert fig.layout.xaxis.title.text == "‖Δ‖₂/‖W‖₂ (spectral) (log)"
-    assert fig.layout.title.text == "‖Δ‖₂/‖W‖₂ (spectral) is 169: 13.1 times the limit from which edits disable"
+    assert fig.layout.title.text == "‖Δ‖₂/‖W‖₂ (spectral) is 169, 13.1 times the disabling limit"
     safe = diagnosis_figures.gauge({"x": diagnoses["x"]}, "x", "caption", DARK)
     assert safe.layout.title.text.endswith("is 0.4: below 5.22, where caution begins")
     assert "which is caution" in diagnosis_figures.gauge_title(diagnoses["c-rome"])

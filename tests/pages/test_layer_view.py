@@ -80,7 +80,7 @@ def test_the_figure_has_both_curves() -> None:
 
     assert fig.layout.title.text == "S is largest at layer 8: 0.700"
     alike = {**one, "S": Score(0.7, 0.55, 0.8, 8)}
-    assert layer_figure.title({0: one, 8: alike}) == "No clear winner by S: intervals of layers 0, 8 overlap"
+    assert layer_figure.title({0: one, 8: alike}) == "No clear winner by S: intervals of all layers overlap"
     assert "intervals do not tell apart" in layer_view.compare_with_sweep(0, {0: one, 8: alike})
     assert "clearly less" in layer_view.compare_with_sweep(0, {0: one, 8: two})
     assert layer_view.compare_with_sweep(8, {0: one, 8: two}).endswith("the recommended one.")

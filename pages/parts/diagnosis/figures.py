@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from pages.shared.style import AFTER, BEFORE, ROW, Theme, colour_bar, frame_figure, log_ticks
 from pages.shared.text import number, shorten
-from pages.shared.verdicts import COLOURS, QUANTITIES, SHAPES, SYMBOLS, large
+from pages.shared.verdicts import COLOURS, QUANTITIES, SYMBOLS, label, large
 from rome_core import METHODS
 from rome_core.diagnosis.interference import Overlap
 from rome_core.diagnosis.neighbourhood import Shift
@@ -31,7 +31,7 @@ def gauge(diagnoses: Mapping[str, Diagnosis], name: str, caption: str, theme: Th
     order = [name, *(other for other in diagnoses if other != name)]
     own, rows = diagnoses[name], list(range(len(order)))
     scores = [diagnoses[policy].score for policy in order]
-    low, high = _span([*filter(math.isfinite, scores), own.caution_at, own.disabling_at])
+    low, high = _span([*filter(math.isfinite, scores), own.caution_at, 5 * own.disabling_at])
     fig = go.Figure()
     for verdict, colour in COLOURS.items():
         at = [row for row in rows if diagnoses[order[row]].verdict == verdict]
@@ -50,8 +50,9 @@ def gauge(diagnoses: Mapping[str, Diagnosis], name: str, caption: str, theme: Th
     zones = (("caution", own.caution_at, own.disabling_at), ("disabling", own.disabling_at, 10.0**high))
     for verdict, begin, end in zones:
         fig.add_vrect(x0=begin, x1=end, fillcolor=COLOURS[verdict], opacity=0.12, line_width=0, layer="below")
-        words = {"text": f"{SHAPES[verdict]} from {begin:.3g}", "font": {"color": COLOURS[verdict], "size": 12}}
-        place = {"x": math.log10(begin), "yref": "paper", "yanchor": "bottom", "xanchor": "left", "showarrow": False}
+        words = {"text": f"{label(verdict)} from {begin:.3g}", "font": {"color": COLOURS[verdict], "size": 12}}
+        side = "right" if verdict == "caution" else "left"  # of the text: the two limits may be near each other
+        place = {"x": math.log10(begin), "yref": "paper", "yanchor": "bottom", "xanchor": side, "showarrow": False}
         fig.add_annotation(y=1.0, **place, **words)
     frame_figure(fig, gauge_title(own), caption, ROW * len(order) + 40, theme, left=100, grid="x")
     fig.update_xaxes(
@@ -75,7 +76,7 @@ def gauge_title(diagnosis: Diagnosis) -> str:
         return f"{name} is not finite: disabling"
     if diagnosis.verdict == "disabling":
         times = large(diagnosis.score / diagnosis.disabling_at)
-        return f"{name} is {score}: {times} times the limit from which edits disable"
+        return f"{name} is {score}, {times} times the disabling limit"
     if diagnosis.verdict == "caution":
         return (
             f"{name} is {score}: between {diagnosis.caution_at:.3g} and {diagnosis.disabling_at:.3g}, which is caution"

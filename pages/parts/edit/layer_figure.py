@@ -78,7 +78,7 @@ def layers_figure(
                 row=2,
                 col=1,
             )
-    frame_figure(fig, title(scores), caption, 240 * rows, theme, left=52, legend_rows=2)
+    frame_figure(fig, title(scores), caption, 240 * rows, theme, left=52, legend_rows=4)
     fig.update_xaxes(title_text="layer", row=rows)
     fig.update_xaxes(showticklabels=True, dtick=2)
     return fig.update_yaxes(range=[-0.03, 1.03], row=1)
@@ -92,5 +92,5 @@ def title(scores: Mapping[int, Mapping[str, Score]]) -> str:
     best, *alike = contenders(complete)
     if not alike:
         return f"S is largest at layer {best}: {number(complete[best].value)}"
-    layers = ", ".join(map(str, sorted([best, *alike])))
-    return f"No clear winner by S: intervals of layers {layers} overlap"
+    some = f"layers {', '.join(map(str, sorted([best, *alike])))}"
+    return f"No clear winner by S: intervals of {some if len(alike) + 1 < len(complete) else 'all layers'} overlap"
