@@ -199,15 +199,14 @@ def test_while_it_runs_a_cell_is_named_only_as_measured(finished: TraceRun) -> N
     gradients = replace(finished, exact={}, preview={"mlp_out": estimated(finished.exact["mlp_out"])})
     measured = replace(finished, exact={})
 
-    assert strongest(first, "mlp_out")[0] == "…"
-    assert strongest(gradients, "mlp_out")[0] == "…"
-    named, why = strongest(measured, "mlp_out")
-    assert named == "≈ ·of, layer 1"
+    assert strongest(first, "mlp_out")[:2] == ("…", "")
+    assert strongest(gradients, "mlp_out")[:2] == ("…", "")
     n = int(finished.preview["mlp_out"].exact.sum())
-    assert why == f"The strongest of {n} measured cells; the others are estimated to be weaker."
+    why = f"The strongest of {n} measured cells; the others are estimated to be weaker."
+    assert strongest(measured, "mlp_out") == ("≈ ·of", "layer 1", why)
     token, layer = peak(finished.exact["mlp_out"])
     label = show_token(finished.exact["mlp_out"].labels[token])
-    assert strongest(last, "mlp_out")[0] == f"{label}, layer {layer}"
+    assert strongest(last, "mlp_out")[:2] == (label, f"layer {layer}")
 
 
 def estimated(trace: Trace) -> Trace:
@@ -288,25 +287,25 @@ def test_the_hover_names_token_layers_value_spread_effect_and_share(finished: Tr
     assert "% of the gap" in text
 
 
-def test_estimates_are_veiled_and_exact_cells_are_not(finished: TraceRun) -> None:
+def test_estimates_are_dotted_and_exact_cells_are_not(finished: TraceRun) -> None:
     exact = finished.exact["mlp_out"]
-    run = replace(finished, exact={"mlp_out": cut(exact, exact.subject[0] + 1)})
-    mixed = run.best("mlp_out")
+    rows = exact.subject[0] + 1
+    mixed = replace(finished, exact={"mlp_out": cut(exact, rows)}).best("mlp_out")
     assert mixed is not None
 
     figure = figures.trace_heatmap(mixed, 0.0, 1.0)
 
-    z, veil = (np.array(heatmap.z, dtype=float) for heatmap in figure.data[:2])
-    assert not np.isnan(z).any()
-    assert np.isnan(veil[: exact.subject[0] + 1]).all()
-    measured = finished.preview["mlp_out"].exact.numpy()[exact.subject[0] + 1 :]
+    cells, dots, overlay = figure.data
+    assert not np.isnan(np.array(cells.z, dtype=float)).any()
+    dotted = np.zeros_like(cells.z, dtype=bool)
+    dotted[list(dots.y), list(dots.x)] = True
+    assert not dotted[:rows].any()
+    measured = finished.preview["mlp_out"].exact.numpy()[rows:]
     assert measured.any() and not measured.all()
-    assert (np.isnan(veil[exact.subject[0] + 1 :]) == measured).all()
-    said = [text for text in figure.data[-1].text if "estimated" in text]
-    assert len(said) == (veil == 1).sum()
+    assert (dotted[rows:] == ~measured).all()
+    assert len([text for text in overlay.text if "estimated" in text]) == dotted.sum()
     assert figure.layout.title.text.endswith("?"), "no cell is named in a title"
-    assert not np.isnan(np.array(figures.trace_heatmap(exact, 0.0, 1.0).data[0].z, dtype=float)).any()
-    assert len(figures.trace_heatmap(exact, 0.0, 1.0).data) == 2, "no veil"
+    assert len(figures.trace_heatmap(exact, 0.0, 1.0).data) == 2, "no dots"
 
 
 def cut(trace: Trace, rows: int) -> Trace:

@@ -60,7 +60,7 @@ def trace_heatmap(
     theme: Theme = LIGHT,
     picked: tuple[int, int] | None = None,
 ) -> go.Figure:
-    """One kind's heat map, tokens by layers. Estimates of a preview are veiled; `picked` is outlined.
+    """One kind's heat map, tokens by layers. Estimates of a preview are dotted; `picked` is outlined.
 
     Plotly's heat maps report no clicks in Streamlit: an invisible marker on every cell does, and carries the hover.
     """
@@ -75,8 +75,9 @@ def trace_heatmap(
         hoverinfo="skip",
     )
     if estimated.any():
-        veil = np.where(estimated, 1.0, np.nan)
-        fig.add_heatmap(z=veil, colorscale=[[0, theme.veil], [1, theme.veil]], showscale=False, hoverinfo="skip")
+        y, x = np.nonzero(estimated)
+        dot = {"size": 3, "color": theme.grey, "opacity": 0.6}
+        fig.add_scatter(x=x, y=y, mode="markers", marker=dot, showlegend=False, hoverinfo="skip")
     fig.add_scatter(**_overlay(trace, values, estimated))
     _layout(fig, trace, theme)
     if picked:

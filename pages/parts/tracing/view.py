@@ -12,7 +12,7 @@ import streamlit as st
 from pages.parts.tracing import figures
 from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
-from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
+from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, metric_row, page_theme
 from pages.shared.style import SITE_COLOURS
 from pages.shared.text import number, show_token, token_tables
 from pages.shared.track import Job
@@ -54,31 +54,29 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
 def metrics(run: TraceRun, first: Trace) -> None:
     """The numbers that matter, in a row."""
     answer = show_token(first.answer)
-    row = st.columns(5)
-    row[0].metric(f"p({answer}), clean", number(first.clean))
-    row[1].metric(
-        f"p({answer}), corrupted", number(first.corrupted), help="Mean over the noise draws, after the softmax."
+    metric_row(
+        (f"p({answer}), clean", number(first.clean), "", ""),
+        (f"p({answer}), corrupted", number(first.corrupted), "", "Mean over the noise draws, after the softmax."),
+        ("Total effect", number(first.total_effect), "", "Clean minus corrupted: all that can be restored."),
+        ("Strongest MLP cell", *strongest(run, "mlp_out")),
+        ("Strongest attention cell", *strongest(run, "attn_out")),
     )
-    row[2].metric("Total effect", number(first.total_effect), help="Clean minus corrupted: all that can be restored.")
-    for place, site in zip(row[3:], ("mlp_out", "attn_out"), strict=True):
-        name = f"Strongest {KINDS[site] if site == 'mlp_out' else 'attention'} cell"
-        value, why = strongest(run, site)
-        place.metric(name, value, help=why)
 
 
-def strongest(run: TraceRun, site: str) -> tuple[str, str]:
-    """The strongest cell of a kind in words, and what that rests on. Marked or left open until the map is finished."""
+def strongest(run: TraceRun, site: str) -> tuple[str, str, str]:
+    """The strongest cell's token, its layer, and what that rests on: marked by ≈ or left open until the heat map is
+    finished."""
     trace = run.finished.get(site)
     if trace is not None:
         token, layer = peak(trace)
-        return f"{show_token(trace.labels[token])}, layer {layer}", "Of all cells. The layer is the window's centre."
+        return show_token(trace.labels[token]), f"layer {layer}", "Of all cells. The layer is the window's centre."
     so_far = run.best(site)
     cell = so_far and likely_peak(so_far)
     if not so_far or not cell:
-        return "…", "Named once it has been measured."
+        return "…", "", "Named once it has been measured."
     token, layer = cell
     why = f"The strongest of {int(so_far.exact.sum())} measured cells; the others are estimated to be weaker."
-    return f"≈ {show_token(so_far.labels[token])}, layer {layer}", why
+    return f"≈ {show_token(so_far.labels[token])}", f"layer {layer}", why
 
 
 def heatmaps(run: TraceRun, first: Trace, job: TraceJob) -> None:
@@ -104,7 +102,7 @@ def state_of(run: TraceRun, live: bool) -> str:
     if run.complete:
         return "Click a cell for its details below; one colour scale for all three."
     exact, cells = run.n_exact
-    so_far = f"{exact} of {cells} cells are exact; pale ones are estimated"
+    so_far = f"{exact} of {cells} cells are exact; dotted ones are estimated"
     if live:
         return f"{so_far}, and exact values take their place."
     return f"**Not finished:** {so_far}. Nothing is concluded from a heat map that is not exact throughout."
