@@ -23,7 +23,7 @@ from rome_core.model.hooks import Patch, Point, forward, hooked
 from rome_core.model.replay import Module
 from rome_core.model.tokens import as_target
 from rome_core.tracing.heat_map import heat_map_steps
-from rome_core.tracing.preview import STEPS_A_GROUP, first_draws, likely_peak, preview_steps
+from rome_core.tracing.preview import STEPS_A_GROUP, first_draws, likely_peaks, preview_steps
 from rome_core.tracing.restoration import window_of
 from rome_core.tracing.runs import KINDS, Metric, Runs, TraceRequest, prepare
 from studies.common import RESULTS, Record, append, arguments, markdown, parse, read
@@ -128,19 +128,19 @@ def compare(lm: LanguageModel, request: TraceRequest, exact: Record) -> Record:
     truth = {site: effects_of(exact, site) for site in SITES}
     top = {site: truth[site].flatten().argsort(descending=True)[:TOP] for site in SITES}
     for site in SITES:
-        record[site] = {"exact": {"top": _rounded(truth[site], top[site]), "named": _peak(truth[site])}}
+        record[site] = {"exact": {"top": _rounded(truth[site], top[site]), "named": [_peak(truth[site])]}}
 
     began = time.process_time()
     runs = prepare(lm, request)
     *_, maps = islice(preview_steps(lm, runs), 1 + STEPS_A_GROUP)
     record["seconds"] = {"exact": exact["seconds"], PREVIEW: round(time.process_time() - began, 2)}
     for site in SITES:
-        grid, named = maps[site].indirect_effect, likely_peak(maps[site])
-        record[site][PREVIEW] = {"top": _rounded(grid, top[site]), "named": named and list(named)}
+        grid, named = maps[site].indirect_effect, [list(place) for place in likely_peaks(maps[site])]
+        record[site][PREVIEW] = {"top": _rounded(grid, top[site]), "named": named}
 
     for name, grids in by_gradients(lm, first_draws(runs, DRAWS)):
         for site in SITES:
-            record[site][name] = {"top": _rounded(grids[site], top[site]), "named": _peak(grids[site])}
+            record[site][name] = {"top": _rounded(grids[site], top[site]), "named": [_peak(grids[site])]}
     return record
 
 
@@ -156,13 +156,14 @@ def _rounded(grid: Grid, places: Tensor) -> list[float]:
 
 
 def hits(record: Record, site: str, method: str) -> tuple[bool, bool, int]:
-    """Whether the cell that is named has the strongest one's token, whether it is within two layers of it as well, and
-    how many of the ten strongest have half to twice their exact size."""
+    """Whether the cell that is named first has the strongest one's token, whether it is within two layers of it as
+    well, and how many of the ten strongest have half to twice their exact size."""
     exact, found = record[site]["exact"], record[site][method]
-    (token, layer), named = exact["named"], found["named"] or (-1, -1)
-    right = named[0] == token
+    [(token, layer)] = exact["named"]
+    right = found["named"][:1] and found["named"][0][0] == token
     ratios = [guess / value for guess, value in zip(found["top"], exact["top"], strict=True)]
-    return right, right and abs(named[1] - layer) <= LAYERS, sum(1 / FACTOR <= ratio <= FACTOR for ratio in ratios)
+    near = right and abs(found["named"][0][1] - layer) <= LAYERS
+    return bool(right), bool(near), sum(1 / FACTOR <= ratio <= FACTOR for ratio in ratios)
 
 
 def table(records: list[Record]) -> Iterator[str]:
@@ -179,6 +180,10 @@ def table(records: list[Record]) -> Iterator[str]:
             row += [f"{tokens / n:.0%}", f"{layers / n:.0%}", f"{sizes / n / TOP:.0%}"]
         rows.append(row)
     yield from markdown(["", *columns], rows)
+    for site in SITES:
+        alone = [record for record in records if len(record[site][PREVIEW]["named"]) == 1]
+        right = sum(hits(record, site, PREVIEW)[0] for record in alone)
+        yield f"{KINDS[site]}: the preview names one token alone in {len(alone)} of {n} facts, {right} times rightly"
     exact, quick = (sum(record["seconds"][name] for record in records) / n for name in ("exact", PREVIEW))
     yield f"{n} facts; on one core the exact maps of both kinds take {exact:.0f} s, the preview {quick:.1f} s"
 

@@ -43,6 +43,7 @@ COARSE, FINE = 6, 10  # layers that are restored with these, and with all draws 
 RANKED: Mapping[TracedSite, int] = {"mlp_out": 2, "attn_out": 1, "resid_post": 1}  # tokens that the gradient chooses
 ROUNDS = (2, 1)  # exact cells, after the best one of each token
 NEAR = 0.5  # a token is in the running if its best estimate reaches this share of the best of all
+RIVAL = 0.75  # and it may well be the strongest one if it reaches this
 GROUPS: tuple[tuple[TracedSite, ...], ...] = (("mlp_out", "attn_out"), ("resid_post",))  # measured together, in order
 STEPS_A_GROUP = 3 + len(ROUNDS)  # coarse, fine, the best of each token, rounds
 N_STEPS = 1 + len(GROUPS) * STEPS_A_GROUP
@@ -75,10 +76,15 @@ def preview_steps(lm: LanguageModel, runs: Runs) -> Iterator[dict[str, Trace]]:
             yield maps
 
 
-def likely_peak(preview: Trace) -> Place | None:
-    """Token and layer of the strongest exact cell; None as long as there is none, or an estimate is above it."""
-    token, layer = divmod(int(contenders(preview).argmax()), preview.indirect_effect.shape[1])
-    return (token, layer) if preview.exact[token, layer] else None
+def likely_peaks(preview: Trace) -> list[Place]:
+    """Where the strongest cell of the heat map probably is: the best cell of each token that comes near the strongest
+    one, which is the first. Nowhere as long as the strongest one is only estimated."""
+    effects = contenders(preview)
+    if not preview.exact[divmod(int(effects.argmax()), effects.shape[1])]:
+        return []
+    near = torch.argwhere(effects.amax(1) >= RIVAL * effects.max()).flatten().tolist()
+    places = [(token, int(effects[token].argmax())) for token in near]
+    return sorted(places, key=lambda place: -float(effects[place]))
 
 
 # ---------------------------------------------------------------------------------------------------------- gradients

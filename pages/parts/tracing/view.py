@@ -20,7 +20,7 @@ from rome_core import LanguageModel, Trace
 from rome_core.tracing.export import heat_maps_csv, heat_maps_npz
 from rome_core.tracing.heat_map import attention, peak, restored_layers, restored_top_tokens, snippet
 from rome_core.tracing.kinds import TraceRun
-from rome_core.tracing.preview import compare_with_exact, likely_peak
+from rome_core.tracing.preview import compare_with_exact, likely_peaks
 from rome_core.tracing.runs import KINDS, SITES, prepare
 
 EXPORT_WIDTH = 1000  # px
@@ -71,12 +71,14 @@ def strongest(run: TraceRun, site: str) -> tuple[str, str, str]:
         token, layer = peak(trace)
         return show_token(trace.labels[token]), f"layer {layer}", "Of all cells. The layer is the window's centre."
     so_far = run.best(site)
-    cell = so_far and likely_peak(so_far)
-    if not so_far or not cell:
+    places = likely_peaks(so_far) if so_far else []
+    if not so_far or not places:
         return "…", "", "Named once it has been measured."
-    token, layer = cell
-    why = f"The strongest of {int(so_far.exact.sum())} measured cells; the others are estimated to be weaker."
-    return f"≈ {show_token(so_far.labels[token])}", f"layer {layer}", why
+    tokens = " or ".join(show_token(so_far.labels[token]) for token, _ in places)
+    layers = ("layer " if len(places) == 1 else "layers ") + " or ".join(str(layer) for _, layer in places)
+    which = "The strongest" if len(places) == 1 else "Too close to tell which is the strongest"
+    why = f"{which} of {int(so_far.exact.sum())} measured cells; the others are estimated to be weaker."
+    return f"≈ {tokens}", layers, why
 
 
 def heatmaps(run: TraceRun, first: Trace, job: TraceJob) -> None:

@@ -22,7 +22,7 @@ from rome_core.tracing.preview import (
     first_draws,
     gradient_maps,
     join_measured,
-    likely_peak,
+    likely_peaks,
     preview,
     preview_steps,
 )
@@ -84,7 +84,7 @@ def test_every_kind_is_the_difference_times_the_gradients_of_both_ends(family: s
             assert float(found.indirect_effect[token, layer]) == pytest.approx(expected, rel=1e-3, abs=1e-8), site
         assert (found.indirect_effect[0] == 0).all()  # before the subject
         assert not found.exact.any()
-        assert likely_peak(found) is None, "nothing has been measured"
+        assert likely_peaks(found) == [], "nothing has been measured"
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -164,21 +164,22 @@ def test_what_was_measured_is_interpolated_and_scales_the_rest() -> None:
     torch.testing.assert_close(joined, torch.tensor(expected))
 
 
-def test_a_cell_is_named_only_if_it_is_exact_and_above_the_estimates() -> None:
+def test_a_cell_is_named_only_if_it_is_exact_and_with_its_rivals() -> None:
     lm = tiny_model()
     frame = empty_trace(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)), "mlp_out")
     effect, spread = torch.zeros_like(frame.spread), torch.full_like(frame.spread, torch.nan)
-    effect[2, 1], effect[5, 3], spread[2, 1] = 0.5, 0.4, 0.1
+    effect[2, 1], effect[5, 3], spread[2, 1] = 0.5, 0.3, 0.1
 
-    def named(**changes: object) -> tuple[int, int] | None:
-        return likely_peak(replace(frame, **{"indirect_effect": effect, "spread": spread, **changes}))
+    def named(at_5: float, site: str = "mlp_out") -> list[tuple[int, int]]:
+        effects = effect.clone()
+        effects[5, 3] = at_5
+        config = replace(CONFIG, site=site)
+        return likely_peaks(replace(frame, indirect_effect=effects, spread=spread, config=config))
 
-    assert named() == (2, 1)
-    higher = effect.clone()
-    higher[5, 3] = 0.6
-    assert named(indirect_effect=higher) is None
-    in_the_residual_stream = replace(CONFIG, site="resid_post")
-    assert named(indirect_effect=higher, config=in_the_residual_stream) == (2, 1), "behind the subject nothing counts"
+    assert named(0.3) == [(2, 1)]
+    assert named(0.45) == [(2, 1), (5, 3)], "too close to tell"
+    assert named(0.6) == [], "an estimate is above it"
+    assert named(0.6, "resid_post") == [(2, 1)], "in the residual stream nothing behind the subject counts"
 
 
 def test_it_gets_better_in_so_many_steps(deep: LanguageModel) -> None:
