@@ -188,13 +188,15 @@ def my_jobs() -> list[Progress]:
     return jobs
 
 
-def settle_jobs() -> None:
-    """Take over what ended jobs of this session have brought."""
-    for job in [job for job in my_jobs() if not job.live]:
+def settle_jobs() -> bool:
+    """Take over what ended jobs of this session have brought. Whether any has ended since the last time."""
+    ended = [job for job in my_jobs() if not job.live]
+    for job in ended:
         with suppress(ValueError):  # another tab of the same visitor was first
             my_jobs().remove(job)
             if job.state == "done":
                 job.settle()
+    return bool(ended)
 
 
 def panel(job: Job[P, R], draw: Callable[[Job[P, R]], None] = lambda job: None) -> None:
