@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,9 +10,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.edit.files import edit_file
+from pages.parts.tracing import way_on
 from pages.parts.tracing.view import LATEST
 from pages.shared import address, session
 from pages.shared.fact_at_hand import EXAMPLES, FIELDS, FactAtHand, objects_of, of_link
+from pages.shared.recommendation import recommend
+from rome_core import Prompt, TraceConfig
+from rome_core.tracing.kinds import trace_kinds
+from rome_core.tracing.runs import TraceRequest
 from tests.pages.conftest import ROOT, finish, goto, job_of, session_of, texts, wait_for
 from tests.tiny import random_edit, tiny_model
 
@@ -306,3 +312,14 @@ def test_a_file_that_is_no_edit_is_called_by_its_name(app: AppTest) -> None:
 
     assert "'mine.safetensors' is not an edit saved by ROME Explorer." in texts(app.error)
     assert "'Download the edit'" in texts(app.error)
+
+
+def test_an_answer_of_a_mere_space_still_leads_to_the_edit_page() -> None:
+    lm = tiny_model("llama", layers=4)
+    *_, run = trace_kinds(lm, TraceRequest(Prompt("The {} is in", "Köln"), TraceConfig(samples=1, window=2)))
+    trace = replace(run.exact["mlp_out"], answer=" ")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamlit.session_state", {})
+        assert way_on.fact_to_edit(trace) == FactAtHand("The {} is in", "Köln")
+        assert recommend(lm, trace.prompt).layer == 1
