@@ -88,11 +88,13 @@ def form(lm: LanguageModel, name: str, facts: Facts) -> RunRequest:
             persist_state="session",
         )
         choice = st.container(horizontal=True)
+        own = fact_sets.is_own()  # a visitor's file is taken whole unless they ask for less
         test_only = choice.toggle(
             "Test part only",
-            True,
-            key="evaluate-part",
-            help="Leaves out subjects that hypernetworks are trained on.",
+            own,
+            key="evaluate-part" if own else "evaluate-part-of-a-file",
+            help="Leaves out subjects that hypernetworks are trained on; of a file of yours, those whose number falls "
+            "into the other parts.",
             persist_state="session",
         )
         known_only = choice.toggle(

@@ -16,8 +16,8 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.loading import load_model
 from rome_core.model.scoring import continuation_probabilities
 from rome_core.model.tokens import EditRequest, Prompt
-from rome_core.tracing.attribution import preview
 from rome_core.tracing.heat_map import Trace, trace, trace_steps
+from rome_core.tracing.preview import preview
 from rome_core.tracing.runs import TraceConfig
 
 __all__ = [

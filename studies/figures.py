@@ -1,4 +1,4 @@
-"""The figure of docs/tracing.md from the study's results: `python -m studies.figures`. Needs the extra `export`."""
+"""The figures of docs/tracing.md from the studies' results: `python -m studies.figures`. Needs the extra `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from rome_core.tracing.average_records import read_records
 from rome_core.tracing.averages import GROUPS, average
-from studies.common import RESULTS
+from studies import preview as study
+from studies.common import RESULTS, Record, read
 
 IMAGES = RESULTS.parent / "images"
 KINDS = {
@@ -53,9 +54,55 @@ def average_effects(path: Path) -> go.Figure:
     return figure
 
 
+FLOOR = 1e-4  # what is smaller, or has the wrong sign, is drawn here
+
+
+def preview_sizes(records: list[Record]) -> go.Figure:
+    """The ten strongest cells of each fact: exact effect against what was said of it before and what a preview says."""
+    methods = {study.BEFORE: "Before: gradient of p at the corrupted run", study.PREVIEW: "Now: a few cells measured"}
+    titles = []
+    for method, name in methods.items():
+        found = [study.hits(record, site, method) for record in records for site in study.SITES]
+        tokens, near = (sum(hit[at] for hit in found) / len(found) for at in (0, 2))
+        said = f"token right in {tokens:.0%}, size within a factor of two in {near / study.TOP:.0%}"
+        titles.append(f"{name}<br>{said}")
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.06)
+    for column, method in enumerate(methods, 1):
+        for factor, dash in ((1.0, "solid"), (study.FACTOR, "dot"), (1 / study.FACTOR, "dot")):
+            line = {"color": "#9AA5B1", "width": 1, "dash": dash}
+            ends = {"x": [FLOOR, 1.0], "y": [FLOOR * factor, factor], "mode": "lines", "line": line}
+            figure.add_scatter(**ends, showlegend=False, hoverinfo="skip", row=1, col=column)
+        for site, colour in (("mlp_out", "#238B45"), ("attn_out", "#CB181D")):
+            x = [value for record in records for value in record[site]["exact"]["top"]]
+            y = [max(FLOOR, value) for record in records for value in record[site][method]["top"]]
+            marker = {"color": colour, "size": 5, "opacity": 0.55}
+            name, shown = KINDS[site][0].split(",")[0], column == 1
+            figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name=name, showlegend=shown, row=1, col=column)
+    ticks = {"tickvals": [1e-4, 1e-3, 1e-2, 0.1, 1], "ticktext": ["≤ 0.0001", "0.001", "0.01", "0.1", "1"]}
+    figure.update_xaxes(type="log", range=[-2.5, 0.05], title="exact indirect effect", **ticks)
+    figure.update_yaxes(type="log", range=[-4.1, 0.4], **ticks)
+    figure.update_yaxes(title="estimated", row=1, col=1)
+    caption = (
+        f"SmolLM2-135M-Instruct · {len(records)} facts, ten strongest cells of each kind · window of 10 · noise 3 σ, "
+        "10 draws, seed 1 · dotted: a factor of two"
+    )
+    figure.update_annotations(font={"size": 13})
+    figure.update_layout(
+        title={"text": "How large a preview says that an effect is", "subtitle": {"text": caption}},
+        template="plotly_white",
+        width=1000,
+        height=540,
+        margin={"t": 150, "l": 80, "r": 20, "b": 60},
+        font={"size": 13},
+        legend={"orientation": "h", "y": -0.16, "x": 0.0},
+    )
+    return figure
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     average_effects(RESULTS / "average_effects.jsonl").write_image(IMAGES / "average_effects.png", scale=2)
+    preview_sizes(read(RESULTS / "preview.jsonl")).write_image(IMAGES / "preview.png", scale=2)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def choose() -> tuple[str, Facts]:
     return name, sets[name]
 
 
+def is_own() -> bool:
+    """Whether the set in use is the project's own."""
+    return bool(st.session_state.get("fact-set", OWN_SET) == OWN_SET)
+
+
 def offer_new_objects(name: str, facts: Facts) -> None:
     """Where a set has nothing to edit its facts to: say so, and offer objects of the same relation, as another set."""
     if not facts.lacking:

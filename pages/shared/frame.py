@@ -9,7 +9,7 @@ from typing import Literal
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from pages.shared import address, circuits, fact_at_hand, public, session, track
+from pages.shared import address, belongings, circuits, fact_at_hand, public, session, track
 from pages.shared.text import literal
 from rome_core import DEFAULT_MODEL, LanguageModel
 
@@ -70,6 +70,7 @@ def run() -> None:
         _model_chooser()
         _edit_list()
         _running()
+        belongings.hand_out()
     _this_run.framed = True
     try:
         with track.no_traceback():
@@ -158,12 +159,12 @@ def _edit_row(item: session.ActiveEdit, position: int) -> None:
 
 def _running() -> None:
     """This session's running jobs, on every page."""
-    jobs = track.my_jobs()
+    jobs = [job for job in track.my_jobs() if job.live]
 
     @st.fragment(run_every=track.POLL_SECONDS if jobs else None)
     def pill() -> None:
         for job in track.my_jobs():
             st.progress(job.fraction, track.describe(job))
-        track.rerun_at_the_end()
+        track.rerun_at_the_end(jobs)
 
     pill()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from pages.shared import public
+from pages.shared import belongings, public
 from pages.shared.text import literal
 from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
@@ -248,8 +248,9 @@ def compute_once(key: Hashable, make: Callable[[], T]) -> T:
 
 
 def _of_session(name: str, make: Callable[[], T]) -> T:
-    """A container in Streamlit's own store."""
-    if name not in st.session_state:
-        st.session_state[name] = make()
-    container: T = st.session_state[name]
+    """A container among this visitor's belongings, which outlast a reload."""
+    kept = belongings.mine()
+    if name not in kept:
+        kept[name] = make()
+    container: T = kept[name]
     return container

@@ -34,18 +34,17 @@ class Theme:
     grey: str
     rule: str
     empty: str
-    veil: str
     faint: str  # a scale's lower end
     strong: dict[str, str]  # its upper end, by site
 
 
 LIGHT = Theme(
-    *("#FFFFFF", "#1F2933", "#66717E", "#D5DAE0", "#EEF0F3", "rgba(255,255,255,0.5)"),
+    *("#FFFFFF", "#1F2933", "#66717E", "#D5DAE0", "#EEF0F3"),
     faint="",
     strong={"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"},  # plotly's own scales, from white
 )
 DARK = Theme(
-    *("#14181D", "#E6E9ED", "#A3ADB8", "#3A424D", "#262B33", "rgba(14,17,23,0.5)"),
+    *("#14181D", "#E6E9ED", "#A3ADB8", "#3A424D", "#262B33"),
     faint="#171B22",
     strong={"resid_post": "#C4B8E8", "mlp_out": "#8FD6A5", "attn_out": "#F5A08E"},
 )

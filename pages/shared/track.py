@@ -12,16 +12,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Literal, TypeVar
 
 import streamlit as st
-from streamlit import runtime
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from pages.shared import public
+from pages.shared import belongings, public
 from pages.shared.text import literal
 from pages.shared.worker import Task, Worker
 from rome_core import RomeError
@@ -144,21 +142,10 @@ class Job(Progress, Generic[P, R]):
 
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
-    made = Worker(_is_there)
-    if runtime.exists():
+    made = Worker(belongings.cloakroom().is_there, belongings.cloakroom().tidy)
+    if belongings.is_served():
         made.watch()
     return made
-
-
-def _is_there(owner: str) -> bool | None:
-    """Whether a session is connected; None outside a server."""
-    return runtime.get_instance().is_active_session(owner) if runtime.exists() else None
-
-
-def _owner() -> str:
-    """The session whose script runs now."""
-    context = get_script_run_ctx()
-    return context.session_id if context else ""
 
 
 def submit(
@@ -188,44 +175,47 @@ def submit(
     job.settle = settle
     public.check_jobs(sum(job.live for job in my_jobs()))
     my_jobs().append(job)
-    worker().submit(Task(job, partial(job.run, work), _owner(), short, outlives))
+    worker().submit(Task(job, partial(job.run, work), belongings.token(), short, outlives))
     return job
 
 
 def my_jobs() -> list[Progress]:
     """This session's jobs that have not been seen to end yet, for the sidebar."""
-    if "_jobs" not in st.session_state:
-        st.session_state["_jobs"] = list[Progress]()
-    jobs: list[Progress] = st.session_state["_jobs"]
+    kept = belongings.mine()
+    if "_jobs" not in kept:
+        kept["_jobs"] = list[Progress]()
+    jobs: list[Progress] = kept["_jobs"]
     return jobs
 
 
-def settle_jobs() -> bool:
-    """Take over what ended jobs of this session have brought. Whether any has ended since the last time."""
-    ended = [job for job in my_jobs() if not job.live]
-    for job in ended:
-        my_jobs().remove(job)
-        if job.state == "done":
-            job.settle()
-    return bool(ended)
+def settle_jobs() -> None:
+    """Take over what ended jobs of this session have brought."""
+    for job in [job for job in my_jobs() if not job.live]:
+        with suppress(ValueError):  # another tab of the same visitor was first
+            my_jobs().remove(job)
+            if job.state == "done":
+                job.settle()
 
 
 def panel(job: Job[P, R], draw: Callable[[Job[P, R]], None] = lambda job: None) -> None:
     """Progress with a Stop button, then `draw(job)`, both again and again until the job has ended."""
 
-    @st.fragment(run_every=POLL_SECONDS if job.live else None)
+    was_live = job.live
+
+    @st.fragment(run_every=POLL_SECONDS if was_live else None)
     def body() -> None:
         _status(job)
         with no_traceback():
             draw(job)
-        rerun_at_the_end()
+        rerun_at_the_end([job] if was_live else [])
 
     body()
 
 
-def rerun_at_the_end() -> None:
-    """Run the whole page once more when a job of this session has ended, so that polling stops."""
-    if settle_jobs():
+def rerun_at_the_end(live: Sequence[Progress]) -> None:
+    """Run the whole page once more when one of the jobs that were live has ended, so that polling stops."""
+    if not all(job.live for job in live):
+        settle_jobs()
         st.rerun()
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-GONE_AFTER = 3.0  # seconds without its session after which work is stopped: a tab that is reloaded comes back sooner
-LOOKS_EVERY = 1.0
+GONE_AFTER = 3.0  # seconds without its session, then work is stopped; a tab that is reloaded comes back sooner
+LOOKS_EVERY = 0.5
 
 
 class Work(Protocol):
@@ -81,12 +81,16 @@ class Lane:
 class Worker:
     """The lanes, and a look at whether the sessions of their work are still there.
 
-    is_there: whether a session is connected; None where nobody can tell.
+    is_there: whether a session is connected; None where nobody can tell. tidy: called now and then.
     """
 
-    def __init__(self, is_there: Callable[[str], bool | None] = lambda owner: None) -> None:
+    def __init__(
+        self,
+        is_there: Callable[[str], bool | None] = lambda owner: None,
+        tidy: Callable[[float], None] = lambda now: None,
+    ) -> None:
         self.lanes = {short: Lane("short" if short else "long") for short in (False, True)}
-        self._is_there = is_there
+        self._is_there, self._tidy = is_there, tidy
 
     def watch(self) -> None:
         """Look from now on, in a thread of its own."""
@@ -107,6 +111,7 @@ class Worker:
         while True:
             time.sleep(LOOKS_EVERY)
             self.stop_abandoned(time.monotonic())
+            self._tidy(time.monotonic())
 
     def stop_abandoned(self, now: float) -> None:
         """Stop what belongs to sessions that have been gone for a while."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +12,11 @@ import torch
 from torch import nn
 
 from rome_core.errors import ModelError, RomeError
-from rome_core.files import expanded
-from rome_core.model.default_model import DEFAULT_MODEL, fetch_default_model
+from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.hooks import batch_of, hidden_states
 from rome_core.model.language_model import LanguageModel, Source, fingerprint
 from rome_core.model.layout import Layout, is_recomputed, layout_of
+from rome_core.model.origin import ADAPTER, CONFIG, TOKENIZER, Origin, find_model
 from rome_core.model.stored import check_plain, weight_files
 from rome_core.progress import Track, silent
 
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECK_TEXT = "The Eiffel Tower is in"
-HUB_SECONDS = 2.0  # what the hub has to answer in; its own client tries for 23 seconds, and logs each try
-CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
 
 
 def load_model(
@@ -49,10 +44,11 @@ def load_model(
     refuses. Raises ModelError.
     """
     placement = _placement(device)
-    origin = _origin(str(name), revision, track)
+    origin = find_model(str(name), revision, track)
     try:
         layout = _check_files(origin)
         hf, tokenizer = _load(origin, dtype, placement)
+        return from_pretrained_parts(hf, tokenizer, str(name), layout, Source(origin.place, origin.commit))
     except RomeError:
         raise
     except Exception as error:  # other people's files: whatever transformers stumbles over is about them
@@ -61,7 +57,6 @@ def load_model(
             origin.reason(error),
             "Check the spelling, or give a local folder with config.json, tokenizer and *.safetensors.",
         ) from error
-    return from_pretrained_parts(hf, tokenizer, str(name), layout, Source(origin.place, origin.commit))
 
 
 def from_pretrained_parts(
@@ -93,121 +88,10 @@ def from_pretrained_parts(
     return lm
 
 
-# ---------------------------------------------------------------------------------------------------- where a model is
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """A folder or a repository of the hub, whose files can be read before anything is loaded from it.
-
-    cached: whether only what the hub's cache holds can be had.
-    """
-
-    name: str
-    place: str
-    revision: str | None = None
-    cached: bool = False
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.place).is_dir()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What every call of transformers is given."""
-        return {"trust_remote_code": False, "revision": self.revision, "local_files_only": self.cached}
-
-    def find(self, file: str) -> str | None:
-        """Where a file of the model is, fetched if need be; None if it has none of that name."""
-        from transformers.utils import cached_file
-
-        return cached_file(
-            self.place,
-            file,
-            revision=self.revision,
-            local_files_only=self.cached,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of a repository that its files are from: the cache keeps each in a folder of that name."""
-        found = None if self.is_folder else self.find(CONFIG)
-        return found and Path(found).parent.name
-
-    def settings(self, file: str) -> dict[str, Any]:
-        """What a JSON file of the model holds; nothing if there is no such file."""
-        found = self.find(file)
-        return {} if found is None else dict(json.loads(Path(found).read_text(encoding="utf-8")))
-
-    def reason(self, error: Exception) -> str:
-        """Why it could not be loaded, in one line."""
-        if not self.is_folder:
-            return "It is neither a local folder nor a Hugging Face id that can be reached from here."
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[0][:200]
-
-
-def _origin(name: str, revision: str | None, track: Track) -> _Origin:
-    if name == DEFAULT_MODEL:
-        return _Origin(name, str(fetch_default_model(track)))
-    path = expanded(name)
-    if path.is_dir():
-        return _Origin(name, str(path.absolute()))
-    if path.is_file():
-        raise ModelError(
-            f"'{name}' is a file.",
-            "GGUF holds quantised weights." if path.suffix == ".gguf" else "",
-            "Give the folder with config.json, tokenizer and *.safetensors.",
-        )
-    if path.is_absolute() or name.startswith(("~", ".")) or name.count("/") > 1:
-        raise ModelError(
-            f"The model '{name}' could not be loaded.",
-            "There is no such folder.",
-            "Check the spelling; a Hugging Face id is 'owner/name'.",
-        )
-    return _Origin(name, name, revision, cached=not _hub_answers())
-
-
-def _hub_answers() -> bool:
-    """Whether the hub says anything within HUB_SECONDS, through whatever proxy its client uses."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.is_offline_mode():
-        return False
-    answered = threading.Event()
-
-    def ask() -> None:
-        with suppress(Exception):  # no name, no route, no answer: all the same here
-            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-            answered.set()
-
-    asking = threading.Thread(target=ask, daemon=True)  # looking up a name cannot be given a limit, waiting for it can
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return answered.is_set()
-
-
-def _placement(device: str | torch.device | None) -> str | torch.device:
-    """The device, tried; "auto" as it is."""
-    if device == "auto":
-        return "auto"
-    try:
-        chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
-        raise ModelError(
-            f"There is no device '{device}' here.", "", 'Choose "cpu", "auto", or a GPU that this machine has.'
-        ) from None
-    return chosen
-
-
 # ------------------------------------------------------------------------------------------------------ what is loaded
 
 
-def _check_files(origin: _Origin) -> Layout:
+def _check_files(origin: Origin) -> Layout:
     """Refuse what can be told from its files, before transformers is given any. Returns the family's layout."""
     config, adapter = origin.settings(CONFIG), origin.settings(ADAPTER)
     if not config and (origin.is_folder or adapter):
@@ -232,7 +116,7 @@ def _check_files(origin: _Origin) -> Layout:
             "Choose the unquantised version of the model.",
         )
     if not config:  # of a repository: none, or out of reach
-        raise OSError("no config.json")
+        raise OSError(f"It has no {CONFIG}.")
     layout = layout_of(str(config.get("model_type")))
     if not (files := weight_files(origin.find)):
         raise ModelError(
@@ -244,7 +128,7 @@ def _check_files(origin: _Origin) -> Layout:
     return layout
 
 
-def _no_model(origin: _Origin, adapter: dict[str, Any]) -> ModelError:
+def _no_model(origin: Origin, adapter: dict[str, Any]) -> ModelError:
     """What a folder without config.json is."""
     if adapter:
         return ModelError(
@@ -261,8 +145,22 @@ def _no_model(origin: _Origin, adapter: dict[str, Any]) -> ModelError:
     )
 
 
+def _placement(device: str | torch.device | None) -> str | torch.device:
+    """The device, tried; "auto" as it is."""
+    if device == "auto":
+        return "auto"
+    try:
+        chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise ModelError(
+            f"There is no device '{device}' here.", "", 'Choose "cpu", "auto", or a GPU that this machine has.'
+        ) from None
+    return chosen
+
+
 def _load(
-    origin: _Origin, dtype: torch.dtype, placement: str | torch.device
+    origin: Origin, dtype: torch.dtype, placement: str | torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rome_core.model.edits import Update
@@ -34,7 +34,7 @@ class Trace:
     clean, corrupted, probabilities: p(answer), averaged over the draws after the softmax. spread: its standard
     deviation over the draws. indirect_effect: restored minus corrupted in the config's metric; clean_score and
     corrupted_score are the two ends of that scale. asked: the answer as it was given, None where it is the clean run's
-    most probable next token.
+    most probable next token. A preview holds estimates beside exact cells: their spread is NaN.
     """
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class Trace:
     indirect_effect: Float[Tensor, "pos layer"]
     sigma: float
     edits: tuple[str, ...] = ()
-    engine: Literal["replay", "plain", "attribution"] = "replay"
+    engine: Literal["replay", "plain", "preview"] = "replay"
     note: str = ""
 
     @property
@@ -65,11 +65,15 @@ class Trace:
 
     @property
     def complete(self) -> bool:
-        return not bool(self.indirect_effect.isnan().any())
+        """Whether every cell is exact."""
+        return bool(self.exact[self.subject[0] :].all())
 
     @property
-    def approximate(self) -> bool:
-        return self.engine == "attribution"
+    def exact(self) -> Bool[Tensor, "pos layer"]:
+        """Which cells from the subject on are measured with all draws; the others are estimates, or not there yet."""
+        measured = ~(self.indirect_effect.isnan() | self.spread.isnan())
+        measured[: self.subject[0]] = False
+        return measured
 
 
 def cells_of(lm: LanguageModel, runs: Runs, site: TracedSite) -> list[Cell]:
@@ -109,7 +113,7 @@ def heat_map_steps(lm: LanguageModel, runs: Runs, site: TracedSite, *, track: Tr
     yield heat_map
     for finished in track(restored_states(lm, runs, cells), KINDS[site], n_steps(lm, runs, cells)):
         if finished:
-            heat_map = _fill(heat_map, runs, finished)
+            heat_map = fill(heat_map, runs, finished)
         yield heat_map
 
 
@@ -144,7 +148,9 @@ def empty_trace(lm: LanguageModel, runs: Runs, site: TracedSite) -> Trace:
     )
 
 
-def _fill(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
+def fill(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> Trace:
+    """The heat map with restored runs in it. finished: cells and their logits at the answer's positions."""
+    """The heat map with the restored runs of these cells in it. finished: cells with their logits."""
     grids = {name: getattr(trace, name).clone() for name in GRIDS}
     for cell, logits in finished:
         p = runs.log_p_of_logits(logits).exp()
@@ -152,6 +158,15 @@ def _fill(trace: Trace, runs: Runs, finished: Sequence[tuple[Cell, Tensor]]) -> 
         for grid, value in zip(grids.values(), (p.mean(), p.std(correction=0), effect), strict=True):
             grid[cell.token, cell.layer] = value
     return replace(trace, **grids)
+
+
+def lay_over(measured: Trace, estimated: Trace) -> Trace:
+    """The exact cells of one heat map, and what another one of the same runs says about the rest."""
+    here = measured.exact
+    grids: dict[str, Any] = {
+        name: torch.where(here, getattr(measured, name), getattr(estimated, name)) for name in GRIDS
+    }
+    return replace(estimated, **grids)
 
 
 def trace(

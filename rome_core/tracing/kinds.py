@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
-from rome_core.tracing.attribution import previews
-from rome_core.tracing.heat_map import Trace, heat_map_steps
+from rome_core.tracing.heat_map import Trace, heat_map_steps, lay_over
+from rome_core.tracing.preview import N_STEPS, preview_steps
 from rome_core.tracing.runs import SITES, TraceRequest, prepare
 
 
@@ -26,7 +26,19 @@ class TraceRun:
 
     @property
     def complete(self) -> bool:
-        return len(self.exact) == len(SITES) and all(trace.complete for trace in self.exact.values())
+        return len(self.finished) == len(SITES)
+
+    @property
+    def finished(self) -> dict[str, Trace]:
+        """The heat maps that are exact throughout: only these allow a conclusion."""
+        return {site: trace for site, trace in self.exact.items() if trace.complete}
+
+    @property
+    def n_exact(self) -> tuple[int, int]:
+        """How many cells are exact, and how many there are, all kinds together."""
+        shown = [trace for site in SITES if (trace := self.best(site))]
+        exact = sum(int(trace.exact.sum()) for trace in shown)
+        return exact, len(SITES) * shown[0].indirect_effect[shown[0].subject[0] :].numel() if shown else 0
 
     @property
     def first(self) -> Trace | None:
@@ -34,15 +46,20 @@ class TraceRun:
         return next(iter([*self.exact.values(), *self.preview.values()]), None)
 
     def best(self, site: str) -> Trace | None:
-        """The exact heat map of a kind if it has begun, else the approximate one."""
-        return self.exact.get(site) or self.preview.get(site)
+        """The heat map of a kind as far as it is: exact cells where they are finished, the preview elsewhere."""
+        exact, preview = self.exact.get(site), self.preview.get(site)
+        if exact is None or preview is None or exact.complete:
+            return exact or preview
+        return lay_over(exact, preview)
 
 
 def trace_kinds(lm: LanguageModel, request: TraceRequest, *, track: Track = silent) -> Iterator[TraceRun]:
     """The run as it grows: previews of all kinds at once, then the exact cells of each kind."""
     runs = prepare(lm, request)
-    run = TraceRun(request, previews(lm, runs))
-    yield run
+    run = TraceRun(request)
+    for maps in track(preview_steps(lm, runs), "Preview", N_STEPS):
+        run = replace(run, preview=maps)
+        yield run
     for site in track(SITES, "Heat maps", len(SITES)):
         for heat_map in heat_map_steps(lm, runs, site, track=track):
             run = replace(run, exact={**run.exact, site: heat_map})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from pages.parts.tracing import figures
-from pages.parts.tracing.view import LATEST
+from pages.parts.tracing.view import LATEST, strongest
 from pages.shared.style import DARK, LIGHT, Theme
-from pages.shared.text import read_prompt
+from pages.shared.text import read_prompt, show_token
 from rome_core import Prompt, Trace, TraceConfig
+from rome_core.progress import Stopped
 from rome_core.tracing import kinds
+from rome_core.tracing.heat_map import peak
 from rome_core.tracing.kinds import TraceRun, trace_kinds
 from rome_core.tracing.runs import TraceRequest
 from tests.pages.conftest import goto, job_of, texts, wait_for
@@ -129,6 +132,87 @@ def test_a_run_ends_with_numbers_figures_and_one_cell_in_detail(tracing: AppTest
     assert len(tracing.get("bidi_component")) == 2, "CircuitsVis: attention heads and coloured tokens"
 
 
+# -------------------------------------------------------------------------------------------------------------- a stop
+
+
+@pytest.fixture
+def halt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Runs stop, as by a press of the button, in the heat map of a kind after so many steps."""
+
+    def stop_in(site: str, steps: int) -> None:
+        whole = kinds.heat_map_steps
+
+        def stopping(lm: Any, runs: Any, kind: Any, **options: Any) -> Iterator[Trace]:
+            for n, heat_map in enumerate(whole(lm, runs, kind, **options)):
+                if kind == site and n == steps:
+                    raise Stopped
+                yield heat_map
+
+        monkeypatch.setattr(kinds, "heat_map_steps", stopping)
+
+    return stop_in
+
+
+@pytest.mark.parametrize(("site", "steps"), [("resid_post", 0), ("resid_post", 6), ("mlp_out", 6)])
+def test_a_stopped_run_shows_the_maps_and_concludes_nothing_from_estimates(
+    tracing: AppTest, halt: Callable[[str, int], None], site: str, steps: int
+) -> None:
+    halt(site, steps)
+    run_job(tracing)
+
+    said = texts(tracing.caption)
+    job = job_of(tracing, LATEST)
+    assert job.state == "stopped" and not tracing.error, texts(tracing.error)
+    exact, cells = job.partial.n_exact
+    assert 0 < exact < cells
+    assert f"**Not finished:** {exact} of {cells} cells are exact" in said
+    maps = [chart for chart in tracing.get("plotly_chart") if "heat-" in chart.proto.id]
+    assert len(maps) == 3, "the preview stays to be looked at"
+    curves = [chart for chart in tracing.get("plotly_chart") if "curves-" in chart.proto.id]
+    assert len(curves) == (site == "mlp_out"), "of the residual stream, which was finished"
+    links = [link.proto.label for link in tracing.get("page_link")]
+    assert len(links) == (site == "mlp_out")
+    for metric in tracing.metric[3:]:
+        assert metric.value.startswith(("≈", "…"))
+    assert "Click a cell above" in said or site == "mlp_out"
+
+
+def test_after_a_stop_a_cell_that_is_clicked_is_measured_but_no_layer_is_offered(
+    tracing: AppTest, halt: Callable[[str, int], None]
+) -> None:
+    halt("mlp_out", 6)
+    run_job(tracing)
+    job = job_of(tracing, LATEST)
+    assert job.partial is not None and set(job.partial.finished) == {"resid_post"}
+
+    tracing.session_state[f"kind-{job.id}"] = "mlp_out"
+    tracing.run()
+
+    assert not tracing.get("page_link")
+    assert "MLP is not exact throughout: no layer is offered for an edit" in texts(tracing.caption)
+    assert any("Restored: MLP" in str(block.proto.body) for block in tracing.get("html"))
+
+
+def test_while_it_runs_a_cell_is_named_only_as_measured(finished: TraceRun) -> None:
+    first, last = TraceRun(finished.request), finished
+    gradients = replace(finished, exact={}, preview={"mlp_out": estimated(finished.exact["mlp_out"])})
+    measured = replace(finished, exact={})
+
+    assert strongest(first, "mlp_out")[:2] == ("…", "")
+    assert strongest(gradients, "mlp_out")[:2] == ("…", "")
+    n = int(finished.preview["mlp_out"].exact.sum())
+    why = f"The strongest of {n} measured cells; the others are estimated to be weaker."
+    assert strongest(measured, "mlp_out") == ("≈ ·of", "layer 1", why)
+    token, layer = peak(finished.exact["mlp_out"])
+    label = show_token(finished.exact["mlp_out"].labels[token])
+    assert strongest(last, "mlp_out")[:2] == (label, f"layer {layer}")
+
+
+def estimated(trace: Trace) -> Trace:
+    """The same numbers, none of them measured."""
+    return replace(trace, spread=torch.full_like(trace.spread, torch.nan), engine="preview")
+
+
 def test_the_chosen_cell_is_carried_to_the_edit_page(tracing: AppTest) -> None:
     run_job(tracing)
     job = job_of(tracing, LATEST)
@@ -166,7 +250,7 @@ def test_a_failure_in_the_worker_is_one_sentence(tracing: AppTest, monkeypatch: 
     def fail(*args: Any, **options: Any) -> Any:
         raise ZeroDivisionError("by nobody")
 
-    monkeypatch.setattr(kinds, "previews", fail)
+    monkeypatch.setattr(kinds, "preview_steps", fail)
     run_job(tracing)
 
     assert "Something unforeseen happened (ZeroDivisionError: by nobody)" in texts(tracing.error)
@@ -198,7 +282,7 @@ def test_subject_tokens_are_starred_and_spaces_shown(finished: TraceRun) -> None
 
 def test_the_hover_names_token_layers_value_spread_effect_and_share(finished: TraceRun) -> None:
     trace = finished.exact["mlp_out"]
-    text = figures.hover(trace, 3, 2, float(trace.probabilities[3, 2]), approximate=False)
+    text = figures.hover(trace, 3, 2, float(trace.probabilities[3, 2]), estimated=False)
 
     assert "(token 3) · layers 1–2 (centre 2)" in text
     assert "±" in text
@@ -206,16 +290,25 @@ def test_the_hover_names_token_layers_value_spread_effect_and_share(finished: Tr
     assert "% of the gap" in text
 
 
-def test_unfinished_cells_show_the_veiled_preview(finished: TraceRun) -> None:
-    exact, preview = finished.exact["mlp_out"], finished.preview["mlp_out"]
-    half = cut(exact, exact.subject[0] + 1)
+def test_estimates_are_dotted_and_exact_cells_are_not(finished: TraceRun) -> None:
+    exact = finished.exact["mlp_out"]
+    rows = exact.subject[0] + 1
+    mixed = replace(finished, exact={"mlp_out": cut(exact, rows)}).best("mlp_out")
+    assert mixed is not None
 
-    figure = figures.trace_heatmap(half, 0.0, 1.0, preview=preview)
+    figure = figures.trace_heatmap(mixed, 0.0, 1.0)
 
-    z, veil = (np.array(heatmap.z, dtype=float) for heatmap in figure.data[:2])
-    assert not np.isnan(z).any()
-    assert np.isnan(veil[: exact.subject[0] + 1]).all()
-    assert (veil[exact.subject[0] + 1 :] == 1).all()
+    cells, dots, overlay = figure.data
+    assert not np.isnan(np.array(cells.z, dtype=float)).any()
+    dotted = np.zeros_like(cells.z, dtype=bool)
+    dotted[list(dots.y), list(dots.x)] = True
+    assert not dotted[:rows].any()
+    measured = finished.preview["mlp_out"].exact.numpy()[rows:]
+    assert measured.any() and not measured.all()
+    assert (dotted[rows:] == ~measured).all()
+    assert len([text for text in overlay.text if "estimated" in text]) == dotted.sum()
+    assert figure.layout.title.text.endswith("?"), "no cell is named in a title"
+    assert len(figures.trace_heatmap(exact, 0.0, 1.0).data) == 2, "no dots"
 
 
 def cut(trace: Trace, rows: int) -> Trace:
@@ -224,6 +317,13 @@ def cut(trace: Trace, rows: int) -> Trace:
     for grid in grids.values():
         grid[rows:] = torch.nan
     return replace(trace, **grids)
+
+
+def test_curves_name_strongest_layers_only_where_both_kinds_are_there(finished: TraceRun) -> None:
+    some = {"resid_post": finished.exact["resid_post"], "mlp_out": finished.exact["mlp_out"]}
+
+    assert figures.trace_marginals(finished.exact).layout.title.text.startswith("Strongest layer: MLP")
+    assert "Strongest" not in figures.trace_marginals(some).layout.title.text
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])

@@ -27,7 +27,10 @@ def downloads(lm: LanguageModel, report: Report) -> None:
     with st.container(horizontal=True):
         what = "Factors and settings in one small file, to be opened below or with rome_core.load_edit."
         download("Download the edit", lambda: edit_file(edit), f"{name}.safetensors", "download-edit", what)
-        what = "A zip with an adapter that peft loads onto the base model."
+        what = (
+            "A zip with an adapter that names its base: AutoPeftModelForCausalLM loads both. The default model's base "
+            "is its folder in this machine's cache; elsewhere give the model to PeftModel.from_pretrained."
+        )
         download("Download as LoRA adapter", lambda: adapter_zip(edit), f"{name}-adapter.zip", "download-adapter", what)
     st.caption(f"The file belongs to {literal(lm.name)} and is refused by any other model.")
     offer_merged(lm, report)

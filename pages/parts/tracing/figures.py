@@ -58,46 +58,47 @@ def trace_heatmap(
     vmin: float,
     vmax: float,
     theme: Theme = LIGHT,
-    preview: Trace | None = None,
     picked: tuple[int, int] | None = None,
 ) -> go.Figure:
-    """One kind's heat map, tokens by layers. Cells that are only previewed are veiled; `picked` is outlined.
+    """One kind's heat map, tokens by layers. Estimates of a preview are dotted; `picked` is outlined.
 
     Plotly's heat maps report no clicks in Streamlit: an invisible marker on every cell does, and carries the hover.
     """
-    exact = scores(trace)
-    approximate = np.isnan(exact)
-    if preview is not None:
-        exact = np.where(approximate, scores(preview), exact)
-    if trace.approximate:
-        approximate[trace.subject[0] :] = True
+    values, estimated = scores(trace), estimates(trace)
     fig = go.Figure()
     fig.add_heatmap(
-        z=exact,
+        z=values,
         zmin=vmin,
         zmax=vmax,
         colorscale=colour_scale(trace.config.site, theme),
         colorbar=_colour_bar(trace, vmin, vmax, theme),
         hoverinfo="skip",
     )
-    veiled = approximate & ~np.isnan(exact)
-    if veiled.any():
-        veil = np.where(veiled, 1.0, np.nan)
-        fig.add_heatmap(z=veil, colorscale=[[0, theme.veil], [1, theme.veil]], showscale=False, hoverinfo="skip")
-    fig.add_scatter(**_overlay(trace, exact, approximate))
+    if estimated.any():
+        y, x = np.nonzero(estimated)
+        dot = {"size": 3, "color": theme.grey, "opacity": 0.6}
+        fig.add_scatter(x=x, y=y, mode="markers", marker=dot, showlegend=False, hoverinfo="skip")
+    fig.add_scatter(**_overlay(trace, values, estimated))
     _layout(fig, trace, theme)
     if picked:
         _outline(fig, picked, theme)
     return fig
 
 
-def _overlay(trace: Trace, values: np.ndarray, approximate: np.ndarray) -> dict[str, object]:
+def estimates(trace: Trace) -> np.ndarray:
+    """Which cells hold a value that is only estimated, [pos, layer]."""
+    estimated = ~(trace.exact | trace.indirect_effect.isnan()).cpu().numpy()
+    estimated[: trace.subject[0]] = False  # nothing there can differ from the corrupted run
+    return estimated
+
+
+def _overlay(trace: Trace, values: np.ndarray, estimated: np.ndarray) -> dict[str, object]:
     cells = [(int(i), int(j)) for i, j in np.argwhere(~np.isnan(values))]
     nothing = {"marker": {"opacity": 0}}
     return {
         "x": [layer for _, layer in cells],
         "y": [token for token, _ in cells],
-        "text": [hover(trace, i, j, float(values[i, j]), bool(approximate[i, j])) for i, j in cells],
+        "text": [hover(trace, i, j, float(values[i, j]), bool(estimated[i, j])) for i, j in cells],
         "hovertemplate": "%{text}<extra></extra>",
         "mode": "markers",
         "marker": {"size": 18, "symbol": "square", "opacity": 0, "color": SITE_COLOURS[trace.config.site]},
@@ -107,7 +108,7 @@ def _overlay(trace: Trace, values: np.ndarray, approximate: np.ndarray) -> dict[
     }
 
 
-def hover(trace: Trace, token: int, layer: int, value: float, approximate: bool) -> str:
+def hover(trace: Trace, token: int, layer: int, value: float, estimated: bool) -> str:
     """What a cell says: token, layers, value with its spread, effect, share of the gap."""
     first, last = restored_layers(trace, layer)
     where = f"layer {layer}" if first == last else f"layers {first}–{last} (centre {layer})"
@@ -115,8 +116,8 @@ def hover(trace: Trace, token: int, layer: int, value: float, approximate: bool)
     gap = trace.clean_score - trace.corrupted_score
     name = escape_token(trace.labels[token])
     lines = [f"<b>{name}</b> (token {token}) · {where}", f"{metric_name(trace)} = {number(value)}"]
-    if approximate:
-        lines[1] += ", approximate"
+    if estimated:
+        lines[1] += ", estimated"
     elif trace.config.metric == "p":
         lines[1] += f" ± {number(float(trace.spread[token, layer]))} over the draws"
     else:
@@ -165,7 +166,7 @@ def _label_width(trace: Trace) -> int:
 def heatmap_title(trace: Trace) -> str:
     """What the heat map shows, or asks while it is not finished."""
     kind = KINDS[trace.config.site]
-    if trace.approximate or not trace.complete:
+    if not trace.complete:
         return f"{kind}: which state brings {show_token(trace.answer)} back?"
     token, layer = peak(trace)
     value = trace.corrupted_score + float(trace.indirect_effect[token, layer])
@@ -189,7 +190,7 @@ def _layout(fig: go.Figure, trace: Trace, theme: Theme) -> None:
 
 
 def trace_marginals(traces: Mapping[str, Trace], theme: Theme = LIGHT) -> go.Figure:
-    """The strongest effect in every layer and at every token, the three kinds together."""
+    """The strongest effect in every layer and at every token, the kinds together. Takes finished heat maps only."""
     last = list(traces.values())[-1]
     fig = make_subplots(1, 2, horizontal_spacing=0.2, column_widths=[0.6, 0.4])
     for site, trace in traces.items():
@@ -213,9 +214,9 @@ def finite(values: np.ndarray) -> list[float | None]:
 
 
 def _marginal_title(traces: Mapping[str, Trace]) -> str:
-    if not all(trace.complete and not trace.approximate for trace in traces.values()):
+    layers = [f"{KINDS[site]} {peak(trace)[1]}" for site, trace in traces.items() if site != "resid_post"]
+    if len(layers) < len(KINDS) - 1:
         return "In which layers, at which tokens is the effect?"
-    layers = (f"{KINDS[site]} {peak(trace)[1]}" for site, trace in traces.items() if site != "resid_post")
     return "Strongest layer: " + ", ".join(layers)
 
 

@@ -12,15 +12,15 @@ import streamlit as st
 from pages.parts.tracing import figures, way_on
 from pages.parts.tracing.further_studies import draw_panels
 from pages.shared import circuits, session
-from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, page_theme
+from pages.shared.charts import ask_once, choose_image_format, draw_chart, draw_clickable_chart, metric_row, page_theme
 from pages.shared.style import SITE_COLOURS
 from pages.shared.text import code, literal, number, show_token, token_tables
 from pages.shared.track import Job
 from rome_core import LanguageModel, Trace
-from rome_core.tracing.attribution import compare_with_exact
 from rome_core.tracing.export import heat_maps_csv, heat_maps_npz
 from rome_core.tracing.heat_map import attention, peak, restored_layers, restored_top_tokens, snippet
 from rome_core.tracing.kinds import TraceRun
+from rome_core.tracing.preview import compare_with_exact, likely_peaks
 from rome_core.tracing.runs import KINDS, SITES, prepare
 
 EXPORT_WIDTH = 1000  # px
@@ -38,10 +38,9 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
             st.caption("Both runs, clean and corrupted, are being recorded.")
         return
     metrics(run, run.first)
-    ended = not job.live
-    heatmaps(run, run.first, job.id, _picked(run, job.id) if ended else None)
-    curves(run, job.id)
-    if ended and run.exact:
+    heatmaps(run, run.first, job)
+    curves(run, job)
+    if not job.live:
         one_cell(lm, run, run.first, job.id)
         colored_prompt(run, job.id)
         compare_with_preview(run)
@@ -54,45 +53,69 @@ def draw(lm: LanguageModel, job: TraceJob) -> None:
 
 def metrics(run: TraceRun, first: Trace) -> None:
     """The numbers that matter, in a row."""
-    answer = literal(show_token(first.answer))
-    row = st.columns(5)
-    row[0].metric(f"p({answer}), clean", number(first.clean))
-    row[1].metric(
-        f"p({answer}), corrupted", number(first.corrupted), help="Mean over the noise draws, after the softmax."
+    answer = show_token(first.answer)
+    metric_row(
+        (f"p({answer}), clean", number(first.clean), "", ""),
+        (f"p({answer}), corrupted", number(first.corrupted), "", "Mean over the noise draws, after the softmax."),
+        ("Total effect", number(first.total_effect), "", "Clean minus corrupted: all that can be restored."),
+        ("Strongest MLP cell", *strongest(run, "mlp_out")),
+        ("Strongest attention cell", *strongest(run, "attn_out")),
     )
-    row[2].metric("Total effect", number(first.total_effect), help="Clean minus corrupted: all that can be restored.")
-    for place, site in zip(row[3:], ("mlp_out", "attn_out"), strict=True):
-        trace = run.best(site)
-        name = f"Strongest {KINDS[site] if site == 'mlp_out' else 'attention'} cell"
-        if trace is None:
-            place.metric(name, "…")
-            continue
+
+
+def strongest(run: TraceRun, site: str) -> tuple[str, str, str]:
+    """The strongest cell's token, its layer, and what that rests on: marked by ≈ or left open until the heat map is
+    finished."""
+    trace = run.finished.get(site)
+    if trace is not None:
         token, layer = peak(trace)
-        about = "" if trace.complete and not trace.approximate else "≈ "
-        place.metric(name, f"{about}{show_token(trace.labels[token])} · {layer}", help="Token · layer (centre).")
+        return show_token(trace.labels[token]), f"layer {layer}", "Of all cells. The layer is the window's centre."
+    so_far = run.best(site)
+    places = likely_peaks(so_far) if so_far else []
+    if not so_far or not places:
+        return "…", "", "Named once it has been measured."
+    tokens = " or ".join(show_token(so_far.labels[token]) for token, _ in places)
+    layers = ("layer " if len(places) == 1 else "layers ") + " or ".join(str(layer) for _, layer in places)
+    which = "The strongest" if len(places) == 1 else "Too close to tell which is the strongest"
+    why = f"{which} of {int(so_far.exact.sum())} measured cells; the others are estimated to be weaker."
+    return f"≈ {tokens}", layers, why
 
 
-def heatmaps(run: TraceRun, first: Trace, id: str, picked: tuple[str, int, int] | None) -> None:
+def heatmaps(run: TraceRun, first: Trace, job: TraceJob) -> None:
     """The three kinds on one colour scale. A click on a cell chooses it for the details below."""
     low, high = figures.colour_range(first)
-    pale = "Pale cells are approximate (attribution patching); exact values replace them one by first."
-    st.caption("Click a cell for its details below; one colour scale for all three." if run.complete else pale)
+    st.caption(state_of(run, job.live))
+    picked = None if job.live else _picked(run, job.id)
     for site in SITES:
         trace = run.best(site)
         if trace is None:
             st.skeleton(height=300)
             continue
         cell = picked[1:] if picked and picked[0] == site else None
-        figure = figures.trace_heatmap(trace, low, high, page_theme(), run.preview.get(site), cell)
+        figure = figures.trace_heatmap(trace, low, high, page_theme(), cell)
         alt = f"{KINDS[site]}: {figures.caption(trace)}"
-        draw_clickable_chart(figure, f"heat-{site}-{id}", f"trace-{site}", partial(_pick, site, id), alt)
+        draw_clickable_chart(figure, f"heat-{site}-{job.id}", f"trace-{site}", partial(_pick, site, job.id), alt)
     for note in {trace.note for trace in run.exact.values() if trace.note}:
         st.caption(literal(note))
 
 
-def curves(run: TraceRun, id: str) -> None:
-    traces: dict[str, Trace] = {site: trace for site in SITES if (trace := run.best(site))}
-    draw_chart(figures.trace_marginals(traces, page_theme()), f"curves-{id}", "trace-curves")
+def state_of(run: TraceRun, live: bool) -> str:
+    """What the heat maps are made of so far."""
+    if run.complete:
+        return "Click a cell for its details below; one colour scale for all three."
+    exact, cells = run.n_exact
+    so_far = f"{exact} of {cells} cells are exact; dotted ones are estimated"
+    if live:
+        return f"{so_far}, and exact values take their place."
+    return f"**Not finished:** {so_far}. Nothing is concluded from a heat map that is not exact throughout."
+
+
+def curves(run: TraceRun, job: TraceJob) -> None:
+    """Only of finished heat maps: the strongest of some cells is not the strongest of all."""
+    if run.finished:
+        draw_chart(figures.trace_marginals(run.finished, page_theme()), f"curves-{job.id}", "trace-curves")
+    elif job.live:
+        st.caption("The strongest effect by layer and by token is drawn once the first heat map is exact.")
 
 
 # ----------------------------------------------------------------------------------------------------------- one cell
@@ -106,26 +129,32 @@ def _pick(site: str, id: str) -> None:
         st.session_state[f"token-{id}"], st.session_state[f"layer-{id}"] = int(points[0]["y"]), int(points[0]["x"])
 
 
-def _picked(run: TraceRun, id: str) -> tuple[str, int, int]:
-    """The chosen cell; at first the strongest one of the MLPs."""
-    site = "mlp_out" if "mlp_out" in run.exact else next(iter(run.exact), "mlp_out")
-    trace = run.best(site)
-    assert trace is not None
-    for name, value in zip(("kind", "token", "layer"), (site, *peak(trace)), strict=True):
-        st.session_state.setdefault(f"{name}-{id}", value)
-    return tuple(st.session_state[f"{name}-{id}"] for name in ("kind", "token", "layer"))
+def _picked(run: TraceRun, id: str) -> tuple[str, int, int] | None:
+    """The chosen cell; at first the strongest one of the MLPs, or of what was finished before a stop, if anything."""
+    names = [f"{name}-{id}" for name in ("kind", "token", "layer")]
+    if run.finished:
+        site = "mlp_out" if "mlp_out" in run.finished else next(iter(run.finished))
+        for name, value in zip(names, (site, *peak(run.finished[site])), strict=True):
+            st.session_state.setdefault(name, value)
+    return tuple(st.session_state[name] for name in names) if names[0] in st.session_state else None
 
 
 def one_cell(lm: LanguageModel, run: TraceRun, first: Trace, id: str) -> None:
     """What restoring one cell does to the next token, and where its layer attends."""
     st.subheader("One cell in detail")
+    if _picked(run, id) is None:
+        st.caption("Click a cell above: what it restores is measured then.")
+        return
     site, token, layer = _cell_inputs(first, id)
-    trace = run.exact.get(site)
+    trace = run.best(site)
     if trace is None:
         st.caption(f"{KINDS[site]} was not traced: the run was stopped before.")
         return
     _what_it_does(lm, run, trace, token, layer)
-    way_on.draw(lm, trace, token, layer)
+    if site in run.finished:
+        way_on.draw(lm, trace, token, layer)
+    else:
+        st.caption(f"{KINDS[site]} is not exact throughout: no layer is offered for an edit. **Trace** runs it again.")
     with st.expander(f"Attention of layer {layer}, clean prompt, every head", expanded=True):
         key, request = ("attention", lm.fingerprint, run.request.key, layer), run.request
         read = lambda: attention(lm, request.prompt, layer, edits=request.edits)  # noqa: E731
@@ -162,10 +191,10 @@ def _what_it_does(lm: LanguageModel, run: TraceRun, trace: Trace, token: int, la
 
 def colored_prompt(run: TraceRun, id: str) -> None:
     """CircuitsVis: the prompt's tokens, coloured by the strongest effect at each."""
-    trace = run.exact.get(st.session_state[f"kind-{id}"])
+    trace = run.finished.get(st.session_state.get(f"kind-{id}", ""))
     if trace is None:
         return
-    strongest = trace.indirect_effect.nan_to_num(nan=0).amax(1)
+    strongest = trace.indirect_effect.amax(1)
     token = int(strongest.argmax())
     st.markdown(
         f"**The prompt, coloured by {KINDS[trace.config.site]}**: the strongest effect of any layer at each "
@@ -180,8 +209,8 @@ def colored_prompt(run: TraceRun, id: str) -> None:
 def compare_with_preview(run: TraceRun) -> None:
     """How far the first approximation was from the exact values."""
     rows = []
-    for site, trace in run.exact.items():
-        if not trace.complete or site not in run.preview:
+    for site, trace in run.finished.items():
+        if site not in run.preview:
             continue
         agreement = compare_with_exact(run.preview[site], trace)
         worst = [
@@ -201,7 +230,11 @@ def compare_with_preview(run: TraceRun) -> None:
 
 def files(run: TraceRun, first: Trace) -> None:
     """The numbers and figures to take away."""
+    if not run.exact:
+        return
     st.subheader("Take it away")
+    if not run.complete:
+        st.caption("Files hold the exact cells alone.")
     code = "\n\n".join(snippet(trace) for trace in run.exact.values())
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.download_button("CSV, one row a cell", heat_maps_csv(run.exact), "trace.csv", "text/csv", on_click="ignore")
@@ -222,7 +255,8 @@ def figure_zip(run: TraceRun, first: Trace) -> bytes:
     """All figures as SVG and PNG on white. Needs kaleido and a Chrome; without one the zip holds the reason."""
     low, high = figures.colour_range(first)
     drawn = {f"trace-{site}": figures.trace_heatmap(trace, low, high) for site, trace in run.exact.items()}
-    drawn["trace-curves"] = figures.trace_marginals(run.exact)
+    if run.finished:
+        drawn["trace-curves"] = figures.trace_marginals(run.finished)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         try:

@@ -33,11 +33,16 @@ FACTS_AT_ONCE = 16  # facts, when the model is asked which of them it knows
 
 def choose_facts(facts: Sequence[Fact], n: int | None, seed: int) -> tuple[Fact, ...]:
     """The first n facts of a seeded order (None: all); a larger n begins with the same ones. n < 0 is a DataError."""
-    if n is not None and n < 0:
-        raise DataError(f"{n} facts cannot be chosen.", "", "Give 1 or more; None is all of them.")
     order = list(facts)
     random.Random(seed).shuffle(order)
-    return tuple(order[:n])
+    return tuple(order[: checked_number(n)])
+
+
+def checked_number(n: int | None) -> int | None:
+    """How many facts; a negative number, which Python would count from the end, is a DataError."""
+    if n is not None and n < 0:
+        raise DataError(f"{n} facts cannot be chosen.", "", "Give 1 or more; None is all of them.")
+    return n
 
 
 def choose_known(
@@ -45,8 +50,9 @@ def choose_known(
 ) -> tuple[Fact, ...]:
     """The first n facts of the same order that the unedited model knows; fewer if it knows no more.
 
-    Raises DataError if it knows none, or if there are no facts.
+    Raises DataError if it knows none, if there are no facts, or if n is negative.
     """
+    checked_number(n)
     if not facts:
         raise DataError("There are no facts of which the model could know some.", "", "Choose another file or part.")
     order, known = choose_facts(facts, None, seed), list[Fact]()

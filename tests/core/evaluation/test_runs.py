@@ -786,6 +786,8 @@ def test_known_facts_are_chosen_in_the_same_order_and_no_more_are_asked(monkeypa
         choose_known(lm, [many[1], many[2]], 1, 5)
     with pytest.raises(DataError, match="There are no facts of which the model could know some"):
         choose_known(lm, [], 1, 5)
+    with pytest.raises(DataError, match="-1 facts cannot be chosen"):
+        choose_known(lm, many, -1, 5)
 
 
 def test_methods_at_several_layers() -> None:

@@ -7,10 +7,8 @@ import json
 import logging
 import os
 import pty
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from rome_core.editing.storage import export_adapter
 from rome_core.errors import ModelError, PromptError
-from rome_core.model import loading
 from rome_core.model.hooks import batch_of, next_logits
 from rome_core.model.language_model import Source
 from rome_core.model.loading import from_pretrained_parts, load_model
@@ -344,22 +341,6 @@ def test_a_folder_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lm.name == "~/mine" and lm.source == Source(str(tmp_path / "mine"))
 
 
-@pytest.mark.parametrize("name", ["~/nothing", "~nobody-at-all/model", "./nothing", "/nowhere/model", "a/b/c"])
-def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("the hub was asked"))
-
-    with pytest.raises(ModelError, match=rf"'{name}' could not be loaded\. There is no such folder\. Check"):
-        load_model(name)
-
-
-@pytest.mark.parametrize(("file", "hint"), [("config.json", ""), ("m.gguf", "GGUF holds quantised weights. ")])
-def test_a_file_is_no_folder(folder: Path, file: str, hint: str) -> None:
-    (folder / file).touch()
-
-    with pytest.raises(ModelError, match=rf"{file}' is a file\. {hint}Give the folder with config.json"):
-        load_model(folder / file)
-
-
 @pytest.mark.parametrize("name", ["nobody/nothing", "my model", "nothing"])
 def test_an_unknown_id(name: str) -> None:
     with pytest.raises(
@@ -379,32 +360,6 @@ def test_without_a_network_an_unknown_id_is_answered_at_once_and_without_noise()
 
     assert child.stdout.startswith("The model 'nobody/nothing' could not be loaded.") and child.stdout.count("\n") == 1
     assert child.stderr == ""
-
-
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b""])
-def test_the_hub_is_asked_whether_it_is_there(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it says, it is there; one that takes the call and says nothing is not waited for."""
-    monkeypatch.setattr(loading, "HUB_SECONDS", 0.5)
-    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    with socket.create_server(("127.0.0.1", 0)) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
-
-        def serve() -> None:
-            call, _ = hub.accept()
-            with call:
-                call.recv(4096)
-                call.sendall(answer)
-                asked.wait()
-
-        asked = threading.Event()
-        serving = threading.Thread(target=serve)
-        serving.start()
-        answers = loading._hub_answers()
-        asked.set()
-        serving.join()
-
-    assert answers == bool(answer)
 
 
 @pytest.fixture

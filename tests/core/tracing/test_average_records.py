@@ -29,7 +29,7 @@ from rome_core.tracing.average_records import (
     why_not_continued,
     write_records,
 )
-from rome_core.tracing.averages import GROUPS, FactEffect, average
+from rome_core.tracing.averages import GROUPS, FactEffect, average, fact_effects
 from rome_core.tracing.runs import SITES, TraceConfig
 from tests.tiny import halt_at, tiny_model
 
@@ -97,6 +97,8 @@ def test_facts_with_one_id_have_records_of_their_own() -> None:
     inquiry = Inquiry(joined, 4, config=QUICK)
     list(collect(lm, inquiry, done))
 
+    names = [row.fact for row in fact_effects(lm, joined[:2], QUICK, done={"1"})]
+    assert names == ["1 (2)"], "the second is no duplicate of the first"
     found = records_of(inquiry, done)
     assert [row.dropped for row in found] == [row.dropped for row in rows()] and len(found) == len(rows())
     for mine, expected in zip(found, rows(), strict=True):

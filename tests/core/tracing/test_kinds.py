@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from rome_core.model.tokens import Prompt
-from rome_core.tracing.attribution import preview
 from rome_core.tracing.heat_map import trace
 from rome_core.tracing.kinds import TraceRun, trace_kinds
+from rome_core.tracing.preview import N_STEPS, preview
 from rome_core.tracing.runs import SITES, TraceConfig, TraceRequest
 from tests.tiny import tiny_model
 
@@ -21,20 +21,55 @@ def test_previews_come_first_and_the_last_is_exact() -> None:
     lm = tiny_model("llama")
     steps = list(trace_kinds(lm, TraceRequest(PROMPT, QUICK)))
 
-    assert tuple(steps[0].preview) == SITES and not steps[0].exact
-    assert steps[0].first is steps[0].preview["resid_post"] and steps[0].best("mlp_out") is steps[0].preview["mlp_out"]
+    previews, then = steps[:N_STEPS], steps[N_STEPS:]
+    assert all(set(step.preview) == set(SITES) and not step.exact for step in previews)
+    assert previews[0].first is previews[0].preview["mlp_out"]
+    assert all(step.exact and step.preview == previews[-1].preview for step in then)
     assert [step.complete for step in steps[-2:]] == [False, True]
     for site in SITES:
         config = replace(QUICK, site=site)
         assert torch.equal(steps[-1].exact[site].indirect_effect, trace(lm, PROMPT, config).indirect_effect)
-        assert torch.equal(steps[-1].preview[site].indirect_effect, preview(lm, PROMPT, config).indirect_effect)
+        found = steps[-1].preview[site].indirect_effect
+        torch.testing.assert_close(found, preview(lm, PROMPT, config).indirect_effect, rtol=1e-3, atol=1e-7)
         assert steps[-1].best(site) is steps[-1].exact[site]
+
+
+def test_exact_cells_take_the_place_of_the_previews() -> None:
+    lm = tiny_model("llama", layers=12)
+    steps = list(trace_kinds(lm, TraceRequest(PROMPT, replace(QUICK, samples=3))))
+    guess, whole = steps[-1].preview["mlp_out"], steps[-1].exact["mlp_out"]
+    half = whole.indirect_effect.clone()
+    half[3:] = torch.nan
+
+    run = replace(steps[-1], exact={"mlp_out": replace(whole, indirect_effect=half)})
+    mixed = run.best("mlp_out")
+
+    assert mixed is not None and not mixed.complete
+    assert torch.equal(mixed.indirect_effect[:3], whole.indirect_effect[:3])
+    assert torch.equal(mixed.indirect_effect[3:], guess.indirect_effect[3:])
+    assert mixed.exact[1:3].all() and torch.equal(mixed.exact[3:], guess.exact[3:])
+    assert not run.finished and not run.complete
+    measured = int(mixed.exact.sum()) + sum(int(run.preview[site].exact.sum()) for site in ("attn_out", "resid_post"))
+    assert run.n_exact == (measured, 3 * (len(whole.labels) - 1) * 12)
+
+
+def test_only_what_is_exact_throughout_is_finished() -> None:
+    steps = list(trace_kinds(tiny_model("llama"), TraceRequest(PROMPT, QUICK)))
+
+    assert not steps[N_STEPS - 1].finished
+    assert steps[-1].finished == steps[-1].exact
+    assert steps[-1].n_exact[0] == steps[-1].n_exact[1] == 3 * 4 * (len(steps[-1].exact["mlp_out"].labels) - 1)
+    in_between = [set(step.finished) for step in steps]
+    assert [{*SITES[:n]} for n in (0, 1, 2, 3)] == [
+        found for i, found in enumerate(in_between) if found not in in_between[:i]
+    ]
 
 
 def test_a_run_that_has_not_begun_has_no_heat_map() -> None:
     run = TraceRun(TraceRequest(PROMPT))
 
     assert run.first is None and run.best("mlp_out") is None and not run.complete
+    assert run.n_exact == (0, 0)
 
 
 def test_the_runs_are_prepared_once_for_all_kinds(recorded: list[int]) -> None:
