@@ -66,7 +66,7 @@ def metric_row(*numbers: tuple[str, str, str, str]) -> None:
     with st.container(horizontal=True):
         for label, value, below, help in numbers:
             name, second = literal(label), literal(below)
-            st.metric(name, value, second, delta_color="off", delta_arrow="off", help=literal(help), width=180)
+            st.metric(name, value, second, delta_color="off", delta_arrow="off", help=literal(help), width=172)
 
 
 @contextmanager

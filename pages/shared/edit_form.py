@@ -112,7 +112,7 @@ def method_form(
         )
     config = config_form(lm, methods[name], key, LAYER, requests)
     if config.layers:
-        st.caption(recommendation.tell(lm, config.layers[-1], requests))
+        st.caption(recommendation.tell(lm, config.layers[-1], request.prompt if request else None))
     return config
 
 

@@ -61,7 +61,7 @@ def run() -> None:
     if not public.is_let_in():
         return
     opened = address.begin(page.url_path)
-    if opened and "model" in opened:
+    if opened and "model" in opened and not (public.is_public() and opened["model"] not in public.allowed_models()):
         st.session_state["model"] = opened["model"]
     fact_at_hand.open_page(opened)
     circuits.copy_bundle()

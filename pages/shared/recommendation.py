@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel
+from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel, Prompt
 from rome_core.editing.presets import preset, resolve
 from rome_core.editing.second_moment import DEFAULT_TOKENS, SHIPPED, kept_path
 
@@ -18,9 +17,10 @@ class Recommendation:
     reason: str
 
 
-def recommend(lm: LanguageModel, requests: Sequence[EditRequest] = ()) -> Recommendation:
-    """The layer of this model's preset for what is to be edited."""
+def recommend(lm: LanguageModel, prompt: Prompt | None = None) -> Recommendation:
+    """The layer of this model's preset. prompt: whose fact is to be edited, if that is known."""
     values = preset(lm)
+    requests = [EditRequest(prompt, prompt.subject)] if prompt else []  # presets ask for the prompt, not for the object
     [layer, *_] = resolve(lm, METHODS[DEFAULT_METHOD](), requests).layers
     if values.first_token and layer != values.layer:
         values = values.first_token
@@ -28,9 +28,9 @@ def recommend(lm: LanguageModel, requests: Sequence[EditRequest] = ()) -> Recomm
     return Recommendation(layer, reason)
 
 
-def tell(lm: LanguageModel, layer: int, requests: Sequence[EditRequest] = ()) -> str:
+def tell(lm: LanguageModel, layer: int, prompt: Prompt | None = None) -> str:
     """One line: the recommended layer with its reason, and where C of the layer in the form comes from."""
-    best = recommend(lm, requests)
+    best = recommend(lm, prompt)
     return f"Recommended: layer {best.layer}, because {best.reason}. {tell_moment(lm, layer)}"
 
 

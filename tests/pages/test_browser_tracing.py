@@ -76,16 +76,16 @@ def test_a_fact_is_located_and_handed_to_the_edit_page(page: Any, base_url: str,
     assert (tmp_path / "trace.csv").read_text().startswith("kind,position,token")
 
     click_cell(page, "attn_out", token=9, layer=20, n_tokens=10, n_layers=30)
-    page.get_by_text("Edit this fact at layer 20").wait_for()
+    page.get_by_text("not into this cell").wait_for()
     assert (value(page, "Token"), value(page, "Layer")) == ("9", "20")
     page.get_by_text("Restored: Attention, layers 15–24, at ·of").wait_for()
 
-    page.get_by_text("Edit this fact at layer 20").click()
+    page.get_by_text("Edit this fact at layer 5 (recommended)").click()
     page.wait_for_url("**/edit?**")
     page.get_by_role("heading", name="Edit a fact").wait_for()
     page.get_by_text("Solved on the original model.").wait_for()
-    assert value(page, "Subject") == "Colosseum"
-    assert "layer=20" in page.url
+    assert [value(page, label) for label in ("Subject", "New object")] == ["Colosseum", "Paris"]
+    assert "layer=5" in page.url
 
 
 def test_a_run_survives_a_page_switch_and_can_be_stopped(page: Any, base_url: str) -> None:

@@ -232,6 +232,9 @@ def test_the_next_edits_effect_on_earlier_ones_is_foretold_and_checked(page: App
 
     assert measured.measured == pytest.approx(found.moves[0].predicted, rel=1e-3)
     assert "moved, measured" in str(page.table[0].value)
+    assert "The form has changed" not in texts(page.caption)
+    page.selectbox(key="next-edit").set_value(found.earlier[0].id).run()
+    assert "The form has changed since this run; press **Foretell** to run it." in texts(page.caption)
 
 
 def test_one_edit_alone_is_in_nobodys_way(page: AppTest) -> None:

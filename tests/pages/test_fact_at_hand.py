@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.parts.edit.files import edit_file
+from pages.parts.tracing import way_on
 from pages.parts.tracing.view import LATEST
 from pages.shared import address, session
 from pages.shared.fact_at_hand import EXAMPLES, FIELDS, FactAtHand, objects_of, of_link
-from tests.pages.conftest import ROOT, goto, job_of, session_of, texts, wait_for
+from pages.shared.recommendation import recommend
+from rome_core import Prompt, TraceConfig
+from rome_core.tracing.kinds import trace_kinds
+from rome_core.tracing.runs import TraceRequest
+from tests.pages.conftest import ROOT, finish, goto, job_of, session_of, texts, wait_for
+from tests.tiny import random_edit, tiny_model
 
 COLOSSEUM, EIFFEL, FRANCE, BRAZIL = EXAMPLES
 
@@ -271,3 +279,47 @@ def test_a_prompt_becomes_a_chat_message_where_the_model_is_one_to_chat_with(app
         assert app.session_state["_read"].text == "<u>The capital of France is</u><a>"
     finally:
         lm.tokenizer.chat_template = None
+
+
+def test_another_model_is_a_part_of_the_address(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pages.shared.session.load_model", lambda name, **options: tiny_model("llama", layers=4))
+    goto(app, "edit", **FRANCE.link)
+    assert "model" not in app.query_params
+    app.text_input(key="model").set_value("other/model").run()
+
+    assert app.query_params["model"] == "other/model"
+    other = in_a_fresh_tab(app, "edit")
+    assert other.text_input(key="model").value == "other/model" and form(other) == FRANCE
+    goto(app, "home")
+    follow(app, "Change it", 0)
+    assert app.text_input(key="model").value == "other/model", "a link of the app keeps the model"
+
+
+def test_an_opened_edit_brings_its_fact(app: AppTest, random_moments: None) -> None:
+    goto(app, "edit", **BRAZIL.link)
+    data = edit_file(random_edit(tiny_model("llama", layers=4)))
+    app.file_uploader(key="edit-file").upload("mine.safetensors", data).run()
+    finish(app, ("edit", "job"))
+
+    assert form(app) == EIFFEL
+    assert "**Eiffel Tower → Rome (r-rome), layer 1**" in texts(app.markdown)
+    assert "Solved in" not in texts(app.caption) and "It is on in this session" in texts(app.caption)
+
+
+def test_a_file_that_is_no_edit_is_called_by_its_name(app: AppTest) -> None:
+    goto(app, "edit")
+    app.file_uploader(key="edit-file").upload("mine.safetensors", b"no tensors").run()
+
+    assert "'mine.safetensors' is not an edit saved by ROME Explorer." in texts(app.error)
+    assert "'Download the edit'" in texts(app.error)
+
+
+def test_an_answer_of_a_mere_space_still_leads_to_the_edit_page() -> None:
+    lm = tiny_model("llama", layers=4)
+    *_, run = trace_kinds(lm, TraceRequest(Prompt("The {} is in", "Köln"), TraceConfig(samples=1, window=2)))
+    trace = replace(run.exact["mlp_out"], answer=" ")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamlit.session_state", {})
+        assert way_on.fact_to_edit(trace) == FactAtHand("The {} is in", "Köln")
+        assert recommend(lm, trace.prompt).layer == 1

@@ -42,6 +42,9 @@ def test_a_sweep_is_run_drawn_and_its_layer_taken(
     assert spec["layout"]["title"]["text"].startswith("S is largest at layer 0")
     app.number_input(key="layer").set_value(3).run()
     assert "layer 1 is not in it" in texts(app.caption)
+    assert "The form has changed" not in texts(app.caption), "the sweep has all layers"
+    app.number_input(key="sweep-seed").set_value(5).run()
+    assert "The form has changed since this run" in texts(app.caption)
     app.button(key=f"sweep-use-{layer_view.HERE}").click().run()
     assert app.number_input(key="layer").value == recommend(tiny_model("llama", layers=4)).layer == 1
 

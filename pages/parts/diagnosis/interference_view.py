@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.parts.diagnosis.figures import overlap_heatmap
 from pages.shared import moment_panel, session, track
-from pages.shared.charts import draw_chart, page_theme
+from pages.shared.charts import draw_chart, page_theme, result_of
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
 from rome_core import LanguageModel, Moment
@@ -67,7 +67,11 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     elif job.result is None:
         track.panel(job)
     else:
-        show(lm, job.result)
+        told = job.result
+        what = title(told.new, told.new.id in {edit.id for edit in active})
+        moved_on = (told.new.id, [edit.id for edit in told.earlier]) != (chosen, [edit.id for edit in earlier])
+        with result_of(what, moved_on, "Foretell"):
+            show(lm, told)
 
 
 def title(edit: Edit, active: bool) -> str:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from pages.parts.edit.layer_figure import layers_figure
 from pages.shared import session, track
-from pages.shared.charts import ask_once, download, draw_chart, page_theme
+from pages.shared.charts import ask_once, download, draw_chart, page_theme, result_of
 from pages.shared.recommendation import recommend, tell_moment
 from pages.shared.text import count, literal, number
 from pages.shared.winners import contenders
@@ -46,17 +46,29 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         "The same facts are edited in one layer after another. **Which layer holds a new fact, passes it on to other "
         "words and leaves the neighbours alone**, and is it where tracing finds the facts?"
     )
+    place = st.container()
+    asked = form(lm, config)
+    with place:
+        result(lm, asked)
+
+
+def result(lm: LanguageModel, asked: tuple[object, ...]) -> None:
+    """This session's sweep or the shipped study. asked: what the form asks now."""
     job: track.Job[Records, None] | None = session.find_job(JOB)
     here = job.partial if job is not None and job.partial and job.partial.fingerprint == lm.fingerprint else None
     sources = {r.source: r for r in (here, shipped(lm)) if r is not None and r.rows}
     if here is not None and job is not None and job.live:
-        track.panel(job, lambda job: figure(lm, job.partial) if job.partial and job.partial.rows else None)
+        with result_of(job.label, job.asked != asked, "Run"):
+            track.panel(job, lambda job: figure(lm, job.partial) if job.partial and job.partial.rows else None)
     elif sources:
         names = list(sources)
         chosen = st.segmented_control(
             "Show", names, default=names[0], key="sweep-source", required=True, persist_state="session"
         )
-        figure(lm, sources[chosen if chosen in sources else names[0]])
+        shown = chosen if chosen in sources else names[0]
+        moved_on = shown == HERE and job is not None and job.asked != asked
+        with result_of(job.label if job and shown == HERE else shown, moved_on, "Run"):
+            figure(lm, sources[shown])
     else:
         if job is not None and not job.live:
             track.panel(job)
@@ -64,7 +76,6 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
         if averages := effects(lm):
             words = f"{lm.name} · docs/studies/{average_records.STUDY.name}, {count(averages.n, 'fact')}"
             draw_chart(layers_figure({}, averages, words, page_theme()), "sweep-none", "edit")
-    form(lm, config)
 
 
 def shipped(lm: LanguageModel) -> Records | None:
@@ -155,7 +166,8 @@ def caption(lm: LanguageModel, records: Records, policy: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def form(lm: LanguageModel, config: MethodConfig) -> None:
+def form(lm: LanguageModel, config: MethodConfig) -> tuple[object, ...]:
+    """The inputs of a sweep, and what they ask: one that is pressed for begins at once."""
     with st.expander("Run a sweep", expanded=False):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             n = st.number_input(
@@ -179,9 +191,13 @@ def form(lm: LanguageModel, config: MethodConfig) -> None:
         )
         name = "" if lm.name == DEFAULT_MODEL else f" --model {lm.name} --out layers.jsonl"
         st.code(f"python -m studies.layers{name} --facts {n} --step {step}", language="bash")
+    below = session.active()
+    search = search_like(config)
+    asked = (search.at_layer(0), int(n), int(step), int(seed), tuple(edit.id for edit in below))
     if pressed:
-        start(lm, search_like(config), int(n), int(step), int(seed), session.active())
+        start(lm, search, int(n), int(step), int(seed), below, asked)
         st.rerun()
+    return asked
 
 
 def search_like(config: MethodConfig) -> MethodConfig:
@@ -190,7 +206,15 @@ def search_like(config: MethodConfig) -> MethodConfig:
     return config.like(policy) if config.adds_to == policy.adds_to else policy()
 
 
-def start(lm: LanguageModel, config: MethodConfig, n: int, step: int, seed: int, below: Sequence[Edit]) -> None:
+def start(
+    lm: LanguageModel,
+    config: MethodConfig,
+    n: int,
+    step: int,
+    seed: int,
+    below: Sequence[Edit],
+    asked: tuple[object, ...],
+) -> None:
     facts = facts_of("validation")
     random.Random(seed).shuffle(facts)
     layers = list(range(0, lm.n_layers, step))
@@ -205,4 +229,4 @@ def start(lm: LanguageModel, config: MethodConfig, n: int, step: int, seed: int,
 
     session.stop_job(JOB)
     empty = Records(HERE, lm.fingerprint, (), settings)
-    session.start_job(JOB, f"Sweep over {count(len(layers), 'layer')}", work, published=empty)
+    session.start_job(JOB, f"Sweep over {count(len(layers), 'layer')}", work, published=empty, asked=asked)

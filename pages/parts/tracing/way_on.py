@@ -9,13 +9,13 @@ import streamlit as st
 from pages.shared import fact_at_hand
 from pages.shared.fact_at_hand import FactAtHand
 from pages.shared.recommendation import recommend
-from rome_core import EditRequest, LanguageModel, Trace
+from rome_core import LanguageModel, Trace
 
 
 def draw(lm: LanguageModel, trace: Trace, token: int, layer: int) -> None:
     """A link at the recommended layer; one at the cell's, where an edit could be written into this cell."""
     fact = fact_to_edit(trace)
-    best = recommend(lm, [EditRequest(trace.prompt, fact.target or trace.answer)])
+    best = recommend(lm, trace.prompt)
     place = fact_at_hand.chat_link() if fact_at_hand.is_read(trace.prompt) else {}
     fit = trace.config.site == "mlp_out" and token == trace.subject[1] - 1
     with st.container(horizontal=True, vertical_alignment="center"):
