@@ -224,7 +224,7 @@ def compare_with_preview(run: TraceRun) -> None:
     if rows:
         with st.expander("How good was the preview?"):
             st.caption(
-                "Spearman's rank correlation of approximate and exact indirect effects, and the cells missed most."
+                "Spearman's rank correlation of previewed and exact indirect effects, and the cells missed most."
             )
             st.dataframe(rows, hide_index=True)
 
