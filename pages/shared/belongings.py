@@ -22,7 +22,7 @@ from pages.shared.shelf import shelf
 
 COOKIE = "rome-explorer"
 OWNER = "_owner"  # the name under which a visitor's results are on the shelf
-KEPT_FOR = 60.0  # seconds after the last tab was closed
+KEPT_FOR = 120.0  # seconds after the last tab was closed: as long as Streamlit waits for a lost connection
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
