@@ -1,4 +1,4 @@
-"""Previews: a heat map in a fifteenth of its time. A few promising cells are measured, and the others estimated.
+"""Previews: a heat map in a small part of its time. A few promising cells are measured, and the others estimated.
 
 A gradient alone does not do: at the corrupted run a saturated softmax has hardly any slope, so that sizes are off by
 two orders of magnitude and the wrong cell comes out on top (docs/tracing.md has the measurements). It only helps to

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, load_model
 from rome_core.model.tokens import Prompt
 from rome_core.tracing import heat_map, restoration
 from rome_core.tracing.heat_map import empty_trace, trace
@@ -208,6 +208,18 @@ def test_it_gets_better_in_so_many_steps(deep: LanguageModel) -> None:
     assert counts[0][5] == counts[0][-1] and counts[2][5] == 0, "MLP and attention first"
 
 
+@pytest.mark.slow
+def test_the_pages_first_example_is_named_as_the_exact_maps_name_it() -> None:
+    lm = load_model()
+    runs = prepare(lm, TraceRequest(Prompt("The {} is located in the city of", "Colosseum")))
+
+    *_, maps = preview_steps(lm, runs)
+
+    assert likely_peaks(maps["mlp_out"]) == [(3, 4)]
+    assert likely_peaks(maps["attn_out"]) == [(9, 20)]
+    assert maps["mlp_out"].indirect_effect[3, 4] == pytest.approx(0.434, abs=0.005)
+
+
 def test_fewer_draws_are_the_first_ones(deep: LanguageModel) -> None:
     config = TraceConfig(site="mlp_out", samples=5)
     runs, two = (prepare(deep, TraceRequest(PROMPT, replace(config, samples=n), " Paris")) for n in (5, 2))
@@ -313,3 +325,11 @@ def test_the_study_counts_tokens_layers_and_sizes() -> None:
     assert found["layers off"] == (True, False, 1)
     assert found["another token"] == (False, False, 3)
     assert found["open"] == (False, False, 0)
+
+
+def test_the_docs_have_the_studys_table() -> None:
+    lines = list(study.table(study.read(study.RESULTS / "preview.jsonl")))
+
+    docs = (study.RESULTS.parent / "tracing.md").read_text(encoding="utf-8")
+    assert all(line in docs for line in lines if line.startswith("|"))
+    assert sum(line.startswith("|") for line in lines) == 2 + len(study.GRADIENTS) + 1
