@@ -18,7 +18,10 @@ from streamlit import runtime
 from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from pages.shared.shelf import shelf
+
 COOKIE = "rome-explorer"
+OWNER = "_owner"  # the name under which a visitor's results are on the shelf
 KEPT_FOR = 60.0  # seconds after the last tab was closed
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
@@ -33,10 +36,12 @@ class Belongings:
 
 
 class Cloakroom:
-    """Everybody's belongings, by token. is_connected: whether a session is."""
+    """Everybody's belongings, by token. is_connected: whether a session is. give_back: what an owner has elsewhere."""
 
-    def __init__(self, is_connected: Callable[[str], bool]) -> None:
-        self._is_connected = is_connected
+    def __init__(
+        self, is_connected: Callable[[str], bool], give_back: Callable[[str], None] = lambda owner: None
+    ) -> None:
+        self._is_connected, self._give_back = is_connected, give_back
         self._lock = threading.Lock()
         self._kept: dict[str, Belongings] = {}
 
@@ -70,11 +75,12 @@ class Cloakroom:
                     kept.alone_since = now
                 elif now - kept.alone_since >= KEPT_FOR:
                     del self._kept[token]
+                    self._give_back(str(kept.things.get(OWNER, "")))
 
 
 @st.cache_resource(show_spinner=False)
 def cloakroom() -> Cloakroom:
-    return Cloakroom(lambda session: runtime.get_instance().is_active_session(session))
+    return Cloakroom(lambda session: runtime.get_instance().is_active_session(session), shelf().clear)
 
 
 def is_served() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections import OrderedDict
+import uuid
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from pages.shared import belongings, public
+from pages.shared.shelf import shelf
 from pages.shared.text import literal
 from pages.shared.track import Job, describe, show_error, submit
 from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
@@ -20,7 +21,6 @@ from rome_core.editing.edit import Edit
 from rome_core.evaluation.before_after import same_fact
 
 T = TypeVar("T")
-RESULTS_KEPT = 64  # of a session, that take a moment to compute again; the one that was least recently used goes
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -223,19 +223,17 @@ def stop_job(key: Hashable) -> None:
 
 def remember(key: Hashable, value: Any) -> None:
     """Keep a short computation's result for a while. `key` is a tuple of every input that it depends on."""
-    results = _of_session("_results", OrderedDict[Hashable, Any])
-    results[key] = value
-    results.move_to_end(key)
-    while len(results) > RESULTS_KEPT:
-        results.popitem(last=False)
+    shelf().put(_owner(), key, value)
 
 
 def recall(key: Hashable) -> Any:
     """The result remembered under this key, or None. What is recalled is kept longest."""
-    results = _of_session("_results", OrderedDict[Hashable, Any])
-    if key in results:
-        results.move_to_end(key)
-    return results.get(key)
+    return shelf().get(_owner(), key)
+
+
+def _owner() -> str:
+    """Whose results are on the shelf."""
+    return _of_session(belongings.OWNER, lambda: uuid.uuid4().hex)
 
 
 def compute_once(key: Hashable, make: Callable[[], T]) -> T:

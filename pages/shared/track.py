@@ -30,7 +30,7 @@ T = TypeVar("T")
 P = TypeVar("P")  # what a job publishes while it runs
 R = TypeVar("R")  # what it returns
 State = Literal["queued", "running", "done", "stopped", "error"]
-POLL_SECONDS = 0.5
+POLL_SECONDS, DRAW_SECONDS = 0.5, 1.0
 
 log = logging.getLogger(__name__)
 
@@ -188,13 +188,15 @@ def my_jobs() -> list[Progress]:
     return jobs
 
 
-def settle_jobs() -> None:
-    """Take over what ended jobs of this session have brought."""
-    for job in [job for job in my_jobs() if not job.live]:
+def settle_jobs() -> bool:
+    """Take over what ended jobs of this session have brought. Whether any has ended since the last time."""
+    ended = [job for job in my_jobs() if not job.live]
+    for job in ended:
         with suppress(ValueError):  # another tab of the same visitor was first
             my_jobs().remove(job)
             if job.state == "done":
                 job.settle()
+    return bool(ended)
 
 
 def panel(job: Job[P, R], draw: Callable[[Job[P, R]], None] = lambda job: None) -> None:
@@ -203,13 +205,18 @@ def panel(job: Job[P, R], draw: Callable[[Job[P, R]], None] = lambda job: None) 
     was_live = job.live
 
     @st.fragment(run_every=POLL_SECONDS if was_live else None)
-    def body() -> None:
+    def status() -> None:
         _status(job)
-        with no_traceback():
-            draw(job)
         rerun_at_the_end([job] if was_live else [])
 
-    body()
+    # Apart, and less often: a figure costs a hundred times what a bar does, here and in the browser.
+    @st.fragment(run_every=DRAW_SECONDS if was_live else None)
+    def picture() -> None:
+        with no_traceback():
+            draw(job)
+
+    status()
+    picture()
 
 
 def rerun_at_the_end(live: Sequence[Progress]) -> None:

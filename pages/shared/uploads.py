@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import streamlit as st
@@ -13,9 +13,11 @@ from pages.shared import session, track
 from pages.shared.text import count, literal
 from rome_core.errors import RomeError
 from rome_core.facts.datasets import READABLE, SUFFIXES, Facts
+from rome_core.facts.tables import Problem
 from rome_core.files import WINDOWS, EncodingError, decode
 
 R = TypeVar("R")
+SHOWN_PLACES = 5
 Upload = tuple[str, str | bytes]  # a file's name, and its bytes, or its text where its encoding was named
 
 
@@ -109,6 +111,19 @@ def text_of(upload: Upload) -> tuple[str, str]:
     """An upload's name and its text, where only a text will do. Raises DataError."""
     name, data = upload
     return name, decode(data, name) if isinstance(data, bytes) else data
+
+
+def by_reason(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """What is left out, a row a reason, with its first places and how many more."""
+    reasons = dict[str, list[str]]()
+    for problem in problems:
+        reasons.setdefault(problem.sentence, []).append(str(replace(problem.place, source="")))
+    return [{"where": _several(places), "what is wrong": sentence} for sentence, places in reasons.items()]
+
+
+def _several(places: Sequence[str]) -> str:
+    shown = ", ".join(places[:SHOWN_PLACES])
+    return shown if len(places) <= SHOWN_PLACES else f"{shown} and {len(places) - SHOWN_PLACES:,} more"
 
 
 def account_of(facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """The three heat maps of one prompt: residual stream, MLP and attention, as they fill.
 
-All start from one clean and one corrupted run. First come previews of the three (attribution patching), then the exact
-cells of one kind after the other.
+All start from one clean and one corrupted run. First come previews of the three (a few cells measured, the others
+estimated), then the exact cells of one kind after the other.
 """
 
 from __future__ import annotations

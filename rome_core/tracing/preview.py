@@ -44,6 +44,7 @@ RANKED: Mapping[TracedSite, int] = {"mlp_out": 2, "attn_out": 1, "resid_post": 1
 ROUNDS = (2, 1)  # exact cells, after the best one of each token
 NEAR = 0.5  # a token is in the running if its best estimate reaches this share of the best of all
 RIVAL = 0.75  # and it may well be the strongest one if it reaches this
+LEVEL = 0.95  # layers whose effects reach this share of the strongest one are on one level with it
 GROUPS: tuple[tuple[TracedSite, ...], ...] = (("mlp_out", "attn_out"), ("resid_post",))  # measured together, in order
 STEPS_A_GROUP = 3 + len(ROUNDS)  # coarse, fine, the best of each token, rounds
 N_STEPS = 1 + len(GROUPS) * STEPS_A_GROUP
@@ -85,6 +86,20 @@ def likely_peaks(preview: Trace) -> list[Place]:
     near = torch.argwhere(effects.amax(1) >= RIVAL * effects.max()).flatten().tolist()
     places = [(token, int(effects[token].argmax())) for token in near]
     return sorted(places, key=lambda place: -float(effects[place]))
+
+
+def plateau(preview: Trace, place: Place) -> tuple[int, int]:
+    """First and last of the neighbouring layers that are on one level with a peak: which of them is the highest is not
+    for a preview to say."""
+    token, layer = place
+    row = preview.indirect_effect[token]
+    level = (row >= LEVEL * row[layer]).tolist()
+    first, last = layer, layer
+    while first > 0 and level[first - 1]:
+        first -= 1
+    while last + 1 < len(level) and level[last + 1]:
+        last += 1
+    return first, last
 
 
 # ---------------------------------------------------------------------------------------------------------- gradients
@@ -141,13 +156,13 @@ def _measure(lm: LanguageModel, runs: Runs, guesses: Mapping[str, Trace]) -> Ite
     """Previews of some kinds from a few measured cells and guesses for the others, 2 + 1 + len(ROUNDS) times."""
     few, last = first_draws(runs, DRAWS), len(runs.labels) - 1
     tokens = {site: _tokens(guess) for site, guess in guesses.items()}
-    rough, fine = _layers(lm.n_layers, COARSE), _layers(lm.n_layers, FINE)
+    rough = {site: _layers(lm.n_layers, COARSE) + _edge(guess) for site, guess in guesses.items()}
     coarse = {site: empty_trace(lm, few, guess.config.site) for site, guess in guesses.items()}
     exact = {site: empty_trace(lm, runs, guess.config.site) for site, guess in guesses.items()}
 
-    coarse = _restore(lm, few, coarse, {site: list(product(tokens[site] - {last}, rough)) for site in guesses})
+    coarse = _restore(lm, few, coarse, {site: list(product(tokens[site] - {last}, rough[site])) for site in guesses})
     yield dict(guesses)
-    exact = _restore(lm, runs, exact, {site: list(product([last], fine)) for site in guesses})
+    exact = _restore(lm, runs, exact, {site: list(product([last], _layers(lm.n_layers, FINE))) for site in guesses})
     maps = {site: _complete(guesses[site], coarse[site], exact[site]) for site in guesses}
     yield maps
     choices: list[Callable[[Trace, Collection[int]], list[Place]]] = [_best_of_each]
@@ -183,6 +198,12 @@ def _tokens(guess: Trace) -> set[int]:
 def _layers(n_layers: int, n: int) -> list[int]:
     """At most n layers, evenly spaced, the first and the last among them."""
     return sorted({round(at) for at in np.linspace(0, n_layers - 1, n).tolist()})
+
+
+def _edge(guess: Trace) -> list[int]:
+    """The last layer whose window begins at the first one: behind it effects fall off, as much as layer 0 matters."""
+    edge = guess.config.window // 2
+    return [edge] if guess.config.site != "resid_post" and edge < guess.indirect_effect.shape[1] else []
 
 
 def _best_of_each(estimate: Trace, tokens: Collection[int]) -> list[Place]:

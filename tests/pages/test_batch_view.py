@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import pytest
@@ -53,6 +54,16 @@ def test_the_page_takes_a_table_says_what_is_wrong_and_edits_the_rest(app: AppTe
     assert sheet.typed == [Row()]
 
 
+def test_many_rows_with_one_fault_are_one_line(app: AppTest) -> None:
+    goto(app, "edit", view="A batch", method="emmet")
+    known = [{"known_id": n, "subject": f"X{n}", "prompt": f"X{n} is in", "attribute": "Y"} for n in range(40)]
+    app.file_uploader(key="batch-file").upload("known.json", json.dumps(known).encode(), "text/plain").run()
+
+    (shown,) = [table.value for table in app.table if "what is wrong" in table.value]
+    assert len(shown) == 1 and "and 35 more" in shown["where"][0] and "new object is empty" in shown["what is wrong"][0]
+    assert "new objects of the same relation" in texts(app.caption)
+
+
 def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> None:
     goto(app, "edit", view="A batch", method="emmet")
     lines = "subject;relation;new object\nX;{} is;y\nY;{} is;\n;;\nZ;{} is;a;b\n"
@@ -63,7 +74,7 @@ def test_rows_of_a_file_join_the_table_and_the_others_are_said(app: AppTest) -> 
         typed = batch_view.current_sheet().typed
     assert typed == [Row("{} is", "X", "y"), Row("{} is", "Y", "")]
     shown = [str(cell) for table in app.table for cell in table.value.to_numpy().ravel()]
-    assert any("line 5" in cell and "4 cells stand under 3 columns" in cell for cell in shown)
+    assert "line 5" in shown and any("4 cells stand under 3 columns" in cell for cell in shown)
     assert "1 row cannot be used; the other stays in" in texts(app.warning)
     assert app.button(key="batch-run").label == "Edit 1 fact"
 

@@ -29,8 +29,9 @@ def test_a_visitor_is_there_while_any_tab_is_open() -> None:
 
 def test_what_nobody_comes_back_for_is_given_back() -> None:
     open_tabs = {"tab 1"}
-    room = Cloakroom(open_tabs.__contains__)
-    room.of("a", "tab 1")["edits"] = [1]
+    gone = list[str]()
+    room = Cloakroom(open_tabs.__contains__, gone.append)
+    room.of("a", "tab 1").update(edits=[1], _owner="a's results")
     room.tidy(100.0)
     open_tabs.clear()
     room.tidy(200.0)
@@ -45,7 +46,7 @@ def test_what_nobody_comes_back_for_is_given_back() -> None:
     room.tidy(400.0)
     room.tidy(400.0 + KEPT_FOR)
 
-    assert not room.knows("a") and room.of("a", "later") == {}
+    assert not room.knows("a") and room.of("a", "later") == {} and gone == ["a's results"]
 
 
 def test_outside_a_server_there_is_no_token() -> None:

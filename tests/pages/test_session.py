@@ -9,6 +9,7 @@ import pytest
 import streamlit as st
 
 from pages.shared import session
+from pages.shared.shelf import EACH
 from pages.shared.track import Job, my_jobs, settle_jobs, submit
 from rome_core import EditRequest, Prompt
 from tests.tiny import REQUEST, random_edit, tiny_model
@@ -45,7 +46,7 @@ def test_nothing_that_was_waited_for_is_dropped_by_looking_at_other_things() -> 
 
 
 def test_the_result_that_was_least_recently_used_goes_first() -> None:
-    for number in range(session.RESULTS_KEPT):
+    for number in range(EACH):
         session.remember(number, f"result {number}")
     assert session.recall(0) == "result 0", "used: now number 1 is the oldest"
 

@@ -48,7 +48,9 @@ def view(lm: LanguageModel, request: EditRequest | None, config: MethodConfig) -
     if problems:
         others = "the other stays" if len(requests) == 1 else "the others stay"
         st.warning(f"{count(len(problems), 'row')} cannot be used; {others} in.")
-        table([{"row": problem.place.number, "what is wrong": problem.sentence} for problem in problems])
+        table(uploads.by_reason(problems))
+        if any(problem.sentence.startswith("The new object is empty") for problem in problems):
+            st.caption("**Fact sets** can take new objects of the same relation for a file that has none.")
     below = session.active(but=requests)
     tell_doubts(lm, requests, below)
     label = f"Edit {count(len(requests), 'fact')}" if requests else "Edit"
@@ -137,7 +139,7 @@ def uploaded() -> None:
     if tables is None:
         return
     if problems := [problem for read in tables for problem in read.problems]:
-        table([{"left out": problem} for problem in problems])
+        table(uploads.by_reason(problems))
     for note in {note for read in tables for note in read.notes}:
         st.caption(literal(note))
     if uploads.first_time("batch-file"):

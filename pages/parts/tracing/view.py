@@ -20,7 +20,7 @@ from rome_core import LanguageModel, Trace
 from rome_core.tracing.export import heat_maps_csv, heat_maps_npz
 from rome_core.tracing.heat_map import attention, peak, restored_layers, restored_top_tokens, snippet
 from rome_core.tracing.kinds import TraceRun
-from rome_core.tracing.preview import compare_with_exact, likely_peaks
+from rome_core.tracing.preview import compare_with_exact, likely_peaks, plateau
 from rome_core.tracing.runs import KINDS, SITES, prepare
 
 EXPORT_WIDTH = 1000  # px
@@ -75,7 +75,8 @@ def strongest(run: TraceRun, site: str) -> tuple[str, str, str]:
     if not so_far or not places:
         return "…", "", "Named once it has been measured."
     tokens = " or ".join(show_token(so_far.labels[token]) for token, _ in places)
-    layers = ("layer " if len(places) == 1 else "layers ") + " or ".join(str(layer) for _, layer in places)
+    levels = [plateau(so_far, place) for place in places]
+    layers = " or ".join(f"layer {first}" if first == last else f"layers {first}–{last}" for first, last in levels)
     which = "The strongest" if len(places) == 1 else "Too close to tell which is the strongest"
     why = f"{which} of {int(so_far.exact.sum())} measured cells; the others are estimated to be weaker."
     return f"≈ {tokens}", layers, why
@@ -223,7 +224,7 @@ def compare_with_preview(run: TraceRun) -> None:
     if rows:
         with st.expander("How good was the preview?"):
             st.caption(
-                "Spearman's rank correlation of approximate and exact indirect effects, and the cells missed most."
+                "Spearman's rank correlation of previewed and exact indirect effects, and the cells missed most."
             )
             st.dataframe(rows, hide_index=True)
 

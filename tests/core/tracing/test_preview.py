@@ -23,10 +23,12 @@ from rome_core.tracing.preview import (
     gradient_maps,
     join_measured,
     likely_peaks,
+    plateau,
     preview,
     preview_steps,
 )
 from rome_core.tracing.runs import SITES, TraceConfig, TraceRequest, prepare
+from studies import preview as study
 from tests.tiny import corrupt, plain_run, plain_states, random_edit, tiny_model, tiny_tokenizer, written
 
 PROMPT = Prompt("The {} is located in the city of", "Eiffel Tower")
@@ -182,6 +184,18 @@ def test_a_cell_is_named_only_if_it_is_exact_and_with_its_rivals() -> None:
     assert named(0.6, "resid_post") == [(2, 1)], "in the residual stream nothing behind the subject counts"
 
 
+def test_layers_on_one_level_with_a_peak_stand_together() -> None:
+    lm = tiny_model("llama", layers=8)
+    frame = empty_trace(lm, prepare(lm, TraceRequest(PROMPT, CONFIG)), "mlp_out")
+    effect = torch.zeros_like(frame.spread)
+    effect[2] = torch.tensor([0.97, 0.5, 0.96, 1.0, 0.95, 0.97, 0.94, 0.99])
+    heat_map = replace(frame, indirect_effect=effect)
+
+    assert plateau(heat_map, (2, 3)) == (2, 5)
+    assert plateau(heat_map, (2, 1)) == (0, 7)
+    assert plateau(heat_map, (2, 7)) == (7, 7)
+
+
 def test_it_gets_better_in_so_many_steps(deep: LanguageModel) -> None:
     runs = prepare(deep, TraceRequest(PROMPT, TraceConfig(samples=3, window=4)))
 
@@ -270,3 +284,32 @@ def test_equal_effects_share_their_rank() -> None:
     a, b = (heat_map.indirect_effect[exact.subject[0] :].flatten() for heat_map in coarse)
     assert len(a.unique()) < len(a) / 2
     assert compare_with_exact(*coarse).correlation == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
+
+
+def test_the_studys_gradient_at_both_ends_is_the_previews() -> None:
+    lm = tiny_model("llama")
+    runs = prepare(lm, TraceRequest(PROMPT, TraceConfig(samples=3, window=2)))
+    expected = gradient_maps(lm, runs, ["mlp_out", "attn_out"])
+
+    found = dict(study.by_gradients(lm, runs))["gradient of p, both ends"]
+
+    for site, grid in found.items():
+        torch.testing.assert_close(grid, expected[site].indirect_effect, rtol=1e-3, atol=1e-7)
+
+
+def test_the_study_counts_tokens_layers_and_sizes() -> None:
+    exact = {"named": [[3, 4]], "top": [0.8, 0.4, 0.2]}
+    guesses = {
+        "right": {"named": [[3, 6], [5, 20]], "top": [0.41, 0.4, 0.5]},
+        "layers off": {"named": [[3, 7]], "top": [1.5, 0.1, -0.2]},
+        "another token": {"named": [[5, 4]], "top": [0.8, 0.4, 0.2]},
+        "open": {"named": [], "top": [0.0, 0.0, 0.0]},
+    }
+    record = {"mlp_out": {"exact": exact, **guesses}}
+
+    found = {method: study.hits(record, "mlp_out", method) for method in guesses}
+
+    assert found["right"] == (True, True, 2)
+    assert found["layers off"] == (True, False, 1)
+    assert found["another token"] == (False, False, 3)
+    assert found["open"] == (False, False, 0)
