@@ -12,7 +12,7 @@ from rome_core.editing.edit import Edit
 from rome_core.errors import PromptError
 
 # What Markdown reads anywhere in a line, what only at its beginning, and a directive such as :red[...].
-_MARKS = re.compile(r"[\\`*_\[\]~$<&]|^[-+#>=|]|:(?=[\w:\[])")
+_MARKS = re.compile(r"[\\`*_\[\]~$<&]|^[-+](?=[\s-]|$)|^[#>=|]|:(?=[\w:\[])")
 # Emoji, icons, arrows and links are made of a text that Markdown has read already: no backslash keeps it as it is.
 _SIGNS = re.compile(r":(?=[\w+/-]+:)|[<=~>-](?=[->=])|\bhttps?:(?=//)|\bwww(?=\.)|\w@(?=\w)", re.IGNORECASE)
 _WORD_JOINER = "\u2060"
@@ -24,7 +24,7 @@ _LINKS = {"of", "the", "de", "du", "la", "von", "van", "and"}
 def literal(text: str) -> str:
     """Text that Markdown leaves as it is, on one line: k*ᵀC⁻¹k* keeps its stars and A$AP its dollar."""
     joined = _SIGNS.sub(lambda sign: sign[0] + _WORD_JOINER, show_breaks(text).strip())
-    return _MARKS.sub(r"\\\g<0>", re.sub(r"^(\d+)(?=[.)])", rf"\1{_WORD_JOINER}", joined))
+    return _MARKS.sub(r"\\\g<0>", re.sub(r"^(\d+)(?=[.)](\s|$))", rf"\1{_WORD_JOINER}", joined))
 
 
 def code(text: str) -> str:

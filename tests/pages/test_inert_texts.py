@@ -99,6 +99,10 @@ def test_the_list_of_edits_on_every_page(app: AppTest, page: str) -> None:
         ("www.x.org", "www\u2060.x.org"),
         ("&lt;", "\\&lt;"),
         ("one\ntwo", "one ⏎ two"),
+        ("0.000738", "0.000738"),
+        ("-0.5", "-0.5"),
+        ("- 0.5", "\\- 0.5"),
+        ("---", "-\u2060-\u2060-"),
         ("a-b (c): d!", "a-b (c): d!"),
     ],
 )

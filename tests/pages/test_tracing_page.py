@@ -346,3 +346,15 @@ def test_marks_of_the_colour_bar(finished: TraceRun) -> None:
 
     assert (low, high) == (0.1, 0.8)
     assert {"0.100 corrupted", "0.800 clean"} <= set(marks)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_the_zip_of_figures_needs_is_said(
+    tracing: AppTest, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("pages.parts.tracing.view.find_spec", lambda name: object() if installed else None)
+    run_job(tracing)
+
+    offered = "Figures (zip)" in [button.proto.label for button in tracing.get("download_button")]
+    assert offered == installed
+    assert ("need kaleido" in texts(tracing.caption)) != installed
