@@ -47,9 +47,9 @@ def one_edit(lm: LanguageModel) -> None:
         says = "Solves the edit and applies nothing." if work else "The form above says what is missing."
         st.caption(says, width="content")
     if pressed and work:
-        session.start_job(
-            JOB, work.label, work.do, asked=work.asked, begins_with="reading C, writing prefixes, finding keys"
-        )
+        begins_with = "reading C, writing prefixes, finding keys"
+        solved = item is not None  # a verdict alone takes seconds, and waits for nobody's search
+        session.start_job(JOB, work.label, work.do, asked=work.asked, begins_with=begins_with, short=solved)
         session.forget_job(TRIED)
     job = session.find_job(JOB)
     if job is None or (job.result is not None and job.result.edit.base != lm.fingerprint):

@@ -57,7 +57,7 @@ def view(lm: LanguageModel, diagnosed: Foresight | None) -> None:
     if st.button("Foretell", key="foretell", type="primary"):
         layers = sorted({layer for edit in (*earlier, new) for layer in layers_of(lm, edit)})
         moments = moment_panel.moments(lm, layers)  # here: a job sees no session
-        session.start_job(JOB, "Comparing edits", lambda job: foretell(lm, new, earlier, moments))
+        session.start_job(JOB, "Comparing edits", lambda job: foretell(lm, new, earlier, moments), short=True)
         session.forget_job(CHECK)
     job: track.Job[None, Foretold] | None = session.find_job(JOB)
     if job is None:
