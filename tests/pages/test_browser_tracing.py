@@ -63,8 +63,10 @@ def test_a_fact_is_located_and_handed_to_the_edit_page(page: Any, base_url: str,
 
     assert float(metric(page, "clean")) == pytest.approx(0.726, abs=0.01)
     assert float(metric(page, "corrupted")) == pytest.approx(0.016, abs=0.005)
-    assert metric(page, "Strongest MLP cell") == "um · 4"
-    assert metric(page, "Strongest attention cell") == "·of · 20"
+    for kind, token, layer in (("MLP", "um", 4), ("attention", "·of", 20)):
+        cell = page.get_by_test_id("stMetric").filter(has_text=f"Strongest {kind} cell")
+        assert metric(page, f"Strongest {kind} cell") == token
+        assert cell.get_by_test_id("stMetricDelta").inner_text() == f"layer {layer}"
 
     page.locator(".circuitsvis canvas").first.wait_for()  # attention heads
     page.locator(".circuitsvis").filter(has_text=re.compile("The.*osse.*um")).last.wait_for()  # coloured tokens

@@ -11,7 +11,8 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
-from rome_core.model.language_model import LanguageModel, load_model
+from rome_core.model.language_model import LanguageModel
+from rome_core.model.loading import load_model
 from rome_core.model.tokens import Prompt
 from rome_core.tracing import heat_map, restoration
 from rome_core.tracing.heat_map import empty_trace, trace
