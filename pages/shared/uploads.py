@@ -25,7 +25,6 @@ Upload = tuple[str, str | bytes]  # a file's name, and its bytes, or its text wh
 class _Taken(Generic[R]):
     """What an uploader holds: read once, not on every redraw."""
 
-    name: str
     result: R
     is_new: bool = True
 
@@ -57,7 +56,7 @@ def uploaded(
             track.show_error(error)
             return None
         taken.clear()
-        taken[name] = _Taken(name, result)
+        taken[name] = _Taken(result)
     if chosen := [file.name for file in files if file.file_id in windows]:
         st.caption(literal(f"Read as Windows-1252, as you chose: {', '.join(chosen)}."))
     return taken[name].result

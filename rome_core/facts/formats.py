@@ -452,9 +452,9 @@ def _own(record: Cells, number: int, templates: Templates) -> Iterator[Found]:
             yield from (("", fact) for fact in expand_relation(relation))
         except RomeError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             name = relation.get("id", "?") if isinstance(relation, Mapping) else kind_of(relation)
-            yield f"relation {name}", f"It cannot be read ({type(error).__name__}: {error}). See assets/facts.json."
+            yield f"relation {name}", "It cannot be read: it has not the form of those in assets/facts.json."
 
 
 def expand_relation(data: Cells) -> list[Fact]:
@@ -571,6 +571,8 @@ def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Fo
             yield part, item if isinstance(item, str) else _undamaged(item)
     except RomeError as error:
         yield "", str(error)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError):  # nested otherwise than its format has it
+        yield "", f"A field of it has not the form that {name_of(record)} has there."
 
 
 def _undamaged(fact: Fact) -> Fact | str:

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rome_core.errors import DataError
 from rome_core.facts.datasets import Facts, parse_facts, read_facts
@@ -337,3 +339,35 @@ def test_fields_that_mean_the_same_may_not_contradict_each_other() -> None:
     ((_, sentence),) = read_record({"Subject": "a", "subject ": "b", "prompt": "{} is", "new": "x"}, 1, {})
 
     assert sentence == "'subject ' stands there twice, as 'Subject', too."
+
+
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["prompt", "str", "x"]), inner)
+    ),
+    max_leaves=4,
+)
+WHOLE = [SPORT, BERLIN, EASYEDIT, ZSRE_PORTABLE, ZSRE_MEMIT, MQUAKE, RIPPLE, MZSRE, LRE, TREX]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(WHOLE), st.data())
+def test_no_junk_in_any_field_of_any_format_is_more_than_a_row_that_is_left_out(
+    whole: dict, data: st.DataObject
+) -> None:
+    broken = json.loads(json.dumps(whole))
+    place = broken
+    while True:  # a field, or one within it
+        names = list(place) if isinstance(place, dict) else range(len(place))
+        name = data.draw(st.sampled_from(names))
+        if not isinstance(place[name], (dict, list)) or not place[name] or data.draw(st.booleans()):
+            break
+        place = place[name]
+    place[name] = data.draw(JUNK)
+
+    facts = read(SPORT, broken)
+    requests = read_requests(json.dumps([SPORT, broken]))
+
+    assert facts[0].target_new == "football" and len(requests.requests) >= 1
+    assert all(problem.sentence for problem in [*facts.problems, *requests.problems])
