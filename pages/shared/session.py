@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 import time
 import uuid
 from collections.abc import Callable, Hashable, Sequence
@@ -13,10 +11,11 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from pages.shared import belongings, public
+from pages.shared.models import models
 from pages.shared.shelf import shelf
 from pages.shared.text import literal
 from pages.shared.track import Job, describe, show_error, submit
-from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel, load_model
+from rome_core import DEFAULT_MODEL, EditRequest, LanguageModel
 from rome_core.editing.edit import Edit
 from rome_core.evaluation.before_after import same_fact
 
@@ -26,22 +25,6 @@ T = TypeVar("T")
 # ------------------------------------------------------------------------------------------------------------- model
 
 
-@st.cache_resource(show_spinner=False, max_entries=2)
-def _loading(name: str) -> Job[None, LanguageModel]:
-    """The loading of one model, in a thread of its own: it goes on when the page that began it is left."""
-    job = Job[None, LanguageModel](f"Loading {name}")
-    threading.Thread(target=job.run, args=(lambda job: _load(name, job),), daemon=True).start()
-    return job
-
-
-def _load(name: str, job: Job[None, LanguageModel]) -> LanguageModel:
-    lm = load_model(name, track=job.track)
-    # What is in memory now stays: without this, every collection walks half a million objects and holds up all threads.
-    gc.collect()
-    gc.freeze()
-    return lm
-
-
 def chosen_name() -> str:
     return str(st.session_state.get("model") or "").strip() or DEFAULT_MODEL
 
@@ -49,7 +32,7 @@ def chosen_name() -> str:
 def loaded() -> LanguageModel | None:
     """The model in use if it is in memory already; never waits."""
     name = st.session_state.get("_model_in_use")
-    return _loading(name).result if name else None
+    return models().result(name) if name else None
 
 
 def model() -> LanguageModel:
@@ -67,6 +50,7 @@ def model() -> LanguageModel:
             continue
         if name != chosen:
             st.caption(f"{literal(name)} stays in use.")
+        models().settle_on(name, belongings.token())
         if name != former:
             st.session_state["_model_in_use"] = name
             st.rerun()  # the sidebar was drawn before the model was there
@@ -75,7 +59,7 @@ def model() -> LanguageModel:
 
 
 def _wait_for(name: str) -> LanguageModel:
-    job = _loading(name)
+    job = models().get(name, belongings.token())
     if job.live:
         place = st.empty()
         while job.live:
@@ -90,9 +74,7 @@ def _wait_for(name: str) -> LanguageModel:
 
 def try_again() -> None:
     """Forget a failed loading, so that the same name is tried afresh."""
-    job = _loading(chosen_name())
-    if job.error:
-        _loading.clear(chosen_name())
+    models().forget_failed(chosen_name())
 
 
 # ------------------------------------------------------------------------------------------------------------- edits

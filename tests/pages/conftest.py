@@ -42,7 +42,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> AppTest:
     def load(name: str, **options: Any) -> rome_core.LanguageModel:
         return tiny if name == rome_core.DEFAULT_MODEL else rome_core.load_model(name, **options)
 
-    monkeypatch.setattr("pages.shared.session.load_model", load)
+    monkeypatch.setattr("pages.shared.models.load_model", load)
     # Every AppTest run begins as a server's very first one does, and the rerun through app.py would swallow clicks.
     begin = PagesManager.__init__
 

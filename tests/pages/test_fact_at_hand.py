@@ -282,7 +282,7 @@ def test_a_prompt_becomes_a_chat_message_where_the_model_is_one_to_chat_with(app
 
 
 def test_another_model_is_a_part_of_the_address(app: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pages.shared.session.load_model", lambda name, **options: tiny_model("llama", layers=4))
+    monkeypatch.setattr("pages.shared.models.load_model", lambda name, **options: tiny_model("llama", layers=4))
     goto(app, "edit", **FRANCE.link)
     assert "model" not in app.query_params
     app.text_input(key="model").set_value("other/model").run()
