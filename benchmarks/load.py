@@ -241,9 +241,15 @@ async def crowd(address: str, facts: list[Fact], server: psutil.Process, minutes
     return memory
 
 
-def start(port: int) -> subprocess.Popen[bytes]:
-    """The app on one thread, on the loopback address, once it is there."""
-    environment = {**os.environ, "ROME_EXPLORER_THREADS": "1", "OMP_NUM_THREADS": "1"}
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start(port: int, **settings: str) -> subprocess.Popen[bytes]:
+    """The app with these settings of its environment, on the loopback address, once it is there."""
+    environment = {**os.environ, **settings}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(600):
@@ -259,11 +265,9 @@ def main() -> None:
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=5.0)
     options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     facts = random.Random(0).sample(list(load_facts()), options.visitors)
-    server, ledger = start(port), Ledger()
+    server, ledger = start(port, ROME_EXPLORER_THREADS="1", OMP_NUM_THREADS="1"), Ledger()
     try:
         address, process = f"ws://127.0.0.1:{port}/_stcore/stream", psutil.Process(server.pid)
         memory = asyncio.run(crowd(address, facts, process, options.minutes, ledger))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,13 +22,13 @@ from rome_core.model.hooks import Patch, Point, forward, hooked
 from rome_core.model.replay import Module
 from rome_core.model.tokens import as_target
 from rome_core.tracing.heat_map import heat_map_steps
-from rome_core.tracing.preview import STEPS_A_GROUP, first_draws, likely_peaks, preview_steps
+from rome_core.tracing.preview import first_draws, likely_peaks, preview_steps
 from rome_core.tracing.restoration import window_of
 from rome_core.tracing.runs import KINDS, Metric, Runs, TraceRequest, prepare
 from studies.common import RESULTS, Record, append, arguments, markdown, parse, read
 
 SITES: tuple[Module, ...] = ("mlp_out", "attn_out")
-DRAWS = 3  # of the gradients, as in a preview
+DRAWS = 3  # of the gradients: as many as take the time of a preview's coarse runs
 TOP = 10  # strongest exact cells, whose sizes are compared
 LAYERS, FACTOR = 2, 2.0  # what counts as near: layers of a cell, factor of a size
 PREVIEW, BEFORE = "preview", "gradient of p, corrupted run"
@@ -132,7 +131,7 @@ def compare(lm: LanguageModel, request: TraceRequest, exact: Record) -> Record:
 
     began = time.process_time()
     runs = prepare(lm, request)
-    *_, maps = islice(preview_steps(lm, runs), 1 + STEPS_A_GROUP)
+    *_, maps = preview_steps(lm, runs, SITES)
     record["seconds"] = {"exact": exact["seconds"], PREVIEW: round(time.process_time() - began, 2)}
     for site in SITES:
         grid, named = maps[site].indirect_effect, [list(place) for place in likely_peaks(maps[site])]

@@ -1,7 +1,7 @@
 """The three heat maps of one prompt: residual stream, MLP and attention, as they fill.
 
 All start from one clean and one corrupted run. First come previews of the three (a few cells measured, the others
-estimated), then the exact cells of one kind after the other.
+estimated), then the exact cells, the strongest rows of all kinds first.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from rome_core.model.language_model import LanguageModel
 from rome_core.progress import Track, silent
-from rome_core.tracing.heat_map import Trace, heat_map_steps, lay_over
+from rome_core.tracing.heat_map import Trace, cells_of, empty_trace, fill, lay_over
 from rome_core.tracing.preview import N_STEPS, preview_steps
-from rome_core.tracing.runs import SITES, TraceRequest, prepare
+from rome_core.tracing.restoration import n_steps, restored_states
+from rome_core.tracing.runs import SITES, TracedSite, TraceRequest, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +55,26 @@ class TraceRun:
 
 
 def trace_kinds(lm: LanguageModel, request: TraceRequest, *, track: Track = silent) -> Iterator[TraceRun]:
-    """The run as it grows: previews of all kinds at once, then the exact cells of each kind."""
+    """The run as it grows: previews of all kinds at once, then exact cells, the rows first that promise most.
+
+    Every row is run as `trace` runs it, the few measured cells once more: the numbers are the same to the last bit.
+    """
     runs = prepare(lm, request)
     run = TraceRun(request)
     for maps in track(preview_steps(lm, runs), "Preview", N_STEPS):
         run = replace(run, preview=maps)
         yield run
-    for site in track(SITES, "Heat maps", len(SITES)):
-        for heat_map in heat_map_steps(lm, runs, site, track=track):
-            run = replace(run, exact={**run.exact, site: heat_map})
-            yield run
+    cells = {site: cells_of(lm, runs, site) for site in SITES}
+    rows = [(site, [cell for cell in cells[site] if cell.token == token]) for site, token in promising(run.preview)]
+    run = replace(run, exact={site: empty_trace(lm, runs, site) for site in SITES})
+    steps = ((site, finished) for site, row in rows for finished in restored_states(lm, runs, row))
+    for site, finished in track(steps, "Exact cells", sum(n_steps(lm, runs, row) for _, row in rows)):
+        if finished:
+            run = replace(run, exact={**run.exact, site: fill(run.exact[site], runs, finished)})
+        yield run
+
+
+def promising(preview: Mapping[str, Trace]) -> list[tuple[TracedSite, int]]:
+    """Rows of all kinds, a kind and a token each, by their strongest cell as the preview has it."""
+    rows = [(site, token) for site in SITES for token in range(preview[site].subject[0], len(preview[site].labels))]
+    return sorted(rows, key=lambda row: -float(preview[row[0]].indirect_effect[row[1]].max()))

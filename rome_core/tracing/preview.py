@@ -1,22 +1,19 @@
-"""Previews: a heat map in a small part of its time. A few promising cells are measured, and the others estimated.
+"""Previews: a heat map in a tenth of its time. A few cells are measured, and the others estimated from them.
 
-A gradient alone does not do: at the corrupted run a saturated softmax has hardly any slope, so that sizes are off by
-two orders of magnitude and the wrong cell comes out on top (docs/tracing.md has the measurements). It only helps to
-choose where to measure:
+No gradient does: at the corrupted run a saturated softmax has hardly any slope, so that sizes are off by two orders of
+magnitude and the wrong cell comes out on top (docs/tracing.md has the measurements). So states are restored, as for
+the heat map itself, but few of them:
 
-1. The gradient at both ends of the way from the corrupted to the clean run, the trapezoid rule for integrated
-   gradients (Sundararajan et al. 2017, arXiv 1703.01365; for patching Hanna et al. 2024, arXiv 2403.17806), ranks the
-   tokens.
-2. At the prompt's last token, the subject's last and those that the gradient puts first among the rest, every few
-   layers are restored: with all draws at the last token, where that costs little, with the first few draws elsewhere.
-3. The most promising cells are restored with all draws. They are exact; the rest of their row is scaled to meet them
-   and interpolated, and the gradient's rows are scaled by all that was measured.
+1. At every token but the last, a few layers with the first few draws. This ranks the tokens.
+2. At the prompt's last token every other layer with all draws: there a cell costs a tenth.
+3. The most promising cells with all draws, in rounds. What is measured with all draws is exact; the rest of its row is
+   scaled to meet it and interpolated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -29,25 +26,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_core.model.edits import Update
-from rome_core.model.hooks import Patch, Point, batch_of, forward, hooked
+from rome_core.model.hooks import Patch
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Cell
 from rome_core.model.tokens import Prompt
 from rome_core.tracing.heat_map import GRIDS, Trace, cells_of, empty_trace, fill, lay_over
-from rome_core.tracing.restoration import restored_states, window_of
-from rome_core.tracing.runs import Runs, TraceConfig, TracedSite, TraceRequest, prepare
+from rome_core.tracing.restoration import restored_states
+from rome_core.tracing.runs import SITES, Runs, TraceConfig, TracedSite, TraceRequest, prepare
 
 Place = tuple[int, int]  # token, layer
-GRADIENT_DRAWS, DRAWS = 3, 2  # of the gradient, and of the coarse restored runs
-COARSE, FINE = 6, 10  # layers that are restored with these, and with all draws at the last token
-RANKED: Mapping[TracedSite, int] = {"mlp_out": 2, "attn_out": 1, "resid_post": 1}  # tokens that the gradient chooses
-ROUNDS = (2, 1)  # exact cells, after the best one of each token
+DRAWS = 2  # of the coarse restored runs
+DEPTHS: Mapping[str, tuple[float, ...]] = {  # where, as shares of the layers: effects live in the first half
+    "mlp_out": (0.0, 0.14, 0.31, 0.52),
+    "attn_out": (0.14, 0.52),
+    "resid_post": (0.0, 0.14, 0.31, 0.52),
+}
+EVERY = 2  # layers at the last token
+ROUNDS: Mapping[str, tuple[int, int]] = {"mlp_out": (3, 2), "attn_out": (2, 1), "resid_post": (1, 1)}  # exact cells
 NEAR = 0.5  # a token is in the running if its best estimate reaches this share of the best of all
 RIVAL = 0.75  # and it may well be the strongest one if it reaches this
 LEVEL = 0.95  # layers whose effects reach this share of the strongest one are on one level with it
-GROUPS: tuple[tuple[TracedSite, ...], ...] = (("mlp_out", "attn_out"), ("resid_post",))  # measured together, in order
-STEPS_A_GROUP = 3 + len(ROUNDS)  # coarse, fine, the best of each token, rounds
-N_STEPS = 1 + len(GROUPS) * STEPS_A_GROUP
+N_ROUNDS = 2
+N_STEPS = 4 + N_ROUNDS  # coarse, the last token, the best of each token, rounds, the rows that do not contend
 
 
 def preview(
@@ -62,19 +62,46 @@ def preview(
 ) -> Trace:
     """A heat map of which some cells are exact (`Trace.exact`) and the others estimated. `trace` gives all values."""
     runs = prepare(lm, TraceRequest(prompt, config, answer, foil, tuple(edits)), noise=noise)
-    guess = gradient_maps(lm, runs, [config.site])
-    *_, maps = _measure(lm, runs, guess)
+    *_, maps = preview_steps(lm, runs, [config.site])
     return maps[config.site]
 
 
-def preview_steps(lm: LanguageModel, runs: Runs) -> Iterator[dict[str, Trace]]:
-    """Previews of all kinds as they get better, N_STEPS times: from gradients, then with what was measured."""
-    maps = gradient_maps(lm, runs, [site for group in GROUPS for site in group])
+def preview_steps(lm: LanguageModel, runs: Runs, sites: Sequence[TracedSite] = SITES) -> Iterator[dict[str, Trace]]:
+    """Previews of some kinds as they get better, N_STEPS times. Rows that have not been reached yet are NaN."""
+    few, last = first_draws(runs, DRAWS), len(runs.labels) - 1
+    coarse: dict[str, Trace] = {site: empty_trace(lm, few, site) for site in sites}
+    exact: dict[str, Trace] = {site: empty_trace(lm, runs, site) for site in sites}
+    every = sorted({*range(0, lm.n_layers, EVERY), lm.n_layers - 1})
+    rows: dict[str, range] = {site: range(runs.subject[0], last + 1) for site in sites}
+    first: dict[str, list[int]] = {
+        site: [token for token in rows[site] if _contends(site, token, runs.subject[1])] for site in sites
+    }
+    rest: dict[str, list[int]] = {site: [token for token in rows[site] if token not in first[site]] for site in sites}
+
+    def roughly(tokens: Mapping[str, Sequence[int]]) -> dict[str, Trace]:
+        before = {site: [token for token in tokens[site] if token != last] for site in sites}
+        places: dict[str, list[Place]] = {
+            site: list(product(before[site], _layers(DEPTHS[site], lm.n_layers))) for site in sites
+        }
+        return _restore(lm, few, coarse, places)
+
+    def finely(tokens: Mapping[str, Sequence[int]]) -> dict[str, list[Place]]:
+        return {site: [(last, layer) for layer in every if last in tokens[site]] for site in sites}
+
+    def measure(places: Mapping[str, Sequence[Place]]) -> dict[str, Trace]:
+        exact.update(_restore(lm, runs, exact, places))
+        return {site: _complete(coarse[site], exact[site]) for site in sites}
+
+    coarse = roughly(first)
+    yield measure({site: [] for site in sites})
+    maps = measure(finely(first))
     yield maps
-    for group in GROUPS:
-        for better in _measure(lm, runs, {site: maps[site] for site in group}):
-            maps = {**maps, **better}
-            yield maps
+    for n in range(1 + N_ROUNDS):
+        choose = {site: _best_of_each if n == 0 else partial(_best, ROUNDS[site][n - 1]) for site in sites}
+        maps = measure({site: choose[site](maps[site]) for site in sites})
+        yield maps
+    coarse = roughly(rest)
+    yield measure(finely(rest))
 
 
 def likely_peaks(preview: Trace) -> list[Place]:
@@ -102,74 +129,7 @@ def plateau(preview: Trace, place: Place) -> tuple[int, int]:
     return first, last
 
 
-# ---------------------------------------------------------------------------------------------------------- gradients
-
-
-def gradient_maps(lm: LanguageModel, runs: Runs, sites: Sequence[TracedSite]) -> dict[str, Trace]:
-    """Heat maps from gradients alone, by one pass of a few rows. Every cell is an estimate.
-
-    (h_clean − h_corrupted)·g, averaged over the first draws and summed over the window's layers. g is the mean of the
-    gradients of the config's metric at the clean and at the corrupted run.
-    """
-    few, n = first_draws(runs, GRADIENT_DRAWS), lm.n_layers
-    single = _single_layers(lm, few, sites)
-    maps: dict[str, Trace] = {}
-    for site in sites:
-        width = 1 if site == "resid_post" else runs.request.config.window
-        windows = [window_of(layer, width, n) for layer in range(n)]
-        effect = torch.stack([single[site][:, start:stop].sum(1) for start, stop in windows], 1)
-        change = effect if runs.request.config.metric == "p" else torch.full_like(effect, torch.nan)
-        maps[site] = _as_preview(empty_trace(lm, runs, site), effect, change)
-    return maps
-
-
-def _single_layers(
-    lm: LanguageModel, runs: Runs, sites: Sequence[TracedSite]
-) -> dict[TracedSite, Float[Tensor, "pos layer"]]:
-    """The estimate for each single layer."""
-    points = [Point(site, layer) for site in sites for layer in range(lm.n_layers)]
-    kept: dict[Point, Tensor] = {}
-    at_embed, corrupt = runs.corruption
-    samples = len(runs.corrupted.batch.ids)
-
-    def both_ends(state: Tensor) -> Tensor:
-        return torch.cat([corrupt(state[:samples]), state[samples:]]).requires_grad_()
-
-    batch = batch_of(lm, runs.clean.batch.ids.tolist() * (samples + 1))  # the draws, then the clean run
-    with torch.enable_grad():
-        with hooked(lm, runs.clean.edits, [(at_embed, both_ends)], kept.__setitem__, points):
-            final = forward(lm, batch)
-        scores = runs.scores(runs.request.config.metric, lm.unembed(final[:, -len(runs.answer) :]))
-        gradients = torch.autograd.grad(scores.sum(), [kept[point] for point in points])
-    rows: dict[Point, Tensor] = {}
-    for point, gradient in zip(points, gradients, strict=True):
-        state, mean = kept[point].detach(), (gradient[:samples] + gradient[samples:]) / 2
-        change = ((state[samples:] - state[:samples]) * mean).sum(-1).mean(0)
-        rows[point] = change[: len(runs.labels)].float().cpu()
-    return {site: torch.stack([rows[Point(site, layer)] for layer in range(lm.n_layers)], 1) for site in sites}
-
-
 # ------------------------------------------------------------------------------------------------------ measured cells
-
-
-def _measure(lm: LanguageModel, runs: Runs, guesses: Mapping[str, Trace]) -> Iterator[dict[str, Trace]]:
-    """Previews of some kinds from a few measured cells and guesses for the others, 2 + 1 + len(ROUNDS) times."""
-    few, last = first_draws(runs, DRAWS), len(runs.labels) - 1
-    tokens = {site: _tokens(guess) for site, guess in guesses.items()}
-    rough = {site: _layers(lm.n_layers, COARSE) + _edge(guess) for site, guess in guesses.items()}
-    coarse = {site: empty_trace(lm, few, guess.config.site) for site, guess in guesses.items()}
-    exact = {site: empty_trace(lm, runs, guess.config.site) for site, guess in guesses.items()}
-
-    coarse = _restore(lm, few, coarse, {site: list(product(tokens[site] - {last}, rough[site])) for site in guesses})
-    yield dict(guesses)
-    exact = _restore(lm, runs, exact, {site: list(product([last], _layers(lm.n_layers, FINE))) for site in guesses})
-    maps = {site: _complete(guesses[site], coarse[site], exact[site]) for site in guesses}
-    yield maps
-    choices: list[Callable[[Trace, Collection[int]], list[Place]]] = [_best_of_each]
-    for choose in choices + [partial(_best, n) for n in ROUNDS]:
-        exact = _restore(lm, runs, exact, {site: choose(maps[site], tokens[site]) for site in guesses})
-        maps = {site: _complete(guesses[site], coarse[site], exact[site]) for site in guesses}
-        yield maps
 
 
 def _restore(
@@ -186,83 +146,70 @@ def _restore(
     return filled
 
 
-def _tokens(guess: Trace) -> set[int]:
-    """The prompt's last token, the subject's last, and those that the gradient puts first among the rest."""
-    tokens = {len(guess.labels) - 1, guess.subject[1] - 1}
-    strongest = contenders(guess).amax(1)
-    strongest[list(tokens)] = -torch.inf
-    ranked = strongest.argsort(descending=True)[: RANKED[guess.config.site]]
-    return tokens | {int(token) for token in ranked if strongest[token].isfinite()}
+def _layers(depths: Sequence[float], n_layers: int) -> list[int]:
+    return sorted({round(depth * (n_layers - 1)) for depth in depths})
 
 
-def _layers(n_layers: int, n: int) -> list[int]:
-    """At most n layers, evenly spaced, the first and the last among them."""
-    return sorted({round(at) for at in np.linspace(0, n_layers - 1, n).tolist()})
-
-
-def _edge(guess: Trace) -> list[int]:
-    """The last layer whose window begins at the first one: behind it effects fall off, as much as layer 0 matters."""
-    edge = guess.config.window // 2
-    return [edge] if guess.config.site != "resid_post" and edge < guess.indirect_effect.shape[1] else []
-
-
-def _best_of_each(estimate: Trace, tokens: Collection[int]) -> list[Place]:
-    """The most promising cell of each of these tokens that is in the running."""
+def _best_of_each(estimate: Trace) -> list[Place]:
+    """The most promising cell of each token that is in the running."""
     effects = contenders(estimate)
     enough = NEAR * float(effects.max())
     effects[estimate.exact] = -torch.inf
-    best = [(token, int(effects[token].argmax())) for token in sorted(tokens)]
+    best = [(token, int(row.argmax())) for token, row in enumerate(effects)]
     return [place for place in best if effects[place] > enough]
 
 
-def _best(n: int, estimate: Trace, tokens: Collection[int]) -> list[Place]:
-    """The n most promising cells of these tokens."""
+def _best(n: int, estimate: Trace) -> list[Place]:
+    """The n most promising cells."""
     effects = contenders(estimate)
     effects[estimate.exact] = -torch.inf
-    places = [(token, layer) for token in sorted(tokens) for layer in range(effects.shape[1])]
-    strongest = sorted(places, key=lambda place: -float(effects[place]))[:n]
-    return [place for place in strongest if effects[place].isfinite()]
+    strongest = effects.flatten().argsort(descending=True)[:n].tolist()
+    return [place for at in strongest if effects[place := divmod(at, effects.shape[1])].isfinite()]
 
 
 def contenders(heat_map: Trace) -> Float[Tensor, "pos layer"]:
-    """Effects of the cells that may be called the strongest, −∞ elsewhere: from the subject on, and in the residual
-    stream within the subject, because at the last token the last layer is the answer itself."""
+    """Effects of the cells that may be called the strongest, −∞ elsewhere."""
     effects = heat_map.indirect_effect.nan_to_num(nan=-torch.inf)
     first, stop = heat_map.subject
-    effects[:first] = -torch.inf
-    if heat_map.config.site == "resid_post":
-        effects[stop:] = -torch.inf
+    out = [not first <= token or not _contends(heat_map.config.site, token, stop) for token in range(len(effects))]
+    effects[out] = -torch.inf
     return effects
 
 
-def _complete(guess: Trace, coarse: Trace, exact: Trace) -> Trace:
-    """All cells, from the exact ones, those of few draws, and the gradient."""
-    maps, first = (guess, coarse, exact), guess.subject[0]
-    effect = join_measured([heat_map.indirect_effect for heat_map in maps], first)
-    p = join_measured([heat_map.probabilities - heat_map.corrupted for heat_map in maps], first)
+def _contends(site: str, token: int, stop: int) -> bool:
+    """In the residual stream only the subject's tokens do, which end at `stop`: at the last token the last layer is
+    the answer itself."""
+    return site != "resid_post" or token < stop
+
+
+def _complete(coarse: Trace, exact: Trace) -> Trace:
+    """All cells, from the exact ones and those of few draws."""
+    first = exact.subject[0]
+    effect = join_measured(coarse.indirect_effect, exact.indirect_effect, first)
+    changes = [heat_map.probabilities - heat_map.corrupted for heat_map in (coarse, exact)]
+    p = join_measured(changes[0], changes[1], first)
     return lay_over(exact, _as_preview(exact, effect, p))
 
 
-def join_measured(maps: Sequence[Float[Tensor, "pos layer"]], first: int) -> Float[Tensor, "pos layer"]:
-    """Changes against the corrupted run. In a row with measured cells what is between them is interpolated, those of
-    few draws being scaled to meet the exact ones; the gradient's other rows are scaled by what was measured."""
-    guess, coarse, exact = maps
-    joined, layers = guess.clone(), np.arange(guess.shape[1])
-    measured = torch.full_like(guess, torch.nan)
-    for token in range(first, len(guess)):
+def join_measured(
+    coarse: Float[Tensor, "pos layer"], exact: Float[Tensor, "pos layer"], first: int
+) -> Float[Tensor, "pos layer"]:
+    """Changes against the corrupted run, from token `first` on: what is between measured cells is interpolated, those
+    of few draws being scaled to meet the exact ones. Behind the last layer a token that is not the last one has no
+    effect left. NaN in a row without measured cells."""
+    joined, n_layers = exact.clone(), exact.shape[1]
+    for token in range(first, len(exact)):
         rough, known = (_points(grid[token]) for grid in (coarse, exact))
+        if not rough and not known:
+            continue
+        end = {} if token == len(exact) - 1 else {n_layers: 0.0}  # of the last token the answer is read
         if rough and known:
-            at_known = np.interp(list(known), list(rough), list(rough.values()))
+            scaled = rough | end
+            at_known = np.interp(list(known), list(scaled), list(scaled.values()))
             scale = _fit(at_known, np.array(list(known.values())), (0.2, 5.0))
             rough = {layer: scale * value for layer, value in rough.items()}
-        if points := dict(sorted((rough | known).items())):
-            joined[token] = torch.from_numpy(np.interp(layers, list(points), list(points.values())))
-            measured[token, list(points)] = joined[token, list(points)]
-    seen = ~(measured.isnan() | guess.isnan())
-    scale = _fit(guess[seen].numpy(), measured[seen].numpy(), (0.05, 1.0))
-    unseen = measured.isnan().all(1)
-    unseen[:first] = False
-    joined[unseen] *= scale
+        points = dict(sorted((rough | known | end).items()))
+        joined[token] = torch.from_numpy(np.interp(np.arange(n_layers), list(points), list(points.values())))
     return joined
 
 
@@ -271,8 +218,9 @@ def _points(row: Float[Tensor, " layer"]) -> dict[int, float]:
 
 
 def _fit(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]], bounds: tuple[float, float]) -> float:
-    """The factor that brings x nearest to y (least squares), within bounds."""
-    return float(np.clip((x @ y) / max(float(x @ x), 1e-12), *bounds))
+    """The factor that brings x nearest to y (least squares), within bounds; 1 where x is too small to tell."""
+    size = float(x @ x)
+    return float(np.clip((x @ y) / size, *bounds)) if size > 1e-12 else 1.0
 
 
 def _as_preview(frame: Trace, effect: Float[Tensor, "pos layer"], change: Float[Tensor, "pos layer"]) -> Trace:

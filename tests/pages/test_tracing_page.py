@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from rome_core.progress import Stopped
 from rome_core.tracing import kinds
 from rome_core.tracing.heat_map import peak
 from rome_core.tracing.kinds import TraceRun, trace_kinds
-from rome_core.tracing.runs import TraceRequest
+from rome_core.tracing.runs import SITES, TraceRequest
 from tests.pages.conftest import goto, job_of, texts, wait_for
 from tests.tiny import tiny_model
 
@@ -137,27 +137,33 @@ def test_a_run_ends_with_numbers_figures_and_one_cell_in_detail(tracing: AppTest
 
 @pytest.fixture
 def halt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Runs stop, as by a press of the button, in the heat map of a kind after so many steps."""
+    """Runs, here of one kind after the other, stop as by a press of the button after so many rows of a kind."""
 
-    def stop_in(site: str, steps: int) -> None:
-        whole = kinds.heat_map_steps
+    def stop_in(site: str, rows: int) -> None:
+        whole, begun = kinds.restored_states, list[str]()
+        monkeypatch.setattr(kinds, "promising", lambda maps: [(kind, row) for kind in SITES for row in rows_of(maps)])
 
-        def stopping(lm: Any, runs: Any, kind: Any, **options: Any) -> Iterator[Trace]:
-            for n, heat_map in enumerate(whole(lm, runs, kind, **options)):
-                if kind == site and n == steps:
-                    raise Stopped
-                yield heat_map
+        def stopping(lm: Any, runs: Any, cells: Any) -> Iterator[Any]:
+            begun.append("resid_post" if cells[0].resid is not None else cells[0].windows[0].site)
+            if begun.count(site) > rows:
+                raise Stopped
+            yield from whole(lm, runs, cells)
 
-        monkeypatch.setattr(kinds, "heat_map_steps", stopping)
+        monkeypatch.setattr(kinds, "restored_states", stopping)
 
     return stop_in
 
 
-@pytest.mark.parametrize(("site", "steps"), [("resid_post", 0), ("resid_post", 6), ("mlp_out", 6)])
+def rows_of(maps: Mapping[str, Trace]) -> range:
+    (first, _), n = maps["mlp_out"].subject, len(maps["mlp_out"].labels)
+    return range(first, n)
+
+
+@pytest.mark.parametrize(("site", "rows"), [("resid_post", 0), ("resid_post", 2), ("mlp_out", 2)])
 def test_a_stopped_run_shows_the_maps_and_concludes_nothing_from_estimates(
-    tracing: AppTest, halt: Callable[[str, int], None], site: str, steps: int
+    tracing: AppTest, halt: Callable[[str, int], None], site: str, rows: int
 ) -> None:
-    halt(site, steps)
+    halt(site, rows)
     run_job(tracing)
 
     said = texts(tracing.caption)
@@ -180,7 +186,7 @@ def test_a_stopped_run_shows_the_maps_and_concludes_nothing_from_estimates(
 def test_after_a_stop_a_cell_that_is_clicked_is_measured_but_no_layer_is_offered(
     tracing: AppTest, halt: Callable[[str, int], None]
 ) -> None:
-    halt("mlp_out", 6)
+    halt("mlp_out", 2)
     run_job(tracing)
     job = job_of(tracing, LATEST)
     assert job.partial is not None and set(job.partial.finished) == {"resid_post"}

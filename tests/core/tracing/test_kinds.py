@@ -23,7 +23,7 @@ def test_previews_come_first_and_the_last_is_exact() -> None:
 
     previews, then = steps[:N_STEPS], steps[N_STEPS:]
     assert all(set(step.preview) == set(SITES) and not step.exact for step in previews)
-    assert previews[0].first is previews[0].preview["mlp_out"]
+    assert previews[0].first is previews[0].preview["resid_post"]
     assert all(step.exact and step.preview == previews[-1].preview for step in then)
     assert [step.complete for step in steps[-2:]] == [False, True]
     for site in SITES:
@@ -59,10 +59,25 @@ def test_only_what_is_exact_throughout_is_finished() -> None:
     assert not steps[N_STEPS - 1].finished
     assert steps[-1].finished == steps[-1].exact
     assert steps[-1].n_exact[0] == steps[-1].n_exact[1] == 3 * 4 * (len(steps[-1].exact["mlp_out"].labels) - 1)
-    in_between = [set(step.finished) for step in steps]
-    assert [{*SITES[:n]} for n in (0, 1, 2, 3)] == [
-        found for i, found in enumerate(in_between) if found not in in_between[:i]
-    ]
+    counts = [len(step.finished) for step in steps]
+    assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3}
+
+
+def test_the_rows_that_promise_most_come_first_whatever_their_kind() -> None:
+    lm = tiny_model("llama")
+    steps = list(trace_kinds(lm, TraceRequest(PROMPT, QUICK)))
+    effects = {site: heat_map.indirect_effect.amax(1) for site, heat_map in steps[N_STEPS - 1].preview.items()}
+
+    reached: list[tuple[str, int]] = []
+    for step in steps[N_STEPS:]:
+        for site, heat_map in step.exact.items():
+            rows = [row for row in range(1, len(heat_map.labels)) if heat_map.exact[row].any()]
+            reached += [(site, row) for row in rows if (site, row) not in reached]
+
+    promised = [float(effects[site][row]) for site, row in reached]
+    assert promised == sorted(promised, reverse=True)
+    assert len({site for site, _ in reached[:8]}) > 1, "not one kind after the other"
+    assert len(reached) == 3 * (len(steps[-1].exact["mlp_out"].labels) - 1)
 
 
 def test_a_run_that_has_not_begun_has_no_heat_map() -> None:
