@@ -19,7 +19,12 @@ PAGES, ICON, CSS = ROOT / "pages", ROOT / "assets" / "icon.png", ROOT / "assets"
 # File name = URL: on a cold deep link Streamlit knows a page by its file only. No icons: they are fetched from the net.
 SECTIONS = {
     "": [("home", "Start here")],
-    "One fact": [("tracing", "Locate"), ("edit", "Edit"), ("diagnostics", "Diagnose")],
+    "One fact": [
+        ("tracing", "Locate"),
+        ("edit", "Edit"),
+        ("diagnostics", "Diagnose"),
+        ("derivation", "Derive"),
+    ],
     "Many facts": [
         ("facts", "Fact sets"),
         ("averages", "Locate on average"),
