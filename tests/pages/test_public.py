@@ -38,7 +38,7 @@ def test_strangers_get_the_offered_models_and_no_detail(demo: None) -> None:
 
 
 def test_no_page_asks_for_a_path_and_a_link_cannot_bring_a_model(app: AppTest, demo: None) -> None:
-    for page in ("home", "tracing", "edit", "diagnostics", "facts", "averages", "evaluate", "sequential"):
+    for page in ("home", "tracing", "edit", "diagnostics", "derivation", "facts", "averages", "evaluate", "sequential"):
         there = goto(app, page, model="/etc/passwd")
         assert not there.exception, page
         fields = [field.label.casefold() for field in there.text_input]
