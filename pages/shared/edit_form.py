@@ -16,7 +16,9 @@ from pages.shared.tables import table
 from pages.shared.text import literal, show_token
 from rome_core import METHODS, EditRequest, LanguageModel, RomeError
 from rome_core.diagnosis.inspection import TokenRow, token_table
-from rome_core.editing.presets import resolve
+from rome_core.editing.method import MethodConfig
+from rome_core.editing.presets import preset, resolve
+from rome_core.editing.published import PublishedSet, applied, published_for
 
 LAYER = {"layer": "layer"}  # the field that a link from the tracing page seeds
 FACT_FIELDS = (  # name, label, help, and a width in px: a row where there is room, else two
@@ -110,10 +112,35 @@ def method_form(
             f"The subject is the prompt's first token, whose key is the attention sink's from an early layer on. Such "
             f"subjects have presets of their own: layer {preset.layer}, clamp {preset.clamp:g}, {preset.steps} steps."
         )
+    chosen = _choose_published(lm, methods[name], key)
     config = config_form(lm, methods[name], key, LAYER, requests)
+    if chosen:
+        changed = any(getattr(config, field) != value for field, value in applied(chosen, config).items())
+        st.caption(literal(f"{chosen.source}{' Changed since.' if changed else ''}"))
     if config.layers:
         st.caption(recommendation.tell(lm, config.layers[-1], request.prompt if request else None))
     return config
+
+
+def _choose_published(lm: LanguageModel, method: type[MethodConfig], key: str) -> PublishedSet | None:
+    """Offer what others have published for this model; to choose a set fills the fields. None: the model's preset."""
+    sets = {one.label: one for one in published_for(lm, method.name)}
+    if not sets:
+        return None
+    own, at = f"Preset: {preset(lm).source}", f"{key}-{method.name}-set"
+
+    def fill() -> None:
+        one = sets.get(st.session_state[at])
+        for field in {field for each in sets.values() for field in applied(each, method())}:
+            name = LAYER.get(field, f"{key}-{field}")
+            if one and field in one.values:
+                kind = type(getattr(resolve(lm, method()), field))
+                st.session_state[name] = kind(one.values[field])
+            else:
+                st.session_state.pop(name, None)
+
+    name = st.selectbox("Settings", [own, *sets], key=at, on_change=fill, persist_state="session", width=520)
+    return sets.get(name)
 
 
 def with_settings_of(config: Any, other: type) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from rome_core.editing.method import MethodConfig
+from rome_core.editing.published import published_for
 from rome_core.errors import RomeError
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.language_model import LanguageModel
@@ -47,17 +48,18 @@ PRESETS: dict[str, Preset] = {
             reason="the subject is the prompt's first token, whose key is the attention sink's in every later layer",
         ),
     ),
-    "gpt2-medium": Preset(layer=8, clamp=3.0, source="settings of the ROME authors"),
-    "gpt2-large": Preset(layer=12, clamp=4.0, source="settings of the ROME authors"),
-    "gpt2-xl": Preset(layer=17, clamp=4.0, source="settings of the ROME authors"),
-    "EleutherAI/gpt-j-6b": Preset(layer=5, clamp=4.0, source="settings of the ROME authors"),
 }
 
 
 def preset(lm: LanguageModel) -> Preset:
-    """This model's preset; for a model that nobody measured, the depth that worked for the default model."""
-    found = PRESETS.get(lm.name) or PRESETS.get(lm.name.split("/")[-1])
-    return found or Preset(max(0, round(lm.n_layers / 6)), 4.0, "not measured on this model: run a layer sweep")
+    """This model's preset: measured, else the first set that others have published for ROME on a model of its shape,
+    else the depth that worked for the default model."""
+    if measured := PRESETS.get(lm.name) or PRESETS.get(lm.name.split("/")[-1]):
+        return measured
+    for one in published_for(lm, "rome"):
+        values = one.values
+        return Preset(values["layer"], values["clamp"], one.source.rstrip("."), values["steps"])
+    return Preset(max(0, round(lm.n_layers / 6)), 4.0, "not measured on this model: run a layer sweep")
 
 
 def resolve(lm: LanguageModel, config: C, requests: Sequence[EditRequest] = ()) -> C:

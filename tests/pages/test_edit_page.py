@@ -25,6 +25,7 @@ from pages.shared.style import LIGHT
 from pages.shared.text import literal, word_differences
 from rome_core import METHODS, EditError, Step
 from rome_core.diagnosis.objective import Changed
+from rome_core.editing import published
 from rome_core.editing.edit import Delta
 from rome_core.editing.hypernetworks.hypernetwork import Checkpoint, edited_matrices, save_checkpoint
 from rome_core.editing.methods import MethodConfig
@@ -473,3 +474,50 @@ def test_the_objective_shows_a_column_only_where_there_is_a_number() -> None:
 
     assert "left over" in rows[0] and rows[2].endswith("| 3 | 0.100 |  |  |  |  |")
     assert "left over" not in matrix_rows([elsewhere])[0]
+
+
+# ----------------------------------------------------------------------------------------------------- published sets
+
+
+@pytest.fixture
+def published_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets of n-rome for a model of the tiny one's shape, which disagree."""
+    lm = tiny_model("llama", layers=4)
+    shape = published.Shape("llama", lm.n_layers, lm.d_model, lm.d_mlp)
+    sets = tuple(
+        published.PublishedSet("n-rome", "Tiny", repository, "a.json", values, None, note)
+        for repository, values, note in (
+            ("them/first", {"layer": 1, "clamp": 4, "steps": 25}, ""),
+            ("them/second", {"layer": 3, "lr": 0.1}, "The first has layer 1."),
+        )
+    )
+    monkeypatch.setattr(published, "published", lambda: ({"Tiny": shape}, sets))
+
+
+def test_a_published_set_is_chosen_by_name_and_fills_its_fields(published_here: None, page: AppTest) -> None:
+    offered = page.selectbox(key="edit-n-rome-set")
+    assert [option.split(",")[0] for option in offered.options[1:]] == ["first", "second"]
+    assert offered.options[0].startswith("Preset:")
+    usual = {name: page.number_input(key=f"edit-{name}").value for name in ("clamp", "steps", "lr")}
+
+    offered.set_value(offered.options[1]).run()
+    assert (page.number_input(key="layer").value, page.number_input(key="edit-clamp").value) == (1, 4.0)
+    assert page.number_input(key="edit-steps").value == 25
+    assert "Published for Tiny: them/first, a.json." in texts(page.caption)
+    assert "Changed since" not in texts(page.caption)
+
+    page.number_input(key="edit-steps").set_value(7).run()
+    assert "Changed since" in texts(page.caption)
+
+    page.selectbox(key="edit-n-rome-set").set_value(offered.options[2]).run()
+    assert (page.number_input(key="layer").value, page.number_input(key="edit-lr").value) == (3, 0.1)
+    assert page.number_input(key="edit-clamp").value == usual["clamp"], "what the second set leaves open"
+    assert "The first has layer 1." in texts(page.caption)
+
+    page.selectbox(key="edit-n-rome-set").set_value(offered.options[0]).run()
+    assert {name: page.number_input(key=f"edit-{name}").value for name in usual} == usual
+    assert not page.exception
+
+
+def test_without_a_published_set_nothing_is_offered(page: AppTest) -> None:
+    assert not [box for box in page.selectbox if box.label == "Settings"]

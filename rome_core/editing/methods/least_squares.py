@@ -23,7 +23,6 @@ from rome_core.model.edits import Delta
 from rome_core.model.hooks import Point
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.subjects import subject_states
-from rome_core.model.tokens import EditRequest
 from rome_core.settings import setting
 
 KeyColumns = Float[Tensor, "d_mlp n"]
@@ -83,19 +82,14 @@ class SpreadUpdate(ValueSearch):
     span: int = setting(
         3,
         "Layers in all",
-        "The update is spread over so many layers, the one above being the last of them.",
+        "The update is spread over so many layers, the one above being the last of them; over all there are, if fewer.",
         source="Meng et al. 2023 spread over five or six layers of larger models",
         bounds=(1, 48, 1),
     )
 
     @property
     def layers(self) -> list[int]:
-        return [] if self.layer is None else list(range(self.layer - self.span + 1, self.layer + 1))
-
-    def check(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        super().check(lm, requests)
-        if self.layers[0] < 0:
-            raise EditError(f"Below layer {self.layer} there are not {self.span} layers.", "", "Spread over fewer.")
+        return [] if self.layer is None else list(range(max(0, self.layer - self.span + 1), self.layer + 1))
 
     def layer_update(
         self, module: str, residuals: Residuals, keys: KeyColumns, moment: Moment, earlier: EarlierKeys

@@ -169,6 +169,10 @@ def test_alphaedit_spares_the_facts_it_edited_before(lm: LanguageModel, moments:
     assert moved[0] < 0.1 * moved[1]
 
 
-def test_more_layers_than_there_are_below_are_one_sentence(lm: LanguageModel, moments: dict[int, Moment]) -> None:
-    with pytest.raises(EditError, match="there are not 3 layers"):
-        solve(lm, [REQUEST], METHODS["memit"](layer=1, span=3, **QUICK), moments=moments)
+def test_a_spread_over_more_layers_than_there_are_takes_those_there_are(
+    lm: LanguageModel, moments: dict[int, Moment]
+) -> None:
+    edit = solve(lm, [REQUEST], METHODS["memit"](layer=1, span=3, **QUICK), moments=moments)
+
+    assert edit.config.layers == [0, 1]
+    assert [delta.module for delta in edit.deltas] == [lm.down_projection(layer) for layer in (0, 1)]

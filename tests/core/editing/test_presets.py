@@ -8,6 +8,7 @@ import pytest
 
 from rome_core.editing.methods import METHODS
 from rome_core.editing.presets import PRESETS, is_first_token, preset, resolve
+from rome_core.editing.published import Shape, published
 from rome_core.errors import PromptError
 from rome_core.model.default_model import DEFAULT_MODEL
 from rome_core.model.tokens import EditRequest, Prompt
@@ -22,8 +23,19 @@ def test_a_measured_model_has_its_own_preset_with_its_source(name: str) -> None:
     assert preset(lm).source
 
 
-def test_a_model_of_the_authors_is_known_by_its_full_id_too() -> None:
-    assert preset(replace(tiny_model(), name="openai-community/gpt2-xl")) == PRESETS["gpt2-xl"]
+def test_a_model_that_others_have_set_up_is_known_by_its_shape_and_not_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm, (_, sets) = replace(tiny_model(), name="a folder"), published()
+    shapes = {one.model: Shape("none", 1, 1, 1) for one in sets}
+    monkeypatch.setattr("rome_core.editing.published.published", lambda: (shapes, sets))
+    assert "not measured" in preset(replace(lm, name="/models/gpt2-xl/")).source
+
+    shapes["gpt2-xl"] = Shape(lm.hf.config.model_type, lm.n_layers, lm.d_model, lm.d_mlp)
+
+    found = preset(lm)
+    assert (found.layer, found.clamp, found.steps) == (17, 4, 20)
+    assert "kmeng01/memit, hparams/ROME/gpt2-xl.json" in found.source and "EasyEdit switches C off" in found.source
 
 
 def test_an_unmeasured_model_says_so_and_gets_a_layer_it_has() -> None:
