@@ -25,6 +25,7 @@ from rome_core.model.loading import from_pretrained_parts
 from rome_core.model.scoring import Scored
 from rome_core.model.tokens import EditRequest, Prompt
 from rome_core.progress import Stopped, Track
+from tests.families import COMMON, FOUND, MIXTURES
 
 FAMILIES = tuple(family for family in LAYOUTS if family != "gemma3")  # "gemma3" also reads images: a test of its own
 
@@ -77,8 +78,9 @@ def tiny_model(
     **changes: Any,
 ) -> LanguageModel:
     """A random decoder with all the family's peculiarities: grouped heads, sliding windows, soft caps, post-norms."""
+    kind, sizes = FOUND.get(family) or MIXTURES.get(family) or (family, _sizes(family, layers))
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**_sizes(family, layers), **changes})
+    config = AutoConfig.for_model(kind, **{**COMMON, **sizes, **changes})
     hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     with torch.no_grad():
         for name, parameter in hf.named_parameters():

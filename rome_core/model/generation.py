@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,21 +82,28 @@ def decode(
 
     Rows of different length are aligned at their ends.
     """
-    from transformers import DynamicCache
-
     batch = batch_of(lm, rows, align=[len(row) - 1 for row in rows])
     mask, ids, positions = batch.mask.long(), batch.ids, batch.positions
-    kept = {cache_argument(lm.hf.base_model): DynamicCache(config=lm.hf.config)}
+    cached = "cache" not in lm.cannot
+    kept = _empty_cache(lm) if cached else {}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(min(n_tokens, lm.max_positions - batch.ids.shape[1] + 1)):
         with hooked(lm, edits), torch.no_grad():
             hidden = lm.hf.base_model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **kept
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=cached, **kept
             ).last_hidden_state[:, -1]
             tokens = _pick(lm.unembed(hidden), temperature, top_k, generator)
         yield tokens
-        ids, positions = tokens[:, None].to(ids.device), positions[:, -1:] + 1
+        new, at = tokens[:, None].to(ids.device), positions[:, -1:] + 1
+        ids, positions = (new, at) if cached else (torch.cat([ids, new], 1), torch.cat([positions, at], 1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+
+
+def _empty_cache(lm: LanguageModel) -> dict[str, Any]:
+    """A cache that the keys and values of the tokens so far go into, under the name that the model takes it by."""
+    from transformers import DynamicCache
+
+    return {cache_argument(lm.hf.base_model): DynamicCache(config=lm.hf.config)}
 
 
 def _pick(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rome_core.errors import PromptError
+from rome_core.errors import ModelError, PromptError
 from rome_core.model.edits import Update, check_base
 from rome_core.model.language_model import LanguageModel
 
@@ -97,14 +97,18 @@ def hooked(
         handles = []
         try:
             check_base(lm, edits)
+            rows = list[int]()
+            if lm.layout.flat:  # the MLP's states do not say how many rows they are of: their block's do
+                for block in lm.blocks:
+                    handles.append(block.register_forward_pre_hook(_note_rows(rows), with_kwargs=True))
             all_overlays: list[Overlay] = [(delta.module, delta) for edit in edits for delta in edit.deltas]
             for module, add in [*all_overlays, *overlays]:
                 handles.append(lm.module(module).register_forward_hook(_overlay(add)))
             for point, patch in patches:
-                handles.append(_attach(lm, point, patch))
+                handles.append(_attach(lm, point, patch, rows))
             for point in points:
                 assert keep is not None
-                handles.append(_attach(lm, point, partial(keep, point)))
+                handles.append(_attach(lm, point, partial(_hand_out, keep, point), rows))
             if calls is not None:
                 for layer, block in enumerate(lm.blocks):
                     handles.append(block.register_forward_pre_hook(_rewrite(layer, calls), with_kwargs=True))
@@ -128,21 +132,43 @@ def _rewrite(layer: int, calls: Callable[[int, dict[str, Any]], dict[str, Any]])
     return before
 
 
-def _attach(lm: LanguageModel, point: Point, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """Hook one point. Blocks return a tensor or a tuple that begins with it, by family."""
+def _hand_out(keep: Callable[[Point, Tensor], None], point: Point, state: Tensor) -> Tensor | None:
+    """Keep a state; some blocks add to a module's output in place, so they are given a copy."""
+    keep(point, state)
+    return state.clone() if point.site in ("attn_out", "mlp_out") else None
+
+
+def _note_rows(rows: list[int]) -> Callable[..., None]:
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        rows[:] = [len(states)]
+
+    return before
+
+
+def _attach(lm: LanguageModel, point: Point, change: Callable[[Tensor], Tensor | None], rows: list[int]) -> Any:
+    """Hook one point. Blocks return a tensor or a tuple that begins with it, by family. rows: of the block that runs,
+    where its MLP is given flat states."""
+
+    def changed(state: Tensor) -> Tensor | None:
+        if not (rows and state.dim() == 2 and point.site in ("mlp_key", "mlp_in", "mlp_out")):
+            return change(state)
+        found = change(state.unflatten(0, (rows[0], -1)))
+        return None if found is None else found.flatten(0, 1)
+
     if point.site in ("mlp_key", "mlp_in"):
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            changed = change(args[0])
-            return None if changed is None else (changed, *args[1:])
+            found = changed(args[0])
+            return None if found is None else (found, *args[1:])
 
         return lm.module(_path(lm, point)).register_forward_pre_hook(before)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        changed = change(output[0] if isinstance(output, tuple) else output)
-        if changed is None:
+        found = changed(output[0] if isinstance(output, tuple) else output)
+        if found is None:
             return None
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return (found, *output[1:]) if isinstance(output, tuple) else found
 
     return lm.module(_path(lm, point)).register_forward_hook(after)
 
@@ -152,8 +178,6 @@ def _path(lm: LanguageModel, point: Point) -> str:
         return lm.layout.embed
     if point.site == "resid_post":
         return lm.layout.block(point.layer)
-    if point.site == "mlp_in":
-        return lm.down_projection(point.layer).rpartition(".")[0]
     return lm.layout.module("mlp_out" if point.site == "mlp_key" else point.site, point.layer)
 
 
@@ -207,11 +231,15 @@ def attention_pattern(
     lm: LanguageModel, batch: Batch, layer: int, *, edits: Sequence[Update] = ()
 ) -> Float[Tensor, "batch heads pos pos"]:
     """Attention weights of one layer, as the model's own attention module returns them."""
+    lm.require("attention patterns")
     kept: list[Tensor] = []
     attention = lm.module(lm.layout.block(layer) + "." + lm.layout.attn_out.split(".")[0])
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        kept.append(output[1])
+        pattern = next((part for part in output[1:] if isinstance(part, Tensor) and part.dim() == 4), None)
+        if pattern is None:
+            raise ModelError(f"The attention of '{lm.name}' returns no weights.", "", "Choose another model.")
+        kept.append(pattern)
         raise _Enough
 
     with hooked(lm, edits), torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -46,6 +46,8 @@ class LanguageModel:
 
     fingerprint: a hash of configuration and weights, which everything computed from this model carries.
     source: None of a model that was made in memory.
+    logit_scale: what the family multiplies its logits by, before a soft cap.
+    cannot: what is not possible on this model (`proof.CAPABILITIES`), each with the reason.
     lock: held for one forward pass at a time, because hooks belong to the modules and not to the caller.
     """
 
@@ -55,6 +57,8 @@ class LanguageModel:
     name: str
     fingerprint: str
     source: Source | None = None
+    logit_scale: float = 1.0
+    cannot: Mapping[str, str] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _kept: dict[str, LRUCache[Hashable, Any]] = field(default_factory=dict, repr=False)
     _kept_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -84,11 +88,20 @@ class LanguageModel:
 
     @property
     def d_model(self) -> int:
-        return self.weight(0).shape[0]
+        return int(self.module(self.layout.embed).weight.shape[1])
 
     @property
     def d_mlp(self) -> int:
-        return self.weight(0).shape[1]
+        """Entries of a key; of experts, which have no keys here, the configuration's number."""
+        if "edit" not in self.cannot:
+            return self.weight(0).shape[1]
+        config = self.hf.config.get_text_config()
+        return int(getattr(config, "intermediate_size", None) or 4 * self.d_model)
+
+    def require(self, capability: str) -> None:
+        """Raise ModelError with the reason where something is not possible on this model."""
+        if reason := self.cannot.get(capability):
+            raise ModelError(f"'{self.name}' cannot be used for this: {reason}.", "", "Choose another model.")
 
     @property
     def n_parameters(self) -> int:
@@ -134,11 +147,13 @@ class LanguageModel:
         return module.weight.T if is_transposed(module) else module.weight
 
     def unembed(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits of states that have passed the final norm, with the soft cap of the models that have one."""
+        """Logits of states that have passed the final norm, with the family's scale and soft cap."""
         head = self.hf.get_output_embeddings()
         assert head is not None
         logits = head(hidden)
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        cap = soft_cap(self.hf)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def logits(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
@@ -155,6 +170,13 @@ class LanguageModel:
         raise ModelError(f"The tokenizer of '{self.name}' has no start token.", "", "Give prefixes or texts yourself.")
 
 
+def soft_cap(hf: PreTrainedModel) -> float | None:
+    """What a family's logits are held within, if anything."""
+    config = hf.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return None if cap is None else float(cap)
+
+
 def fingerprint(hf: PreTrainedModel) -> str:
     """A hash of every weight: exact integer sums of the bit patterns, with a sample of the entries for their order.
 
@@ -163,7 +185,8 @@ def fingerprint(hf: PreTrainedModel) -> str:
     Raises ModelError where a weight holds numbers that are not finite.
     """
     text_config = hf.config.get_text_config()
-    settings = {key: getattr(text_config, key, None) for key in _BEHAVIOUR}
+    settings = {key: _setting(text_config, key) for key in _BEHAVIOUR}
+    settings |= {key: value for key in _FURTHER if (value := _setting(text_config, key)) is not None}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     with torch.no_grad():
         for path, parameter in sorted(hf.named_parameters()):
@@ -173,6 +196,13 @@ def fingerprint(hf: PreTrainedModel) -> str:
             digest.update(f"{path}{tuple(parameter.shape)}{int(bits.sum(dtype=torch.int64))}".encode())
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _setting(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except (ValueError, AttributeError, TypeError, RuntimeError):  # some are computed, and not for every model
+        return None
 
 
 def _check_finite(path: str, parameter: Tensor) -> None:
@@ -192,5 +222,12 @@ _BEHAVIOUR = (
     *("rope_parameters", "rotary_dim", "rotary_pct", "sliding_window", "layer_types", "query_pre_attn_scalar"),
     *("attn_logit_softcapping", "final_logit_softcapping", "use_parallel_residual", "scale_attn_weights"),
     "scale_attn_by_inverse_layer_idx",
+)
+# The same of families outside the table. Counted only where a model has them: fingerprints of the others stay.
+_FURTHER = (
+    *("logit_scale", "logits_scaling", "logits_soft_cap", "embedding_multiplier", "residual_multiplier"),
+    *("attention_multiplier", "scale_emb", "scale_depth", "dim_model_base", "alibi", "parallel_attn", "multi_query"),
+    *("new_decoder_architecture", "activation", "clip_qkv", "norm_type", "no_rope_layers", "partial_rotary_factor"),
+    *("num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef", "use_qk_norm", "attention_types", "window_size"),
 )
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

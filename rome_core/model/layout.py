@@ -1,6 +1,7 @@
-"""The one table of architectures: where each family keeps the modules that tracing and editing need.
+"""Where a family keeps the modules that tracing and editing need: a table of known good cases.
 
-A new family is one row here. Names are paths inside the Hugging Face module tree.
+The layout of any other family is found (`rome_core.model.discovery`). Names are paths inside the Hugging Face module
+tree.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Layout:
     attn_out: the attention's output projection. mlp_out: the MLP's down projection W, whose input is the key
     (in a gated MLP the product act(gate)·up) and whose output is the value. Their outputs are what the module adds
     to the residual stream (Gemma 2 and 3 put a norm in between). mlp_up: the matrices that read the MLP's input.
+    mlp_in: the module that is given that input; empty where it is the one around W. flat: whether the MLP is given its
+    states as [batch·pos d].
     """
 
     embed: str
@@ -29,12 +32,16 @@ class Layout:
     mlp_out: str
     norm: str
     mlp_up: tuple[str, ...]
+    mlp_in: str = ""
+    flat: bool = False
 
     def block(self, layer: int) -> str:
         return f"{self.blocks}.{layer}"
 
     def module(self, site: str, layer: int) -> str:
-        """Path of the module at a site ("attn_out", "mlp_out") of a layer."""
+        """Path of the module at a site ("attn_out", "mlp_out", "mlp_in") of a layer."""
+        if site == "mlp_in" and not self.mlp_in:
+            return self.module("mlp_out", layer).rpartition(".")[0]
         return f"{self.block(layer)}.{getattr(self, site)}"
 
     def mlp_matrices(self, layer: int) -> list[str]:
@@ -68,18 +75,6 @@ LAYOUTS: dict[str, Layout] = {
         _GATED,
     ),
 }
-
-
-def layout_of(model_type: str) -> Layout:
-    """The layout of a `config.model_type`. Raises ModelError for a family that is not in the table."""
-    try:
-        return LAYOUTS[model_type]
-    except KeyError:
-        raise ModelError(
-            f"Models of type '{model_type}' are not supported.",
-            f"Supported types are {', '.join(sorted(LAYOUTS))}.",
-            "Choose a model of one of these families, or add a row to rome_core/model/layout.py.",
-        ) from None
 
 
 # What transformers calls a key-value cache among a module's arguments: since 5.24, before, in the blocks of GPT-NeoX.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,16 @@ from torch import nn
 
 from rome_core.errors import ModelError, RomeError
 from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.hooks import batch_of, hidden_states
+from rome_core.model.discovery import discover
 from rome_core.model.language_model import LanguageModel, Source, fingerprint
-from rome_core.model.layout import Layout, is_recomputed, layout_of
+from rome_core.model.layout import LAYOUTS, Layout, is_recomputed
 from rome_core.model.origin import ADAPTER, CONFIG, TOKENIZER, Origin, find_model
+from rome_core.model.proof import TEXT, fit_logits, incapacities, prove
 from rome_core.model.stored import check_plain, weight_files
 from rome_core.progress import Track, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CHECK_TEXT = "The Eiffel Tower is in"
 
 
 def load_model(
@@ -46,9 +46,9 @@ def load_model(
     placement = _placement(device)
     origin = find_model(str(name), revision, track)
     try:
-        layout = _check_files(origin)
+        _check_files(origin)
         hf, tokenizer = _load(origin, dtype, placement)
-        return from_pretrained_parts(hf, tokenizer, str(name), layout, Source(origin.place, origin.commit))
+        return from_pretrained_parts(hf, tokenizer, str(name), None, Source(origin.place, origin.commit))
     except RomeError:
         raise
     except Exception as error:  # other people's files: whatever transformers stumbles over is about them
@@ -70,8 +70,12 @@ def from_pretrained_parts(
 
     source: where it can be loaded from again, which exported adapters name as their base.
 
-    Raises ModelError where its weights are not finite or not plain matrices, where the tokenizer ends texts by itself,
-    gives no offsets or has tokens without an embedding, and where logits are not those of the model's own pass.
+    layout: of a family that is not in the table; found where it is not given. What cannot be done with the model stands
+    in `LanguageModel.cannot`, each with its reason.
+
+    Raises ModelError where its weights are not finite, where the tokenizer ends texts by itself, gives no offsets or
+    has tokens without an embedding, where its parts are not found, and where logits are not those of the model's own
+    pass.
     """
     hf.eval().requires_grad_(False)
     if lost := next((path for path, weight in hf.named_parameters() if weight.is_meta), None):
@@ -80,19 +84,27 @@ def from_pretrained_parts(
         )
     embedding: Any = hf.get_input_embeddings()
     _check_tokenizer(tokenizer, len(embedding.weight), name)
-    lm = LanguageModel(hf, tokenizer, layout or layout_of(hf.config.model_type), name, fingerprint(hf), source)
-    for layer in range(lm.n_layers):
-        for path in (*lm.layout.mlp_matrices(layer), lm.layout.module("attn_out", layer)):
-            lm.matrix(path)
-    _check_logits(lm)
-    return lm
+    known = layout or LAYOUTS.get(str(hf.config.model_type))
+    try:
+        lm = LanguageModel(hf, tokenizer, known or discover(hf), name, fingerprint(hf), source)
+        for layer in range(lm.n_layers if known else 0):
+            for path in (*lm.layout.mlp_matrices(layer), lm.layout.module("attn_out", layer)):
+                lm.matrix(path)
+        lm = fit_logits(lm)
+        return replace(lm, cannot=incapacities(prove(lm)))
+    except RomeError:
+        raise
+    except Exception as error:  # a family's own code, given a model that does not suit it
+        raise ModelError(
+            f"'{name}' cannot read a text.", f"{type(error).__name__}: {str(error)[:200]}", "Choose another model."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------ what is loaded
 
 
-def _check_files(origin: Origin) -> Layout:
-    """Refuse what can be told from its files, before transformers is given any. Returns the family's layout."""
+def _check_files(origin: Origin) -> None:
+    """Refuse what can be told from its files, before transformers is given any."""
     config, adapter = origin.settings(CONFIG), origin.settings(ADAPTER)
     if not config and (origin.is_folder or adapter):
         raise _no_model(origin, adapter)
@@ -117,7 +129,7 @@ def _check_files(origin: Origin) -> Layout:
         )
     if not config:  # of a repository: none, or out of reach
         raise OSError(f"It has no {CONFIG}.")
-    layout = layout_of(str(config.get("model_type")))
+    _check_type(origin.name, config.get("model_type"))
     if not (files := weight_files(origin.find)):
         raise ModelError(
             f"'{origin.name}' has no safetensors.",
@@ -125,7 +137,30 @@ def _check_files(origin: Origin) -> Layout:
             "Save the model again with save_pretrained.",
         )
     check_plain(files, origin.name)
-    return layout
+
+
+def _check_type(name: str, kind: Any) -> None:
+    """Refuse what transformers has no decoder for."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not kind:
+        raise ModelError(
+            f"The model '{name}' cannot be loaded.", f"Its {CONFIG} names no model_type.", "Copy it again."
+        )
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"'{name}' is of type '{kind}', which transformers {transformers.__version__} does not know.",
+            "",
+            "Install a release that does, or choose another model.",
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"'{name}' is of type '{kind}', and no model of that type continues a text.",
+            "Facts are followed through one stack of blocks.",
+            "Choose a decoder (docs/models.md has a list).",
+        )
 
 
 def _no_model(origin: Origin, adapter: dict[str, Any]) -> ModelError:
@@ -253,7 +288,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -
             "They are needed to find the subject's tokens.",
             "Choose a model that comes with a tokenizer.json.",
         )
-    read = tokenizer(CHECK_TEXT, return_special_tokens_mask=True)
+    read = tokenizer(TEXT, return_special_tokens_mask=True)
     if read["special_tokens_mask"] and read["special_tokens_mask"][-1]:
         raise ModelError(
             f"The tokenizer of '{name}' ends every text with '{tokenizer.decode(read['input_ids'][-1:])}'.",
@@ -267,28 +302,4 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -
             f"The tokenizer of '{name}' has tokens up to number {max(beyond)}; the model has {rows:,} embeddings.",
             f"'{beyond[min(beyond)]}' has none{_and_more(list(beyond))}.",
             "Use the tokenizer that belongs to the model.",
-        )
-
-
-def _check_logits(lm: LanguageModel) -> None:
-    """One short text by the way that everything here takes, against the model's own pass."""
-    try:
-        ids = lm.tokenizer(CHECK_TEXT)["input_ids"]
-        with torch.no_grad():
-            own = lm.unembed(hidden_states(lm, batch_of(lm, [ids])))
-            expected = lm.hf(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits.to(own.device)
-    except RomeError:
-        raise
-    except Exception as error:  # a family's own code, given a model that does not suit it
-        raise ModelError(
-            f"'{lm.name}' cannot read a text.", f"{type(error).__name__}: {str(error)[:200]}", "Choose another model."
-        ) from error
-    difference, size = float((own - expected).abs().max()), float(expected.abs().max())
-    if not difference <= size * torch.finfo(lm.dtype).eps ** 0.5:  # neither is NaN
-        raise ModelError(
-            f"'{lm.name}' gives other logits here than in transformers.",
-            f"They differ by {difference:.2g}, and are at most {size:.2g}."
-            if difference == difference
-            else f"They are not finite in {str(lm.dtype).removeprefix('torch.')}.",
-            "Load it in another dtype, or choose another model.",
         )

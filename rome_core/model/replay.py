@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_core.errors import ModelError
 from rome_core.model.edits import Update
 from rome_core.model.hooks import Batch, Overlay, Patch, Point, batch_of, forward, hidden_states, hooked
 from rome_core.model.language_model import Kept, LanguageModel
@@ -67,13 +68,27 @@ def record(
     lm: LanguageModel, batch: Batch, *, edits: Sequence[Update] = (), patches: Sequence[tuple[Point, Patch]] = ()
 ) -> Recording:
     """Run a batch once and keep everything that resuming it needs: about 6·d_model floats a token and layer."""
+    try:
+        return _record(lm, batch, edits, patches, cache_argument(lm.blocks[0]))
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ModelError) as error:
+        if is_out_of_memory(error):
+            raise
+        return _record(lm, batch, edits, patches, "")
+
+
+def _record(
+    lm: LanguageModel, batch: Batch, edits: Sequence[Update], patches: Sequence[tuple[Point, Patch]], cache_name: str
+) -> Recording:
+    """cache_name: under which the blocks take a cache, for what resuming needs. Without it states and outputs are kept
+    alone: what plain hooks need, on a model that cannot be resumed."""
     n = lm.n_layers
     recorder, calls, states = _Recorder(), [], []
     outputs: dict[Module, list[Tensor]] = {"attn_out": [], "mlp_out": []}
-    cache_name = cache_argument(lm.blocks[0])
 
     def see_call(layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
         states.append(arguments["hidden_states"])
+        if not cache_name:
+            return arguments
         kept = {k: v for k, v in arguments.items() if k not in (cache_name, "hidden_states")}
         calls.append(kept if not batch.mask.all() else {k: _first_row(v) for k, v in kept.items()})
         return {**arguments, cache_name: recorder}
@@ -87,7 +102,9 @@ def record(
     points = [Point(site, layer) for layer in range(n) for site in ("attn_out", "mlp_out")]
     with hooked(lm, edits, patches, keep, [*points, Point("resid_post", n - 1)], see_call):
         forward(lm, batch)
-    keys, values = ([kept[layer] for layer in range(n)] for kept in (recorder.keys, recorder.values))
+    keys, values = (
+        [kept[layer] for layer in range(n)] if cache_name else [] for kept in (recorder.keys, recorder.values)
+    )
     return Recording(batch, tuple(edits), states, outputs, keys, values, calls, cache_name)
 
 
@@ -352,14 +369,14 @@ def _compare_with_hooks(lm: LanguageModel) -> str:
             p_resumed, p_whole = lm.logits(resumed).softmax(-1), lm.unembed(whole).softmax(-1)
             if not torch.allclose(p_resumed, p_whole, atol=1e-5 if lm.dtype == torch.float32 else 2e-2):
                 return f"Replay differs from plain hooks on this model (by {(p_resumed - p_whole).abs().max():.1e})."
-    except (StopIteration, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if _is_out_of_memory(error):
+    except (StopIteration, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
+        if is_out_of_memory(error):
             raise
         return f"This model's blocks cannot be resumed ({type(error).__name__}), so every cell is a whole pass."
     return ""
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Accelerators have a type or a sentence for it, the processor's allocator only a sentence."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate" in said

@@ -19,6 +19,7 @@ from rome_core.facts.datasets import load_facts
 from rome_core.model.edits import Update
 from rome_core.model.hooks import Patch, Point, batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
+from rome_core.model.proof import TRACED
 from rome_core.model.replay import Recording, record
 from rome_core.model.tokens import Prompt, encode, target_ids
 from rome_core.settings import setting
@@ -159,6 +160,8 @@ def prepare(
 
     noise: a ready-made draw for the subject's n tokens, already scaled. Raises PromptError.
     """
+    for kind in TRACED:
+        lm.require(kind)
     prompt, config = request.prompt, request.config
     encoded = encode(lm.tokenizer, prompt)
     first, stop = encoded.subject

@@ -76,5 +76,6 @@ def solve(
         edit = solve(lm, [EditRequest(Prompt("The {} is in the city of", "Eiffel Tower"), "Rome", "Paris")],
                      METHODS["r-rome"](layer=5))
     """
+    lm.require("edit")
     config, asked = resolve(lm, config, requests), list(requests)
     return config.solve(EditContext(lm, list(edits), moments, track, report), asked)

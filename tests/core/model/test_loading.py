@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from rome_core.editing.storage import export_adapter
 from rome_core.errors import ModelError, PromptError
-from rome_core.model.hooks import batch_of, next_logits
+from rome_core.model.hooks import batch_of, hidden_states, next_logits
 from rome_core.model.language_model import Source
 from rome_core.model.loading import from_pretrained_parts, load_model
 from tests.tiny import FAMILIES, plain_run, random_edit, save_model, tiny_model, tiny_tokenizer, tokenizer_with_start
@@ -149,12 +149,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "gptq": (gptq, r"has quantised weights\..*Choose the unquantised version"),
     "fp8": (lambda to: rewrite(to, as_fp8), r"has quantised weights\. '.*mlp.*' is of type F8_E4M3"),
     "int8": (having(DOWN, torch.ones(16, 24, dtype=torch.int8)), rf"quantised weights\. '{DOWN}' is of type I8"),
-    "a family that is not in the table": (
-        lambda to: write_config(to, model_type="opt"),
-        "Models of type 'opt' are not",
+    "another family's config": (lambda to: write_config(to, model_type="opt"), "are incomplete. 'model.decoder"),
+    "a type that nobody knows": (
+        lambda to: write_config(to, model_type="perceptron"),
+        r"of type 'perceptron', which transformers 5.* does not know\..*Install a release that does",
     ),
-    "a type that nobody knows": (lambda to: write_config(to, model_type="perceptron"), "type 'perceptron' are not"),
-    "no type": (lambda to: write_config(to, model_type=None), "Models of type 'None' are not supported"),
+    "no type": (lambda to: write_config(to, model_type=None), r"config.json names no model_type\."),
+    "an encoder and a decoder": (
+        lambda to: write_config(to, model_type="t5"),
+        r"of type 't5', and no model of that type continues a text\.",
+    ),
     "weights truncated": (
         lambda to: os.truncate(to / "model.safetensors", 1000),
         r"'model.safetensors' cannot be read\.",
@@ -445,12 +449,15 @@ def test_every_family_gives_its_own_logits(family: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda logits: logits * 0.9, r"gives other logits here than in transformers\. They differ by .*, and are at"),
+        (
+            lambda logits: logits + logits.roll(1, -1),
+            r"gives other logits here than in transformers\. They differ by .*, and are at",
+        ),
         (lambda logits: logits * torch.nan, r"gives other logits.* They are not finite in float32\. Load it in"),
     ],
 )
-def test_a_model_that_scales_its_logits_otherwise_is_refused(change: Callable[[Tensor], Tensor], sentence: str) -> None:
-    """As Cohere's and Granite's do: everything that is read off the states would be wrong."""
+def test_a_model_whose_logits_are_others_is_refused(change: Callable[[Tensor], Tensor], sentence: str) -> None:
+    """Everything that is read off the states would be wrong."""
     hf = tiny_model().hf
 
     def scaled(*args: Any, **options: Any) -> Any:
@@ -462,6 +469,17 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused(change: Callable[[T
 
     with pytest.raises(ModelError, match=sentence):
         from_pretrained_parts(hf, tiny_tokenizer(), "mine")
+
+
+def test_a_scale_of_the_logits_is_found() -> None:
+    """As Cohere's and Granite's."""
+    lm = tiny_model("cohere", logit_scale=0.9)
+    ids = [[5, 6, 7]]
+
+    assert lm.logit_scale == pytest.approx(0.9)
+    with torch.no_grad():
+        own, expected = lm.unembed(hidden_states(lm, batch_of(lm, ids))), plain_run(lm, ids)
+    torch.testing.assert_close(own, expected)
 
 
 def test_a_model_that_cannot_read_is_refused() -> None:
