@@ -120,7 +120,10 @@ def test_every_module_has_a_mirror_test(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*PAGES, *(path for path in CORE if path.stem != "hooks")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    # Structure is found before there is a model in this project's sense: nobody else has it yet.
+    [*PAGES, *(path for path in CORE if path.stem not in ("hooks", "discovery"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_only_the_hooks_register_hooks(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -92,11 +92,12 @@ class LanguageModel:
 
     @property
     def d_mlp(self) -> int:
-        """Entries of a key; of experts, which have no keys here, the configuration's number."""
-        if "edit" not in self.cannot:
+        """Entries of a key; where W is no plain matrix and there are no keys, what the configuration says."""
+        try:
             return self.weight(0).shape[1]
-        config = self.hf.config.get_text_config()
-        return int(getattr(config, "intermediate_size", None) or 4 * self.d_model)
+        except ModelError:
+            config = self.hf.config.get_text_config()
+            return int(getattr(config, "intermediate_size", None) or 4 * self.d_model)
 
     def require(self, capability: str) -> None:
         """Raise ModelError with the reason where something is not possible on this model."""

@@ -107,7 +107,7 @@ def _checked(
 
 
 def _ids(lm: LanguageModel) -> list[int]:
-    return list(lm.tokenizer(TEXT)["input_ids"])
+    return list(lm.tokenizer(TEXT)["input_ids"])[: lm.max_positions - 3]
 
 
 def _apart(a: Float[Tensor, "*rows vocab"], b: Float[Tensor, "*rows vocab"]) -> float:
@@ -121,11 +121,13 @@ def _logits(lm: LanguageModel, ids: Sequence[int], *patches: tuple[Point, Patch]
 
 
 def _padding(lm: LanguageModel) -> float:
-    """A row beside a longer one, padded on its left and on its right, against the row alone."""
+    """A row beside a longer one, padded on its right and on its left, against the row alone."""
     ids = _ids(lm)
-    short, long = ids[:-2] or ids, ids + ids
+    short, long = ids[: -(-len(ids) // 2)], (ids + ids)[: lm.max_positions]
     alone = next_logits(lm, batch_of(lm, [short]))[0]
     right = next_logits(lm, batch_of(lm, [short, long]))[0]
+    if lm.dtype == torch.float64:  # the families' softmax is in single precision, where this mask's lowest number is −∞
+        return _apart(alone, right)
     left = next_logits(lm, batch_of(lm, [short, long], align=[len(short) - 1, len(long) - 1]))[0]
     return max(_apart(alone, right), _apart(alone, left))
 
