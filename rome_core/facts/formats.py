@@ -19,7 +19,7 @@ from rome_core.errors import DataError, RomeError
 from rome_core.facts.fact import N_NEIGHBOURS, Fact, Probe
 from rome_core.facts.tables import OBJECT, PROMPT, SUBJECT, Cells, is_nothing, kind_of, plain
 from rome_core.files import ASSETS
-from rome_core.model.tokens import Prompt, check_letters
+from rome_core.model.tokens import Prompt, check_letters, check_whole
 
 OWN_FACTS = ASSETS / "facts.json"
 
@@ -69,6 +69,7 @@ def text_of(name: str, value: object) -> str:
     if not isinstance(value, str):
         what = kind_of(value) if not isinstance(value, (list, tuple)) else f"a list of {len(value)}"
         raise FieldError(name, f"is {what} where one text is needed.")
+    check_whole(value)
     return value.strip()
 
 

@@ -21,7 +21,7 @@ from rome_core.model.hooks import Patch, Point, batch_of, next_logits
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import Recording, record
 from rome_core.model.tokens import Prompt, encode, target_ids
-from rome_core.settings import setting
+from rome_core.settings import first_fault, setting
 
 TracedSite = Literal["resid_post", "mlp_out", "attn_out"]
 Metric = Literal["p", "log p", "logit difference"]
@@ -160,6 +160,8 @@ def prepare(
     noise: a ready-made draw for the subject's n tokens, already scaled. Raises PromptError.
     """
     prompt, config = request.prompt, request.config
+    if fault := first_fault(config):
+        raise PromptError(f"A trace cannot have this setting: {fault}")
     encoded = encode(lm.tokenizer, prompt)
     first, stop = encoded.subject
     if request.answer is None:
