@@ -28,7 +28,6 @@ from rome_core.settings import first_fault
 FORMAT = "rome-explorer edit 1"
 _VECTORS = ("k_star", "v_star", "k_0", "v_0")
 _PROMPTS = ("keys", "values", "bias")  # of the prefixed prompts
-_PLACES = ("checkpoint",)  # settings that are places on this machine: neither written nor read
 MOST_HEADER = 32 * 2**20  # bytes of a file's description: the histories of some 6,000 searches
 MOST_VALUES = 4_000_000  # in that description
 MOST_ENTRIES = 2**30  # of one matrix; those of the families here have fewer
@@ -49,7 +48,7 @@ def save_edit(edit: Edit, path: str | Path) -> None:
     about = {
         "format": FORMAT,
         "method": edit.method,
-        "config": {name: value for name, value in asdict(edit.config).items() if name not in _PLACES},
+        "config": asdict(edit.config),
         "requests": [asdict(request) for request in edit.requests],
         "modules": [delta.module for delta in edit.deltas],
         "history": [asdict(step) for step in edit.history],
@@ -215,7 +214,7 @@ def _check_keys(n: int, shapes: Mapping[str, tuple[int, ...]], lm: LanguageModel
 
 def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     """The edit of a file's parts, each of its type."""
-    config = config_of(about["method"], {k: v for k, v in about["config"].items() if k not in _PLACES})
+    config = config_of(about["method"], about["config"])
     if fault := first_fault(config):
         raise ValueError(fault)
     texts = [about["base"], about["corpus"], *about["on"], *(moment_keys := about.get("moment_keys", {})).values()]

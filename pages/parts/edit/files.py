@@ -6,7 +6,9 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -110,8 +112,11 @@ def open_saved(lm: LanguageModel) -> Edit | None:
 
 
 def read_edit(lm: LanguageModel, data: bytes, name: str = "edit.safetensors") -> Edit:
-    """An edit from the bytes of a file; messages call it by its name."""
+    """An edit from the bytes of a file; messages call it by its name. A place on a machine that it names is forgotten:
+    a file that somebody brings opens no other one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
-        return load_edit(path, lm)
+        edit = load_edit(path, lm)
+    named: Any = edit.config
+    return replace(edit, config=replace(named, checkpoint=None)) if hasattr(named, "checkpoint") else edit
