@@ -37,7 +37,10 @@ _WITHOUT_EFFECT = {
     *("lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
     *("megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying", "velora_config"),
 }
-_BROKEN = (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, re.error)
+_BROKEN = (
+    *(OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError),
+    re.error,
+)
 _STARTS = (True, False, None, "gaussian", "eva")  # others, such as PiSSA, take a part out of the base's own weights
 
 
