@@ -20,9 +20,44 @@ generated = settings(
 )
 
 NASTY = (
-    *("", " ", "\n", "\t|", "{}", "{} {}", "{0}", "{", "The {} is in", "Eiffel Tower", "\0", "a\0b", "\ud800", "\udfff x"),
-    *("\ufffd", "\u202e{}", "\u200b", "e\u0301", "𝔘𝔫𝔦 {}", "🏴󠁧󠁢󠁥󠁮󠁧󠁿 {}", "<|endoftext|>", "<|endoftext|> {}", "a" * 3000, "{} " + "b " * 1500),
-    *("<script>alert(1)</script>", "$\\frac{1}{2}$ {}", "%{x} %(s)s", "=1+1", "../../etc/passwd", "/dev/null", "C:\\x", "~nobody/x"),
+    *(
+        "",
+        " ",
+        "\n",
+        "\t|",
+        "{}",
+        "{} {}",
+        "{0}",
+        "{",
+        "The {} is in",
+        "Eiffel Tower",
+        "\0",
+        "a\0b",
+        "\ud800",
+        "\udfff x",
+    ),
+    *(
+        "\ufffd",
+        "\u202e{}",
+        "\u200b",
+        "e\u0301",
+        "𝔘𝔫𝔦 {}",
+        "🏴󠁧󠁢󠁥󠁮󠁧󠁿 {}",
+        "<|endoftext|>",
+        "<|endoftext|> {}",
+        "a" * 3000,
+        "{} " + "b " * 1500,
+    ),
+    *(
+        "<script>alert(1)</script>",
+        "$\\frac{1}{2}$ {}",
+        "%{x} %(s)s",
+        "=1+1",
+        "../../etc/passwd",
+        "/dev/null",
+        "C:\\x",
+        "~nobody/x",
+    ),
     *("nan", "1e999", "None", "[]", "'", '"', "\\", "NaN {}", "null", "-1", "\r\n{}"),
 )
 text = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=()), max_size=30))
@@ -32,8 +67,12 @@ number = st.one_of(
 )
 # JSON of any kind, nested, with what tables of facts call their fields among its names.
 names = st.one_of(
-    st.sampled_from(("prompt", "subject", "template", "target_new", "target_true", "requested_rewrite", "str", "src", "alt")),
-    st.sampled_from(("answers", "loc", "rephrase", "portability", "locality", "requests", "relation", "sub_label", "samples")),
+    st.sampled_from(
+        ("prompt", "subject", "template", "target_new", "target_true", "requested_rewrite", "str", "src", "alt")
+    ),
+    st.sampled_from(
+        ("answers", "loc", "rephrase", "portability", "locality", "requests", "relation", "sub_label", "samples")
+    ),
     text,
 )
 leaf = st.one_of(st.none(), st.booleans(), whole, number, text)
@@ -51,5 +90,6 @@ def ends_well(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return call(*args, **options)
     except RomeError as error:
-        assert error.what.strip() and "Traceback" not in str(error)
-        return error
+        found = error
+    assert found.what.strip() and "Traceback" not in str(found)
+    return found

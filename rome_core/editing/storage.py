@@ -69,7 +69,9 @@ def _write(path: str | Path, write: Callable[[], object]) -> None:
         raise
     except (OSError, SafetensorError, ValueError) as error:  # no room, no rights, no path at all
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EditError(f"{str(path)[:200]!r} cannot be written.", f"{reason[:200]}.", "Choose another place.") from None
+        raise EditError(
+            f"'{str(path)[:200]}' cannot be written.", f"{reason[:200]}.", "Choose another place."
+        ) from error
 
 
 def _key_tensors(keys: Keys) -> dict[str, Tensor]:
@@ -136,7 +138,7 @@ def load_edit(path: str | Path, lm: LanguageModel | None = None) -> Edit:
 
 
 def _check_header(path: Path, name: str) -> None:
-    """Raise EditError where a file's description is larger than that of any edit. Its first eight bytes say its size."""
+    """Raise EditError where a file's description is larger than that of any edit: its first bytes say its size."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MOST_HEADER:
@@ -166,7 +168,7 @@ def _check_shapes(
     wanted = []
     for index, module in enumerate(about["modules"]):
         U, V = (shapes[f"delta.{index}.{factor}"] for factor in "UV")
-        if len(U) != 2 or len(V) != 2 or U[1] != V[0] or not 0 < math.prod((*U, *V)) or U[0] * V[1] > MOST_ENTRIES:
+        if len(U) != 2 or len(V) != 2 or U[1] != V[0] or not math.prod((*U, *V)) or U[0] * V[1] > MOST_ENTRIES:
             raise ValueError(f"no factors of a matrix: {U} and {V}")
         if lm is not None and _shape_of(lm, module) != (U[0], V[1]):
             raise EditError(

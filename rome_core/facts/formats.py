@@ -572,7 +572,7 @@ def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Fo
             yield part, item if isinstance(item, str) else _undamaged(item)
     except RomeError as error:
         yield "", str(error)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RecursionError):  # nested otherwise than its format has it
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError):  # nested otherwise than it should be
         yield "", f"A field of it has not the form that {name_of(record)} has there."
 
 

@@ -179,7 +179,7 @@ def read_records(text: str, name: str) -> Source:
     except json.JSONDecodeError:
         data = _json_lines(text, name)
     except (RecursionError, ValueError):
-        raise DataError(f"'{name}' is nested too deeply, or has a number too long.", "", "Give plain records.") from None
+        raise DataError(f"'{name}' is nested too deeply, or a number in it is too long.") from None
     if isinstance(data, dict) and "rows" not in data:
         data = [data]
     records, about = (data["rows"], _read_about(data, name)) if isinstance(data, dict) else (data, About())
@@ -202,7 +202,7 @@ def _json_lines(text: str, name: str) -> list[Any]:
                 break
             raise DataError(f"'{name}' is not JSON: {error.msg} in line {i + 1}.") from None
         except (RecursionError, ValueError):
-            raise DataError(f"'{name}', line {i + 1} is nested too deeply, or has a number too long.") from None
+            raise DataError(f"'{name}', line {i + 1} is nested too deeply, or a number in it is too long.") from None
     return records
 
 

@@ -183,10 +183,9 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 def _typed(table: pa.Table) -> pa.Table:
     """A part's table, each column of its type; raises ArrowException where it cannot be. Older parts lack some."""
-    known = [field for field in SCHEMA if field.name in table.column_names]
-    for field in known:
-        if (column := table.column(field.name)).type != field.type:
-            table = table.set_column(table.column_names.index(field.name), field, column.cast(field.type))
+    for place, name in enumerate(table.column_names):
+        if name in SCHEMA.names and table.schema.field(name).type != (wanted := SCHEMA.field(name)).type:
+            table = table.set_column(place, wanted, table.column(name).cast(wanted.type))
     return table
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.storage import config_of, load_edit, save_edit
-from rome_core.errors import DataError, PromptError
+from rome_core.errors import DataError, RomeError
 from rome_core.evaluation.answers import Answer
 from rome_core.evaluation.runs.folder import (
     PACKAGES,
@@ -254,10 +254,10 @@ def open_run(folder: str | Path) -> SequenceRun:
         run = SequenceRun(source, plan, about["model"], about["fingerprint"], about["versions"], parent)
         if not all(0 <= at < len(facts) for record in run.records for at in record.places):
             raise ValueError("its records are of other facts")
-    except (DataError, PromptError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (RomeError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"'{source}' holds no sequential run that can be read.",
-            error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}.",
+            error.what if isinstance(error, RomeError) else f"{type(error).__name__}: {error}.",
             "Choose a folder that was written by this program.",
         ) from error
     return run
