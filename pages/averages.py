@@ -70,7 +70,7 @@ def start(lm: LanguageModel, inquiry: Inquiry) -> None:
         def work(job: track.Job[None, int]) -> int:
             return sum(1 for _ in average_records.collect(lm, inquiry, rows, track=job.track))
 
-        job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work)
+        job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work, facts=inquiry.n)
         session.keep_job(key, job)
     session.keep_job(LATEST, job)
     st.session_state["average-source"] = HERE

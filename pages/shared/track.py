@@ -158,6 +158,8 @@ def submit(
     then: Callable[[R], None] = lambda result: None,
     short: bool = False,
     outlives: bool = False,
+    facts: int = 0,
+    generated: int = 0,
 ) -> Job[P, R]:
     """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`.
 
@@ -165,6 +167,7 @@ def submit(
     on when its session is gone.
     published: what there is to show before it begins. asked, begins_with: see `Progress`.
     then: called once with its result, by the session's script and not by the worker, on whatever page the user is.
+    facts, generated: see `public.check_work`, whose RomeError this raises.
     """
     job = Job[P, R](label, partial=published, asked=asked, begins_with=begins_with)
 
@@ -173,7 +176,7 @@ def submit(
             then(job.result)
 
     job.settle = settle
-    public.check_jobs(sum(job.live for job in my_jobs()))
+    public.check_work(sum(job.live for job in my_jobs()), facts, generated)
     my_jobs().append(job)
     worker().submit(Task(job, partial(job.run, work), belongings.token(), short, outlives))
     return job
@@ -287,6 +290,6 @@ def no_traceback() -> Iterator[None]:
 def show_error(error: Exception | None) -> None:
     """One sentence in a red box, never a traceback."""
     if isinstance(error, RomeError):
-        st.error(literal(str(error)))
+        st.error(literal(public.without_places(str(error))))
     else:
         st.error(public.describe_fault(error) if error else "Something unforeseen happened.")

@@ -69,9 +69,8 @@ def _write(path: str | Path, write: Callable[[], object]) -> None:
         raise
     except (OSError, SafetensorError, ValueError) as error:  # no room, no rights, no path at all
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EditError(
-            f"'{str(path)[:200]}' cannot be written.", f"{reason[:200]}.", "Choose another place."
-        ) from error
+        what = f"'{str(path)[:200]}' cannot be written."
+        raise EditError(what, f"{reason[:200]}.", "Choose another place.") from error
 
 
 def _key_tensors(keys: Keys) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import edit_form, moment_panel, session, track, uploads, verdicts
+from pages.shared import edit_form, moment_panel, public, session, track, uploads, verdicts
 from pages.shared.charts import download, result_of
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
@@ -70,7 +70,8 @@ def view(lm: LanguageModel) -> None:
         st.caption("Solves each by itself and applies none.", width="content")
     if pressed and asked:
         work = partial(run, lm.name, asked.settings, asked.work)
-        session.start_job(JOB, f"Diagnosing {asked.title}", work, asked=asked)
+        public.check_prompts(lm, [request.prompt.text for request in asked.requests])
+        session.start_job(JOB, f"Diagnosing {asked.title}", work, asked=asked, facts=len(asked.requests))
     job: track.Job[Screening, None] | None = session.find_job(JOB)
     if job is not None:
         with result_of(job.label, job.asked != asked, "Diagnose all"):

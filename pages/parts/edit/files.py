@@ -92,10 +92,17 @@ def adapter_zip(edits: Edit | Sequence[Edit], under: str = "", files: Mapping[st
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (files or {}).items():
             archive.writestr(name, content)
-        export_adapter(edits, folder)
+        export_adapter(edits, folder, base_to_name(edits))
         for path in sorted(Path(folder).rglob("*")):
             archive.write(path, Path(under) / path.relative_to(folder))
     return packed.getvalue()
+
+
+def base_to_name(edits: Edit | Sequence[Edit]) -> str | None:
+    """What an adapter names as its base: None is where the model was loaded from, of which strangers get the name."""
+    first = edits if isinstance(edits, Edit) else next(iter(edits), None)
+    place = first.source.place if first and first.source else ""
+    return Path(place).name if public.is_public() and Path(place).is_absolute() else None
 
 
 def open_saved(lm: LanguageModel) -> Edit | None:
@@ -105,6 +112,7 @@ def open_saved(lm: LanguageModel) -> Edit | None:
         return None
     session.taken_uploads().add(file.file_id)
     try:
+        public.check_upload([file.size])
         return read_edit(lm, file.getvalue(), Path(file.name).name)
     except RomeError as error:
         track.show_error(error)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from pages.parts.sequence import figures as sequence_figures
-from pages.shared import probe_panel, session
+from pages.shared import probe_panel, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_tabs, metric_row, page_theme
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
@@ -141,8 +141,9 @@ def take(lm: LanguageModel, run: SequenceRun, step: int) -> None:
         return
 
     def use() -> None:
-        for edit in load_merged(lm, run, step) or ():
-            session.put_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
+        with track.no_traceback():
+            for edit in load_merged(lm, run, step) or ():
+                session.put_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
 
     st.button(
         f"Use the model of step {step}",
