@@ -1,4 +1,4 @@
-"""What SECURITY.md promises of the code itself: no pickle, no foreign code, the loopback address, one table of settings."""
+"""What SECURITY.md promises of the code itself: no pickle, no foreign code, the loopback address; all settings told."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def test_what_facts_are_made_of_passes() -> None:
-    table = pa.Table.from_pylist([RECORD] * 3000)
-    for name, data in (("a.parquet", parquet(table)), ("a.json", json.dumps([RECORD] * 3000).encode())):
+    table = pa.Table.from_pylist([RECORD] * 300)
+    for name, data in (("a.parquet", parquet(table)), ("a.json", json.dumps([RECORD] * 300).encode())):
         check_unpacked(name, data)
-        assert len(parse_facts(data, name)) == 3000
+        assert len(parse_facts(data, name)) == 300
     check_unpacked("a.parquet", b"PAR1 is no such file")  # its reader says so
 
 
@@ -51,9 +51,7 @@ BOMBS = {
 def test_what_unpacks_to_far_more_than_it_weighs_is_refused(bomb: str) -> None:
     data = BOMBS[bomb]
     assert len(data) < 20 * 2**20, "it may be uploaded"
-    with pytest.raises(
-        DataError, match=r"'a\.file' (unpacks to more than is read here|holds more than 5,000,000 values)"
-    ):
+    with pytest.raises(DataError, match=r"'a\.file' (unpacks to more than|holds more than 5,000,000 values)"):
         check_unpacked("a.file", data)
 
 
