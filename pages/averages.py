@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
@@ -100,7 +102,8 @@ def show(lm: LanguageModel, inquiry: Inquiry, opened: Source | None) -> None:
     names = [HERE, *sources]
     if st.session_state.get("average-source") not in names:
         st.session_state["average-source"] = HERE if here or not sources else names[1]
-    shown = st.segmented_control("Show", names, key="average-source", required=True, persist_state="session")
+    look: dict[str, Any] = {"format_func": literal, "required": True, "persist_state": "session"}
+    shown = st.segmented_control("Show", names, key="average-source", **look)
     if shown in sources:
         source = sources[shown]
         figures(source, "file")

@@ -7,6 +7,7 @@ jobs must not call `st.*`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
-from pages.shared import belongings, public
+from pages.shared import belongings, journal, public
 from pages.shared.text import literal
 from pages.shared.worker import Task, Worker
 from rome_core import RomeError
@@ -60,6 +61,7 @@ class Progress:
     done: int = 0
     total: int = 0
     error: Exception | None = None
+    asked_for: float = field(default_factory=time.monotonic)
     began: float = 0.0
     ended: float = 0.0
     asked: object = None
@@ -134,9 +136,10 @@ class Job(Progress, Generic[P, R]):
             end = "stopped"
         except Exception as error:
             if not isinstance(error, RomeError):
-                log.exception("Job '%s' failed", self.label)
+                log.exception("Work of '%s' failed", journal.kind_of(work))
             self.error, end = error, "error"
         self.ended = time.monotonic()
+        journal.note_work(work, end, self.began - self.asked_for, self.seconds, self.error)
         self.state = end  # last, because pages look at it first
 
 
@@ -145,6 +148,7 @@ def worker() -> Worker:
     made = Worker(belongings.cloakroom().is_there, belongings.cloakroom().tidy)
     if belongings.is_served():
         made.watch()
+        atexit.register(made.close)
     return made
 
 
