@@ -106,6 +106,8 @@ async def work_and_leave(url: str, query: dict[str, str], server: subprocess.Pop
         assert time.monotonic() < end, other.errors
         await asyncio.sleep(0.05)
     server.send_signal(signal.SIGTERM)
+    await tab.close()
+    await other.close()
 
 
 @pytest.mark.slow
