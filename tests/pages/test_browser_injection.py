@@ -195,7 +195,7 @@ def test_facts_from_a_file(page: Any, look: Callable[..., None]) -> None:
 
 
 def test_a_batch_and_many_diagnoses(page: Any, look: Callable[..., None]) -> None:
-    look("edit", view="A batch", method="memit")
+    look("edit", view="A batch", method="emmet")
     bring(page, "batch-file", FILE, facts_file())
     look()
     press(page, "batch-run")
