@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import io
+import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from pages.shared import public
+from pages.shared.worker import CLOSES_WITHIN
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [ROOT / "app.py", *(path for folder in ("rome_core", "pages") for path in (ROOT / folder).rglob("*.py"))]
@@ -86,3 +92,46 @@ def test_all_settings_stand_in_one_table() -> None:
     assert "| `ROME" not in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     for name, most in public.LIMITS.items():
         assert re.search(rf"\| `ROME_EXPLORER_MAX_{name}` \|.*\({most:,}\)", serving), name
+
+
+def test_the_examples_of_serving_name_settings_that_there_are() -> None:
+    """No daemon builds them here: what can be read off them is."""
+    serving = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    image, compose = ((ROOT / name).read_text(encoding="utf-8") for name in ("Dockerfile", "compose.yaml"))
+    for name in re.findall(r"ROME_EXPLORER_[A-Z]+", image + compose):
+        assert f"| `{name}` |" in serving, name
+    steps = [line.split()[0] for line in image.splitlines() if re.match(r"[A-Z]+ ", line)]
+    assert steps[0] == "FROM" and steps[-1] == "CMD" and steps.index("USER") < steps.index("VOLUME")
+    assert "STOPSIGNAL SIGTERM" in image and "/_stcore/health" in image and "ROME_EXPLORER_PUBLIC=1" in image
+    services = yaml.safe_load(compose)["services"]
+    app = services["app"]
+    (path,) = re.findall(r"baseUrlPath=(\w+)", " ".join(app["command"]))
+    assert (
+        f"/{path}/_stcore/health" in app["healthcheck"]["test"][-1]
+        and app["environment"]["ROME_EXPLORER_PUBLIC"] == "1"
+    )
+    assert "ports" not in app, "only the proxy is reached from outside"
+    assert int(app["stop_grace_period"].rstrip("s")) > CLOSES_WITHIN
+
+
+def test_the_audit_says_one_line_where_the_database_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    assert spec and spec.loader
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+
+    def answer(asked: Any, timeout: float) -> io.BytesIO:
+        queries = json.loads(asked.data)["queries"]
+        affected = {"vulns": [{"id": "GHSA-1"}]}
+        return io.BytesIO(json.dumps({"results": [{}] * (len(queries) - 1) + [affected]}).encode())
+
+    def silence(asked: Any, timeout: float) -> io.BytesIO:
+        raise OSError("no route")
+
+    monkeypatch.setattr(audit.urllib.request, "urlopen", silence)
+    assert audit.main() == 0
+    assert re.fullmatch(r"Dependencies were not audited: .* does not answer \(OSError\)\.\n", capsys.readouterr().out)
+    monkeypatch.setattr(audit.urllib.request, "urlopen", answer)
+    assert audit.main() == 1 and "GHSA-1\n" in capsys.readouterr().out
