@@ -52,7 +52,10 @@ def read_adapter(lm: LanguageModel, folder: Path) -> tuple[list[Difference], str
     try:
         config, tensors = _read(folder)
         _check_config(config, folder.name)
-        return list(_differences(lm, config, tensors, folder.name)), config.get("base_model_name_or_path") or ""
+        base = config.get("base_model_name_or_path") or ""
+        if not isinstance(base, str):
+            raise TypeError("base_model_name_or_path is no text")
+        return list(_differences(lm, config, tensors, folder.name)), base
     except _BROKEN as error:
         raise ModelError(
             f"The adapter in '{folder.name}' cannot be read.", str(error)[:200], f"It needs {CONFIG} and {WEIGHTS}."
