@@ -6,6 +6,7 @@ WORKDIR /app
 ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     ROME_EXPLORER_CACHE=/data \
+    ROME_EXPLORER_LOG=json \
     ROME_EXPLORER_PUBLIC=1
 
 # torch alone and first: its wheel is the largest part and changes least often. Give the index of its CPU wheels (its
@@ -29,6 +30,6 @@ RUN python -c "from rome_core import load_model; load_model()"
 VOLUME /data
 EXPOSE 8501
 HEALTHCHECK --interval=30s --timeout=5s CMD python -c "from urllib.request import urlopen as u; u('http://127.0.0.1:8501/_stcore/health')"
-# SIGTERM: Streamlit ends the sessions; what is being written to disk is written whole or not at all.
+# SIGTERM: work stops at its next step, what is being written is finished, for at most 20 seconds.
 STOPSIGNAL SIGTERM
 CMD ["streamlit", "run", "app.py", "--server.address", "0.0.0.0", "--server.port", "8501"]

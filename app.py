@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-from pages.shared import frame
+from pages.shared import frame, journal
 
+journal.begin()
 frame.run()

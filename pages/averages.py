@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from pages.parts.averages.figures import average_curves, average_heatmaps, effect_name
@@ -70,7 +72,7 @@ def start(lm: LanguageModel, inquiry: Inquiry) -> None:
         def work(job: track.Job[None, int]) -> int:
             return sum(1 for _ in average_records.collect(lm, inquiry, rows, track=job.track))
 
-        job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work)
+        job = track.submit(f"Average effects of {count(inquiry.n, 'fact')}", work, facts=inquiry.n)
         session.keep_job(key, job)
     session.keep_job(LATEST, job)
     st.session_state["average-source"] = HERE
@@ -100,7 +102,8 @@ def show(lm: LanguageModel, inquiry: Inquiry, opened: Source | None) -> None:
     names = [HERE, *sources]
     if st.session_state.get("average-source") not in names:
         st.session_state["average-source"] = HERE if here or not sources else names[1]
-    shown = st.segmented_control("Show", names, key="average-source", required=True, persist_state="session")
+    look: dict[str, Any] = {"format_func": literal, "required": True, "persist_state": "session"}
+    shown = st.segmented_control("Show", names, key="average-source", **look)
     if shown in sources:
         source = sources[shown]
         figures(source, "file")

@@ -76,7 +76,8 @@ def ask(lm: LanguageModel, name: str, facts: Facts) -> None:
     row.caption("A fact is known if every token of its true object is the model's first choice after the prompt.")
     if pressed:
         learn = lambda job: sum(1 for _ in fact_sets.learn(lm, facts, known, job.track))  # noqa: E731
-        session.start_job(key, f"What {lm.name} knows of {name}", learn)
+        brought = 0 if name == OWN_SET else left  # the project's own are as many as they are
+        session.start_job(key, f"What {lm.name} knows of {name}", learn, facts=brought)
 
 
 def numbers(facts: Facts, known: Mapping[Fact, bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import streamlit as st
 
 from pages.parts.sequence import view as sequence_view
 from pages.parts.sequence.jobs import all_runs, folder, go_on, work
-from pages.shared import edit_form, fact_sets, frame, session, track
+from pages.shared import edit_form, fact_sets, frame, public, session, track
 from pages.shared.charts import result_of
 from pages.shared.forms import config_form
 from pages.shared.text import count
@@ -18,8 +19,11 @@ from rome_core.evaluation.runs.execution import choose_facts
 from rome_core.evaluation.sequence.curves import COLLAPSED
 from rome_core.evaluation.sequence.folder import Pace, SequenceRun
 from rome_core.evaluation.sequence.start import SequenceStart, branch_facts
+from rome_core.facts.datasets import Fact
 
 N_FACTS = 20
+OWN_RUNS = "sequences"  # the runs that this session has worked on
+Work = Callable[[track.Job[None, int]], int]
 PUBLISHED = """
 Yang et al. 2024 (*The Fall of ROME*, arXiv 2406.11263) and Gupta et al. 2024 (arXiv 2401.07453, 2403.07175): edited one
 after another, ROME forgets earlier facts gradually and then breaks the model at one edit; r-ROME takes many more. In
@@ -87,9 +91,21 @@ def job_of(name: str) -> track.Job[None, int] | None:
     return session.find_job(("sequence", name))
 
 
-def submit(name: str, job: track.Job[None, int]) -> None:
+def submit(lm: LanguageModel, name: str, label: str, work: Work, facts: Sequence[Fact], pace: Pace) -> None:
+    """Queue the work on a run that has these facts to go."""
+    public.check_prompts(lm, [fact.prompt.text for fact in facts])
+    checks = len(facts) // pace.check_every + 2
+    generated = checks * len(pace.openings) * pace.new_tokens
+    job = track.submit(label, work, outlives=True, facts=len(facts), generated=generated)
     session.keep_job(("sequence", name), job)
+    session.keep(OWN_RUNS, set[str]).add(name)
     st.session_state["sequence-shown"] = name
+
+
+def runs_to_see() -> dict[str, SequenceRun]:
+    """The runs by name; on a public address a session sees its own and the project's."""
+    mine = session.keep(OWN_RUNS, set[str])
+    return {name: run for name, run in all_runs().items() if not public.is_public() or not own(run) or name in mine}
 
 
 def start(lm: LanguageModel, wish: SequenceStart) -> None:
@@ -97,7 +113,7 @@ def start(lm: LanguageModel, wish: SequenceStart) -> None:
     name, job = wish.name(lm), job_of(wish.name(lm))
     if job is None or not job.live:
         label = f"{count(len(wish.facts), 'fact')} by {wish.config.name}"
-        submit(name, track.submit(label, partial(work, lm, wish), outlives=True))
+        submit(lm, name, label, partial(work, lm, wish), wish.facts, wish.pace)
     st.session_state["sequence-shown"] = name
 
 
@@ -106,7 +122,7 @@ def start(lm: LanguageModel, wish: SequenceStart) -> None:
 
 def results(lm: LanguageModel, wish: SequenceStart | None) -> None:
     """The chosen run, beside others if wanted."""
-    runs = all_runs()
+    runs = runs_to_see()
     chosen = st.session_state.get("sequence-shown")
     under_way = job_of(chosen) if chosen else None
     if chosen and under_way and chosen not in runs:  # prefixes are being sampled
@@ -165,12 +181,14 @@ def poll_for(name: str, under_way: track.Job[None, int]) -> None:
 def unfinished(lm: LanguageModel, name: str, run: SequenceRun) -> None:
     """A run that was stopped is gone on with as it was begun, whatever the form says."""
     records = run.records
-    left = len(run.plan.facts) - (records[-1].edited if records else 0)
+    rest = run.plan.facts[records[-1].edited if records else 0 :]
+    left = len(rest)
     if left and own(run) and run.fingerprint == lm.fingerprint:
 
         def resume() -> None:
             label = f"{count(left, 'fact')} left of {name}"
-            submit(name, track.submit(label, partial(go_on, lm, run), outlives=True))
+            with track.no_traceback():
+                submit(lm, name, label, partial(go_on, lm, run), rest, run.plan.pace)
 
         st.button(f"Go on with the {count(left, 'fact')} left", on_click=resume, key="sequence-resume")
 
@@ -188,7 +206,8 @@ def continuing(lm: LanguageModel, run: SequenceRun, wish: SequenceStart | None) 
 
     def branch(wish: SequenceStart) -> None:
         facts = branch_facts(run, step, wish.facts)
-        start(lm, replace(wish, facts=facts, branch=(run.folder.name, step)))
+        with track.no_traceback():
+            start(lm, replace(wish, facts=facts, branch=(run.folder.name, step)))
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(

@@ -125,15 +125,15 @@ def decode(data: bytes, name: str = "the file", encoding: str | None = None) -> 
 def _strictly(data: bytes, name: str, encoding: str) -> str:
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise DataError(
-            f"There is no encoding '{encoding}'.", "", f"Choose of {', '.join(ENCODINGS)}, or leave it out."
-        ) from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"'{name}' is not {encoding} text (byte {error.start + 1}).",
             "",
             "Save it as UTF-8, or choose its encoding.",
+        ) from None
+    except (LookupError, ValueError):  # no name at all, one with a zero in it, a codec that is none of texts
+        raise DataError(
+            f"There is no encoding '{encoding}'.", "", f"Choose of {', '.join(ENCODINGS)}, or leave it out."
         ) from None
     if "\0" in text:
         raise DataError(f"'{name}' is no text.", "", "Give a file that a text editor can open.")
@@ -167,3 +167,5 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"'{source}' is a folder.", "", "Name a file in it.") from None
     except OSError as error:
         raise DataError(f"'{source}' cannot be read.", f"{error.strerror}.", "Choose another file.") from None
+    except ValueError:  # a zero or half a letter in it
+        raise DataError(f"{str(source)!r} is no path.", "", "Check the spelling.") from None

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("without a clock", deadline=None)  # a busy machine is no fault
+settings.load_profile("without a clock")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; set before huggingface_hub reads it
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # side by side, each has its share of the cores
     share = max(1, (os.cpu_count() or 1) // int(processes))

@@ -6,6 +6,7 @@ Streamlit component loads it from there and calls its `render`.
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 from collections.abc import Sequence
@@ -75,12 +76,17 @@ def show(element: str, key: str | None = None, **props: Any) -> None:
     component(data={"element": element, "props": props, "src": source}, key=key)
 
 
+def inert(labels: Sequence[str]) -> list[str]:
+    """Tokens as CircuitsVis shows them as they are: it takes them for HTML."""
+    return [html.escape(label) for label in labels]
+
+
 def colored_tokens(labels: Sequence[str], values: Float[Tensor, " pos"], color: str, key: str | None = None) -> None:
     """A text whose tokens are coloured by a number each, from white at 0 to `color` at the largest."""
     show(
         "ColoredTokens",
         key,
-        tokens=list(labels),
+        tokens=inert(labels),
         values=[round(v, DIGITS) for v in values.nan_to_num().tolist()],
         minValue=0,
         maxValue=max(1e-6, float(values.nan_to_num().max())),
@@ -90,4 +96,4 @@ def colored_tokens(labels: Sequence[str], values: Float[Tensor, " pos"], color: 
 
 def attention_heads(labels: Sequence[str], pattern: Float[Tensor, "heads pos pos"], key: str | None = None) -> None:
     """All heads of one layer: thumbnails to choose from, and the chosen one large."""
-    show("AttentionHeads", key, tokens=list(labels), attention=pattern.round(decimals=DIGITS).tolist())
+    show("AttentionHeads", key, tokens=inert(labels), attention=pattern.round(decimals=DIGITS).tolist())

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import address, track
+from pages.shared import address, public, track
 from pages.shared.text import guess_subject, literal, read_prompt
 from rome_core import EditRequest, LanguageModel, Prompt, RomeError, load_facts
 from rome_core.model.tokens import chat_prompt
@@ -143,6 +143,7 @@ def read(lm: LanguageModel, template: str, subject: str) -> Prompt | None:
         prompt = read_prompt(template, subject, _occurrence(template, subject))
         if _chat_toggle(lm):
             prompt = chat_prompt(lm.tokenizer, prompt)
+        public.check_prompts(lm, [prompt.text])
     except RomeError as error:
         track.show_error(error)
         if suggestion := getattr(error, "suggestion", ""):

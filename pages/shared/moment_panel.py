@@ -168,7 +168,8 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
                 "Give more text.",
             )
 
-    session.start_job(_job_key(lm, layer), f"C of layer {layer}", work)
+    generated = 0 if "texts" in options else n_tokens
+    session.start_job(_job_key(lm, layer), f"C of layer {layer}", work, generated=generated)
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

@@ -179,10 +179,12 @@ def start_job(
     begins_with: str = "preparing",
     then: Callable[[Any], None] = lambda result: None,
     short: bool = False,
+    facts: int = 0,
+    generated: int = 0,
 ) -> None:
     """Queue `work(job)`, as `track.submit` does, and keep its job."""
-    job = submit(label, work, published=published, asked=asked, begins_with=begins_with, then=then, short=short)
-    keep_job(key, job)
+    look: dict[str, Any] = {"published": published, "asked": asked, "begins_with": begins_with, "then": then}
+    keep_job(key, submit(label, work, **look, short=short, facts=facts, generated=generated))
 
 
 def find_job(key: Hashable) -> Job[Any, Any] | None:

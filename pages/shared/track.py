@@ -7,6 +7,7 @@ jobs must not call `st.*`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
-from pages.shared import belongings, public
+from pages.shared import belongings, journal, public
 from pages.shared.text import literal
 from pages.shared.worker import Task, Worker
 from rome_core import RomeError
@@ -60,6 +61,7 @@ class Progress:
     done: int = 0
     total: int = 0
     error: Exception | None = None
+    asked_for: float = field(default_factory=time.monotonic)
     began: float = 0.0
     ended: float = 0.0
     asked: object = None
@@ -134,9 +136,10 @@ class Job(Progress, Generic[P, R]):
             end = "stopped"
         except Exception as error:
             if not isinstance(error, RomeError):
-                log.exception("Job '%s' failed", self.label)
+                log.exception("Work of '%s' failed", journal.kind_of(work))
             self.error, end = error, "error"
         self.ended = time.monotonic()
+        journal.note_work(work, end, self.began - self.asked_for, self.seconds, self.error)
         self.state = end  # last, because pages look at it first
 
 
@@ -145,6 +148,7 @@ def worker() -> Worker:
     made = Worker(belongings.cloakroom().is_there, belongings.cloakroom().tidy)
     if belongings.is_served():
         made.watch()
+        atexit.register(made.close)
     return made
 
 
@@ -158,6 +162,8 @@ def submit(
     then: Callable[[R], None] = lambda result: None,
     short: bool = False,
     outlives: bool = False,
+    facts: int = 0,
+    generated: int = 0,
 ) -> Job[P, R]:
     """Queue `work(job)`. It takes `job.track` as its Track and may publish results so far as `job.partial`.
 
@@ -165,6 +171,7 @@ def submit(
     on when its session is gone.
     published: what there is to show before it begins. asked, begins_with: see `Progress`.
     then: called once with its result, by the session's script and not by the worker, on whatever page the user is.
+    facts, generated: see `public.check_work`, whose RomeError this raises.
     """
     job = Job[P, R](label, partial=published, asked=asked, begins_with=begins_with)
 
@@ -173,7 +180,7 @@ def submit(
             then(job.result)
 
     job.settle = settle
-    public.check_jobs(sum(job.live for job in my_jobs()))
+    public.check_work(sum(job.live for job in my_jobs()), facts, generated)
     my_jobs().append(job)
     worker().submit(Task(job, partial(job.run, work), belongings.token(), short, outlives))
     return job
@@ -287,6 +294,6 @@ def no_traceback() -> Iterator[None]:
 def show_error(error: Exception | None) -> None:
     """One sentence in a red box, never a traceback."""
     if isinstance(error, RomeError):
-        st.error(literal(str(error)))
+        st.error(literal(public.without_places(str(error))))
     else:
         st.error(public.describe_fault(error) if error else "Something unforeseen happened.")

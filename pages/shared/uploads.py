@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.shared import session, track
+from pages.shared import public, session, track
 from pages.shared.text import count, literal
-from rome_core.errors import RomeError
+from rome_core.errors import DataError, RomeError
 from rome_core.facts.datasets import READABLE, SUFFIXES, Facts
-from rome_core.facts.tables import Problem
+from rome_core.facts.tables import PARQUET, Problem
 from rome_core.files import WINDOWS, EncodingError, decode
 
 R = TypeVar("R")
 SHOWN_PLACES = 5
+MOST_VALUES = 5_000_000  # of one file; CounterFact, the largest public one, has half as many
+MOST_BYTES = 2**28  # of one Parquet file, unpacked
+ROWS_AT_ONCE = 1000
 Upload = tuple[str, str | bytes]  # a file's name, and its bytes, or its text where its encoding was named
 
 
@@ -37,7 +44,8 @@ def uploaded(
     help: str = READABLE,
 ) -> R | None:
     """An uploader of one or several files, and what `read` makes of them; what is wrong is said below it."""
-    files = list(st.file_uploader(label, type=list(suffixes), key=key, help=help, accept_multiple_files=True) or [])
+    kinds = public.suffixes_of(suffixes)
+    files = list(st.file_uploader(label, type=kinds, key=key, help=help, accept_multiple_files=True) or [])
     if not files:
         session.keep(_place(key), dict[str, _Taken[R]]).clear()
         return None
@@ -46,6 +54,7 @@ def uploaded(
     taken = session.keep(_place(key), dict[str, _Taken[R]])
     if name not in taken:
         try:
+            public.check_upload([file.size for file in files])
             result = read([_content(file, windows) for file in files])
         except EncodingError as error:
             track.show_error(error)
@@ -93,7 +102,38 @@ def _place(key: str) -> tuple[str, str]:
 
 def _content(file: UploadedFile, windows: Container[str]) -> Upload:
     data = file.getvalue()
+    check_unpacked(file.name, data)
     return file.name, decode(data, file.name, WINDOWS) if file.file_id in windows else data
+
+
+def check_unpacked(name: str, data: bytes) -> None:
+    """Raise DataError for a file that would unpack to far more than it weighs, before it is read."""
+    if data.startswith(PARQUET):
+        _check_parquet(name, data)
+    elif sum(map(data.count, (b",", b";", b"\t", b"|", b"[", b"{", b"\n"))) > MOST_VALUES:
+        raise DataError(f"'{name}' holds more than {MOST_VALUES:,} values.", "", "Bring a part of it.")
+
+
+def _check_parquet(name: str, data: bytes) -> None:
+    """Count the values of a Parquet file, then unpack it a few rows at a time until it is too much."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        parts = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        chunks = [part.column(i) for part in parts for i in range(part.num_columns)]
+        values, unpacked = (sum(getattr(c, n) for c in chunks) for n in ("num_values", "total_uncompressed_size"))
+        if max(values, file.metadata.num_rows) <= MOST_VALUES and unpacked <= MOST_BYTES:
+            rows = max(1, min(ROWS_AT_ONCE, MOST_BYTES // max(1, unpacked)))  # were each row the largest value there is
+            sizes = (sum(map(_size_of, batch.columns)) for batch in file.iter_batches(batch_size=rows))
+            if all(size <= MOST_BYTES for size in itertools.accumulate(sizes)):
+                return
+    except (pa.ArrowException, OSError, ValueError):
+        return  # its reader says what is wrong
+    raise DataError(f"'{name}' unpacks to more than is read here.", "", "Bring a part of it.")
+
+
+def _size_of(column: pa.Array) -> int:
+    """Bytes of a column with every value spelt out."""
+    return int((column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).nbytes)
 
 
 def _is_doubtful(file: UploadedFile) -> bool:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 GONE_AFTER = 3.0  # seconds without its session, then work is stopped; a tab that is reloaded comes back sooner
 LOOKS_EVERY = 0.5
+CLOSES_WITHIN = 20.0  # seconds that a server waits for its work when it is stopped
 
 
 class Work(Protocol):
@@ -106,6 +107,15 @@ class Worker:
             if job in jobs:
                 return jobs[: jobs.index(job)]
         return []
+
+    def close(self, seconds: float = CLOSES_WITHIN) -> None:
+        """Stop all work and wait until what runs has ended: it finishes the step that it is at, and what it writes."""
+        end = time.monotonic() + seconds
+        for lane in self.lanes.values():
+            for task in lane.in_order():
+                task.job.stop()
+        while any(lane.in_order() for lane in self.lanes.values()) and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _look(self) -> None:
         while True:

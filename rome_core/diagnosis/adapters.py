@@ -37,7 +37,10 @@ _WITHOUT_EFFECT = {
     *("lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
     *("megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying", "velora_config"),
 }
-_BROKEN = (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, re.error)
+_BROKEN = (
+    *(OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError),
+    re.error,
+)
 _STARTS = (True, False, None, "gaussian", "eva")  # others, such as PiSSA, take a part out of the base's own weights
 
 
@@ -49,7 +52,10 @@ def read_adapter(lm: LanguageModel, folder: Path) -> tuple[list[Difference], str
     try:
         config, tensors = _read(folder)
         _check_config(config, folder.name)
-        return list(_differences(lm, config, tensors, folder.name)), config.get("base_model_name_or_path") or ""
+        base = config.get("base_model_name_or_path") or ""
+        if not isinstance(base, str):
+            raise TypeError("base_model_name_or_path is no text")
+        return list(_differences(lm, config, tensors, folder.name)), base
     except _BROKEN as error:
         raise ModelError(
             f"The adapter in '{folder.name}' cannot be read.", str(error)[:200], f"It needs {CONFIG} and {WEIGHTS}."

@@ -138,7 +138,7 @@ def _files(path: Path, left: dict[str, str]) -> list[Path]:
                 "Give the unquantised checkpoint.",
             )
         check_plain(files, path.name)
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ModelError(f"'{path.name}' cannot be read.", str(error)[:200], "Save the model again.") from None
     left |= {file.name: "no model is loaded from this file" for file in everything if file not in files}
     return files

@@ -111,8 +111,8 @@ def calibration_of(lm: LanguageModel) -> Calibration | None:
 
 def has_key(edit: Edit) -> bool:
     """Whether the edit has one key and one denominator, by which it can be judged."""
-    prompts = None if edit.keys is None else edit.keys.prompts
-    return edit.config.single_key and prompts is not None and len(edit.deltas) == 1
+    whole = edit.keys is not None and edit.keys.prompts is not None and edit.keys.delta is not None
+    return edit.config.single_key and whole and len(edit.deltas) == 1
 
 
 def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None = None) -> Diagnosis:

@@ -257,14 +257,14 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
             C = torch.zeros(d, d, dtype=torch.float64)
             rows, columns = torch.triu_indices(d, d)
             upper = torch.from_numpy(data["upper"]).double()
-            if len(upper) != len(rows):
+            if upper.shape != rows.shape:
                 raise MomentError(f"'{path.name}' holds a C of another size than the keys of '{lm.name}'.")
             C[rows, columns] = upper
             C[columns, rows] = upper
             layer, n_tokens, seed = (int(data[name]) for name in ("layer", "n_tokens", "seed"))
             corpus, fingerprint = str(data["corpus"]), str(data["fingerprint"])
             moment = Moment(layer, C, n_tokens, corpus, fingerprint, None if seed < 0 else seed)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MomentError(f"'{path.name}' is not a readable C.", str(error)[:100], "Compute it again.") from None
     moment.check(lm)
     return moment

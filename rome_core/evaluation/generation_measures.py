@@ -58,7 +58,7 @@ def load_references(path: str | Path) -> References:
     hint = 'Give a JSON file like {"Rome": ["A text about something in Rome.", "Another one."]}.'
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"The reference texts '{path}' cannot be read.", str(error), hint) from None
     lists = isinstance(data, dict) and all(isinstance(about, list) for about in data.values())
     if not lists or not all(isinstance(text, str) for about in data.values() for text in about):

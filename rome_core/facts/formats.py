@@ -19,7 +19,7 @@ from rome_core.errors import DataError, RomeError
 from rome_core.facts.fact import N_NEIGHBOURS, Fact, Probe
 from rome_core.facts.tables import OBJECT, PROMPT, SUBJECT, Cells, is_nothing, kind_of, plain
 from rome_core.files import ASSETS
-from rome_core.model.tokens import Prompt, check_letters
+from rome_core.model.tokens import Prompt, check_letters, check_whole
 
 OWN_FACTS = ASSETS / "facts.json"
 
@@ -56,19 +56,20 @@ class FieldError(DataError):
 
 def text_of(name: str, value: object) -> str:
     """A text, a whole number as it is written, or {"str": text}; raises FieldError for anything else."""
+    while isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
     if isinstance(value, Mapping) and isinstance(value.get("str"), str):
         value = value["str"]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value != value:
         value = None  # what a table puts where nothing was written
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        return text_of(name, value[0])
     if value is None or (isinstance(value, str) and not value.strip()):
         raise FieldError(name, "is empty.")
     if not isinstance(value, str):
         what = kind_of(value) if not isinstance(value, (list, tuple)) else f"a list of {len(value)}"
         raise FieldError(name, f"is {what} where one text is needed.")
+    check_whole(value)
     return value.strip()
 
 
@@ -571,7 +572,7 @@ def read_record(record: Cells, number: int, templates: Templates) -> Iterator[Fo
             yield part, item if isinstance(item, str) else _undamaged(item)
     except RomeError as error:
         yield "", str(error)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError):  # nested otherwise than its format has it
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError):  # nested otherwise than it should be
         yield "", f"A field of it has not the form that {name_of(record)} has there."
 
 

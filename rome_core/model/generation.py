@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.errors import PromptError
+from rome_core.errors import PromptError, RomeError
 from rome_core.model.edits import Update
 from rome_core.model.hooks import batch_of, hooked
 from rome_core.model.language_model import LanguageModel
@@ -80,8 +81,9 @@ def decode(
 ) -> Iterator[Tensor]:
     """The next token of every row, n_tokens times or until the model's positions are used up.
 
-    Rows of different length are aligned at their ends.
+    Rows of different length are aligned at their ends. Raises RomeError for a setting that cannot be.
     """
+    _check_sampling(temperature, top_k, seed)
     batch = batch_of(lm, rows, align=[len(row) - 1 for row in rows])
     mask, ids, positions = batch.mask.long(), batch.ids, batch.positions
     cached = "cache" not in lm.cannot
@@ -106,6 +108,16 @@ def _empty_cache(lm: LanguageModel) -> dict[str, Any]:
     return {cache_argument(lm.hf.base_model): DynamicCache(config=lm.hf.config)}
 
 
+def _check_sampling(temperature: float, top_k: int | None, seed: int) -> None:
+    """Raise RomeError for settings of which no token could be drawn."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise RomeError(f"The temperature must be a number of 0 or more, not {temperature}.", "", "0 is greedy.")
+    if top_k is not None and top_k < 1:
+        raise RomeError(f"top_k must be a whole number of 1 or more, not {top_k}.", "", "None leaves all tokens in.")
+    if not -(2**63) <= seed < 2**64:
+        raise RomeError(f"The seed {seed} is out of range.", "", "Choose one of at most 64 bits.")
+
+
 def _pick(
     logits: Float[Tensor, "batch vocab"], temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
@@ -113,7 +125,7 @@ def _pick(
         return logits.argmax(-1).cpu()
     scaled = logits.float().cpu() / temperature
     if top_k is not None:
-        scaled[scaled < scaled.topk(top_k).values[:, -1:]] = -torch.inf
+        scaled[scaled < scaled.topk(min(top_k, scaled.shape[-1])).values[:, -1:]] = -torch.inf
     # By the inverse distribution function: one random number a row instead of one a vocabulary entry.
     cumulative = scaled.softmax(-1).double().cumsum(-1)
     threshold = torch.rand(len(scaled), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]

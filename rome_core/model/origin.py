@@ -79,9 +79,13 @@ def find_model(name: str, revision: str | None = None, track: Track = silent) ->
     if name == DEFAULT_MODEL:
         return Origin(name, str(fetch_default_model(track)))
     path = expanded(name)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # too long for a path
+        is_folder = is_file = False
+    if is_folder:
         return Origin(name, str(path.absolute()))
-    if path.is_file():
+    if is_file:
         raise ModelError(
             f"'{name}' is a file.",
             "GGUF holds quantised weights." if path.suffix == ".gguf" else "",

@@ -40,6 +40,7 @@ class Prompt:
                 "The place of the subject must be marked exactly once.",
                 "Write {} where the subject goes, e.g. '{} is located in the city of'.",
             )
+        check_whole(self.text)
         if len(self.text) > MAX_CHARACTERS:
             raise PromptError(
                 f"The prompt has {len(self.text):,} characters; at most {MAX_CHARACTERS:,} can be used.",
@@ -89,6 +90,7 @@ class Prompt:
 
 
 _SPACES = "[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+"  # of Unicode, without those that break a line
+_HALF = re.compile("[\ud800-\udfff]")
 _OUTER_SPACES = re.compile(rf"^{_SPACES}|{_SPACES}\Z")
 
 
@@ -125,6 +127,16 @@ def _difference(one: str, other: str) -> str:
     }
     found = [name for name, fits in kinds.items() if list(filter(fits, one)) != list(filter(fits, other))]
     return f"{' and '.join(found) or 'capital and small letters'} differ{'' if len(found) > 1 or not found else 's'}"
+
+
+def check_whole(text: str) -> None:
+    """Raise PromptError where a text holds half a letter (a lone surrogate), which no tokenizer and no file takes."""
+    if half := _HALF.search(text):
+        raise PromptError(
+            f"The text holds U+{ord(half[0]):04X}, which is half a letter.",
+            "It was cut in two on its way.",
+            "Write the letter that was meant.",
+        )
 
 
 def check_letters(text: str) -> None:
@@ -212,7 +224,8 @@ def labels(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> list[str
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Token ids of a plain text, with whatever start token the tokenizer adds by itself."""
+    """Token ids of a plain text, with whatever start token the tokenizer adds by itself. Raises PromptError."""
+    check_whole(text)
     return tuple(tokenizer(text)["input_ids"])
 
 

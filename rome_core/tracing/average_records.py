@@ -178,6 +178,8 @@ def read_records(text: str, name: str) -> Source:
         data = json.loads(text)
     except json.JSONDecodeError:
         data = _json_lines(text, name)
+    except (RecursionError, ValueError):
+        raise DataError(f"'{name}' is nested too deeply, or a number in it is too long.") from None
     if isinstance(data, dict) and "rows" not in data:
         data = [data]
     records, about = (data["rows"], _read_about(data, name)) if isinstance(data, dict) else (data, About())
@@ -199,6 +201,8 @@ def _json_lines(text: str, name: str) -> list[Any]:
             if i + 1 == len(lines) and records:
                 break
             raise DataError(f"'{name}' is not JSON: {error.msg} in line {i + 1}.") from None
+        except (RecursionError, ValueError):
+            raise DataError(f"'{name}', line {i + 1} is nested too deeply, or a number in it is too long.") from None
     return records
 
 

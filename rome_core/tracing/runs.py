@@ -22,7 +22,7 @@ from rome_core.model.language_model import LanguageModel
 from rome_core.model.proof import TRACED
 from rome_core.model.replay import Recording, record
 from rome_core.model.tokens import Prompt, encode, target_ids
-from rome_core.settings import setting
+from rome_core.settings import first_fault, setting
 
 TracedSite = Literal["resid_post", "mlp_out", "attn_out"]
 Metric = Literal["p", "log p", "logit difference"]
@@ -163,6 +163,8 @@ def prepare(
     for kind in TRACED:
         lm.require(kind)
     prompt, config = request.prompt, request.config
+    if fault := first_fault(config):
+        raise PromptError(f"A trace cannot have this setting: {fault}")
     encoded = encode(lm.tokenizer, prompt)
     first, stop = encoded.subject
     if request.answer is None:

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.parts.edit.figures import dumbbell
+from pages.parts.sequence.figures import curves_figure
 from pages.parts.tracing.view import LATEST
+from pages.shared import circuits
+from pages.shared.style import LIGHT
 from pages.shared.text import code, literal
 from rome_core import EditRequest, Prompt
+from rome_core.evaluation.sequence.folder import Record
 from tests.pages.conftest import draw_tabs, edits_of, finish, goto, job_of, wait_for
-from tests.tiny import random_edit, tiny_model
+from tests.tiny import change_by_hand, random_edit, tiny_model
 
 FACT = {"template": "The name of {} is", "subject": "A$AP *Rocky*", "target": "Ke$ha", "true": "<b>[x](y)</b>"}
 MARKS = re.compile(r"(?<!\\)[$*<\[]")
@@ -108,6 +113,21 @@ def test_the_list_of_edits_on_every_page(app: AppTest, page: str) -> None:
 )
 def test_a_text_is_made_inert(typed: str, shown: str) -> None:
     assert literal(typed) == shown
+
+
+def test_tokens_are_text_for_circuitsvis() -> None:
+    assert circuits.inert(['<img/src="x">', " a&b"]) == ["&lt;img/src=&quot;x&quot;&gt;", " a&amp;b"]
+
+
+def test_what_is_typed_is_no_placeholder_of_a_figure() -> None:
+    change = change_by_hand("edit", "The %{y} <b>tower</b> is in", [0.1, 0.2], [0.3, 0.4])
+    for trace in dumbbell([change], ["%{x}", "<i>true</i>"], "", LIGHT).data:
+        assert "tower" not in (trace.hovertemplate or "") and "%{x}) " not in (trace.hovertemplate or "")
+    told = [cell for trace in dumbbell([change], ["%{x}", "b"], "", LIGHT).data for cell in trace.customdata or ()]
+    assert ("The %{y} &lt;b&gt;tower&lt;/b&gt; is in", "%{x}") in [tuple(cell) for cell in told]
+    own = [Record(step, (), step, "rome", "", "", 20.0, {"a": 0.1}, 0.1, (), (), ()) for step in range(3)]
+    for trace in curves_figure({"%{x} <b>run</b>": own}, "", LIGHT).data:
+        assert trace.name == "%{x} &lt;b&gt;run&lt;/b&gt;" and "run" not in (trace.hovertemplate or "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from streamlit.testing.v1 import AppTest
 from pages.parts.sequence import jobs as sequence_jobs
 from pages.parts.sequence.figures import AT_ONCE, caption, curves_figure, finding, latest_efficacy, matrix_figure
 from pages.parts.sequence.jobs import all_runs, work
-from pages.shared import fact_sets, probe_panel
+from pages.shared import fact_sets, probe_panel, public
 from pages.shared.style import DARK, LIGHT
 from pages.shared.track import Job
 from rome_core import EditRequest, Prompt
 from rome_core.evaluation.sequence.folder import Check, Pace, Record, open_run
 from rome_core.evaluation.sequence.start import SequenceStart
 from rome_core.facts.datasets import Facts
+from rome_core.files import cache_dir
 from tests.core.evaluation.test_sequence import FACTS, config
 from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
 from tests.tiny import change_by_hand, tiny_model
@@ -90,6 +92,35 @@ def test_a_stopped_run_is_gone_on_with_as_it_was_begun(sequential: AppTest) -> N
     again = open_run(run.folder).records
     assert [record.edit for record in again] == [line["edit"] for line in whole]
     assert not sequential.error and "sequence-resume" not in [button.key for button in sequential.button]
+
+
+def test_going_on_with_too_much_work_waiting_is_a_sentence(
+    sequential: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(sequential)
+    run = next(iter(all_runs().values()))
+    lines = (run.folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (run.folder / "records.jsonl").write_text("".join(lines[:2]))
+    sequential.run()
+    monkeypatch.setenv(public.SETTING, "1")
+    monkeypatch.setenv("ROME_EXPLORER_MAX_JOBS", "0")
+
+    for button in ("sequence-resume", "sequence-branch", "run-sequence"):
+        sequential.button(key=button).click().run()
+        assert "0 pieces of your work are waiting already" in texts(sequential.error), button
+        assert not sequential.exception
+
+
+def test_a_stranger_sees_no_run_of_others(sequential: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_job(sequential)
+    (name,) = all_runs()
+    copy = cache_dir() / "sequences" / "of-somebody-else"
+    shutil.copytree(cache_dir() / "sequences" / name, copy)
+    assert sorted(sequential.run().selectbox(key="sequence-shown").options) == sorted([name, copy.name])
+
+    monkeypatch.setenv(public.SETTING, "1")
+    assert sequential.run().selectbox(key="sequence-shown").options == [name]
+    assert not sequential.multiselect(key="sequence-others").options
 
 
 def test_a_batch_needs_a_method_that_takes_it(sequential: AppTest) -> None:

@@ -98,3 +98,27 @@ def test_work_of_a_session_that_is_gone_stops_unless_it_outlives_it(log: list[st
     for job in jobs.values():
         job.go.set()
     assert all(job.ended.wait(LONG) for job in jobs.values())
+
+
+def test_a_server_that_ends_stops_all_work_and_waits_for_what_runs(log: list[str]) -> None:
+    worker = Worker()
+    jobs = {name: submit(worker, log, name) for name in ("a1", "a2", "b1")}
+    assert jobs["a1"].began.wait(LONG)
+
+    worker.close(LONG)
+
+    assert all(job.ended.is_set() for job in jobs.values())
+    assert sorted(entry for entry in log if "stopped" in entry) == ["a1 stopped", "a2 stopped", "b1 stopped"]
+
+
+def test_a_server_that_ends_does_not_wait_for_ever(log: list[str]) -> None:
+    worker = Worker()
+    stuck = Stub("a", log)
+    stuck.stop = lambda: None  # type: ignore[method-assign]
+    worker.submit(Task(stuck, stuck.run, "a"))
+    assert stuck.began.wait(LONG)
+
+    worker.close(0.1)
+
+    assert not stuck.ended.is_set()
+    stuck.go.set()

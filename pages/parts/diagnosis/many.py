@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 from collections import Counter
@@ -14,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import edit_form, moment_panel, session, track, uploads, verdicts
+from pages.shared import edit_form, moment_panel, public, session, track, uploads, verdicts
 from pages.shared.charts import download, result_of
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
@@ -23,6 +21,7 @@ from rome_core.diagnosis.many import Screened, diagnose_many, diagnose_sequence
 from rome_core.editing.edit import Edit
 from rome_core.editing.shared_search import policies
 from rome_core.facts.requests import PASTED, Requests, read_requests
+from rome_core.files import csv_text
 from rome_core.progress import Track
 
 JOB = ("diagnosis", "many")
@@ -70,7 +69,8 @@ def view(lm: LanguageModel) -> None:
         st.caption("Solves each by itself and applies none.", width="content")
     if pressed and asked:
         work = partial(run, lm.name, asked.settings, asked.work)
-        session.start_job(JOB, f"Diagnosing {asked.title}", work, asked=asked)
+        public.check_prompts(lm, [request.prompt.text for request in asked.requests])
+        session.start_job(JOB, f"Diagnosing {asked.title}", work, asked=asked, facts=len(asked.requests))
     job: track.Job[Screening, None] | None = session.find_job(JOB)
     if job is not None:
         with result_of(job.label, job.asked != asked, "Diagnose all"):
@@ -212,8 +212,5 @@ def as_csv(screening: Screening) -> str:
     records = [record(one) for one in screening.found]
     about = {"model": screening.model, "settings": json.dumps(screening.settings, ensure_ascii=False)}
     names = list(dict.fromkeys(name for one in records for name in one))
-    written = io.StringIO()
-    writer = csv.DictWriter(written, [*names, *about], restval="")
-    writer.writeheader()
-    writer.writerows({**one, **about} for one in records)
-    return written.getvalue()
+    rows = ({**one, **about} for one in records)
+    return csv_text([*names, *about], [[row.get(name, "") for name in (*names, *about)] for row in rows])

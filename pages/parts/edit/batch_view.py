@@ -12,7 +12,7 @@ import streamlit as st
 
 from pages.parts.edit import part_views
 from pages.parts.edit.files import adapter_zip, edit_file
-from pages.shared import doubts, moment_panel, session, track, uploads, verdicts
+from pages.shared import doubts, moment_panel, public, session, track, uploads, verdicts
 from pages.shared.charts import download, metric_row, result_of
 from pages.shared.tables import table
 from pages.shared.text import count, edit_label, literal, number
@@ -165,6 +165,7 @@ def tell_doubts(lm: LanguageModel, requests: Sequence[EditRequest], below: tuple
 
 def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConfig, below: tuple[Edit, ...]) -> None:
     """Queue the batch. Its edits join this session's, in place of earlier ones of the same facts."""
+    public.check_prompts(lm, [request.prompt.text for request in requests])
     moments = moment_panel.moments(lm, config.layers)
 
     def work(job: track.Job[Batch, Batch]) -> Batch:
@@ -185,6 +186,7 @@ def start(lm: LanguageModel, requests: Sequence[EditRequest], config: MethodConf
         asked=(tuple(requests), config),
         begins_with="reading C, writing prefixes, finding keys",
         then=put,
+        facts=len(requests),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit.comparison_figure import methods_figure
-from pages.shared import doubts, moment_panel, session, track, verdicts
+from pages.shared import doubts, moment_panel, public, session, track, verdicts
 from pages.shared.charts import download, draw_chart, page_theme, result_of
 from pages.shared.edit_form import with_settings_of
 from pages.shared.tables import draw_text, table
@@ -147,7 +147,7 @@ def show(lm: LanguageModel, run: Run) -> None:
     table(table_rows(run.rows))
     for row in run.rows:
         if row.error:
-            st.markdown(f"**{literal(row.method)}** did not run. {literal(row.error)}")
+            st.markdown(f"**{literal(row.method)}** did not run. {literal(public.without_places(row.error))}")
     if any(row.edit for row in run.rows):
         draw_chart(methods_figure(run.rows, caption(lm, run), page_theme()), "bench", "edit")
         texts(run)

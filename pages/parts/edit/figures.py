@@ -104,8 +104,9 @@ def dumbbell(changes: Sequence[Change], names: Sequence[str], caption: str, them
                 mode="markers",
                 marker={"color": colour, "size": 12},
                 showlegend=panel == 0,
-                customdata=[html.escape(shown_prompt(change.question)) for change in changes],
-                hovertemplate=f"%{{customdata}}<br>p({html.escape(name)}) {when}: %{{x:.3g}}<extra></extra>",
+                # What somebody wrote is data: in a template %{x} would be a number.
+                customdata=[(html.escape(shown_prompt(change.question)), html.escape(name)) for change in changes],
+                hovertemplate=f"%{{customdata[0]}}<br>p(%{{customdata[1]}}) {when}: %{{x:.3g}}<extra></extra>",
                 row=1,
                 col=panel + 1,
             )

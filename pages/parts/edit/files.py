@@ -6,7 +6,9 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -90,10 +92,17 @@ def adapter_zip(edits: Edit | Sequence[Edit], under: str = "", files: Mapping[st
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (files or {}).items():
             archive.writestr(name, content)
-        export_adapter(edits, folder)
+        export_adapter(edits, folder, base_to_name(edits))
         for path in sorted(Path(folder).rglob("*")):
             archive.write(path, Path(under) / path.relative_to(folder))
     return packed.getvalue()
+
+
+def base_to_name(edits: Edit | Sequence[Edit]) -> str | None:
+    """What an adapter names as its base: None is where the model was loaded from, of which strangers get the name."""
+    first = edits if isinstance(edits, Edit) else next(iter(edits), None)
+    place = first.source.place if first and first.source else ""
+    return Path(place).name if public.is_public() and Path(place).is_absolute() else None
 
 
 def open_saved(lm: LanguageModel) -> Edit | None:
@@ -103,6 +112,7 @@ def open_saved(lm: LanguageModel) -> Edit | None:
         return None
     session.taken_uploads().add(file.file_id)
     try:
+        public.check_upload([file.size])
         return read_edit(lm, file.getvalue(), Path(file.name).name)
     except RomeError as error:
         track.show_error(error)
@@ -110,8 +120,11 @@ def open_saved(lm: LanguageModel) -> Edit | None:
 
 
 def read_edit(lm: LanguageModel, data: bytes, name: str = "edit.safetensors") -> Edit:
-    """An edit from the bytes of a file; messages call it by its name."""
+    """An edit from the bytes of a file; messages call it by its name. A place on a machine that it names is forgotten:
+    a file that somebody brings opens no other one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
-        return load_edit(path, lm)
+        edit = load_edit(path, lm)
+    named: Any = edit.config
+    return replace(edit, config=replace(named, checkpoint=None)) if hasattr(named, "checkpoint") else edit

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from pages.parts.edit import figures
-from pages.shared import verdicts
+from pages.shared import public, verdicts
 from pages.shared.charts import ask_once, draw_chart, metric_row, page_theme
 from pages.shared.forms import changed
 from pages.shared.tables import draw_texts, table
@@ -188,7 +188,11 @@ def own_changes(lm: LanguageModel, report: Report) -> tuple[Change, ...]:
     questions = own_questions(report.request, lines)
     if not questions:
         return ()
-    ask = lambda: ask_before_and_after(lm, questions, [report.edit], report.below)  # noqa: E731
+
+    def ask() -> tuple[Change, ...]:
+        public.check_prompts(lm, [question.text for question in questions])
+        return ask_before_and_after(lm, questions, [report.edit], report.below)
+
     return ask_once(("own", identity(report), tuple(questions)), ask) or ()
 
 

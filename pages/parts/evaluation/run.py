@@ -49,7 +49,15 @@ def start(lm: LanguageModel, asked: RunRequest) -> track.Job[Shown, Shown]:
             job.partial = select_rows(store, asked)
         return select_rows(store or Store(folder), asked)
 
-    return track.submit(asked.label, work, asked=asked, begins_with="choosing facts, reading C", outlives=True)
+    return track.submit(
+        asked.label,
+        work,
+        asked=asked,
+        begins_with="choosing facts, reading C",
+        outlives=True,
+        facts=asked.n,
+        generated=asked.n * len(asked.configs) * asked.measures.generated,
+    )
 
 
 def select_rows(store: Store, asked: RunRequest) -> Shown:

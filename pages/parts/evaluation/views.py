@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.parts.evaluation import figures
 from pages.parts.evaluation.run import Shown, parquet
+from pages.shared import public
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_clickable_chart, page_theme
 from pages.shared.fact_sets import link_of
 from pages.shared.tables import table
@@ -165,7 +166,12 @@ def failures(failed: Sequence[Row]) -> None:
     if not failed:
         return
     with st.expander(f"{count(len(failed), 'failure')}, each with its reason"):
-        table([{"method": row.method, "subject": row.subject, "reason": row.error} for row in failed[:50]])
+        table(
+            [
+                {"method": row.method, "subject": row.subject, "reason": public.without_places(row.error)}
+                for row in failed[:50]
+            ]
+        )
 
 
 def files(run: Shown, lines: Sequence[Line], names: Sequence[str], key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -86,8 +87,14 @@ def _run(fig: go.Figure, name: str, records: Sequence[Record], colour: str, fact
     drawn = curves(records)
     x, broken = list(drawn.edited), collapse(records, factor)
     few = {"mode": "lines+markers", "marker": {"size": 5, "color": colour}}
-    common = {"name": name, "legendgroup": name, "line": {"color": colour, "width": 2}, "connectgaps": True, **few}
-    said = f"<b>{name}</b>, %{{x}} facts: "
+    common = {
+        "name": html.escape(name),
+        "legendgroup": name,
+        "line": {"color": colour, "width": 2},
+        "connectgaps": True,
+        **few,
+    }
+    said = "<b>%{fullData.name}</b>, %{x} facts: "  # a name is data: in a template %{x} would be a number
     for row, col, values in (
         (1, 1, [value if np.isfinite(value) else None for value in drawn.perplexity]),
         (1, 2, [value if np.isfinite(value) else None for value in drawn.norm]),
@@ -122,7 +129,8 @@ def _run(fig: go.Figure, name: str, records: Sequence[Record], colour: str, fact
             marker={"symbol": "x", "size": 13, "color": colour, "line": {"color": "white", "width": 1}},
             legendgroup=name,
             showlegend=False,
-            hovertemplate=f"<b>{name}</b> collapses here: at %{{x}} facts<extra></extra>",
+            name=html.escape(name),
+            hovertemplate="<b>%{fullData.name}</b> collapses here: at %{x} facts<extra></extra>",
             row=1,
             col=1,
         )

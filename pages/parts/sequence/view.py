@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from pages.parts.sequence import figures as sequence_figures
-from pages.shared import probe_panel, session
+from pages.shared import probe_panel, public, session, track
 from pages.shared.charts import choose_image_format, download, draw_chart, draw_tabs, metric_row, page_theme
 from pages.shared.tables import table
 from pages.shared.text import count, literal, number
@@ -32,7 +32,7 @@ def figures(name: str, run: SequenceRun, beside: Mapping[str, SequenceRun], fact
     draw_chart(figure, f"sequence-curves-{id}", "sequence")
     failed = [record for record in records if record.error]
     for record in failed[:3]:
-        st.warning(literal(f"Step {record.step}: {record.error}"))
+        st.warning(literal(f"Step {record.step}: {public.without_places(record.error)}"))
     if len(failed) > 3:
         st.caption(f"And {len(failed) - 3} more steps that failed; the table names them.")
 
@@ -112,7 +112,7 @@ def step_view(lm: LanguageModel, run: SequenceRun, records: Sequence[Record]) ->
     before = {check.fact: check for check in record.before}
     after = {check.fact: check for check in own_checks(record)}
     if record.error:
-        st.warning(literal(record.error))
+        st.warning(literal(public.without_places(record.error)))
     st.caption(
         f"Perplexity {number(record.perplexity)} · ‖ΔW‖/‖W‖ {number(record.norm)}, of this edit alone "
         f"{number(record.own)} · {record.solve_seconds:.1f} s to solve, {record.measure_seconds:.1f} s to measure"
@@ -141,8 +141,9 @@ def take(lm: LanguageModel, run: SequenceRun, step: int) -> None:
         return
 
     def use() -> None:
-        for edit in load_merged(lm, run, step) or ():
-            session.put_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
+        with track.no_traceback():
+            for edit in load_merged(lm, run, step) or ():
+                session.put_edit(edit, f"{run.folder.name}, step {step} ({edit.method})")
 
     st.button(
         f"Use the model of step {step}",

@@ -164,11 +164,15 @@ def load_checkpoint(path: str | Path, lm: LanguageModel, kind: type[HyperNetwork
             )
         if about["base"] != lm.fingerprint:
             raise EditError(f"'{name}' was trained for another model than '{lm.name}'.", "", train_one(lm, kind.kind))
-        network = kind({path: tuple(shape) for path, shape in about["shapes"].items()}, **about["size"])
+        shapes = {path: tuple(shape) for path, shape in about["shapes"].items()}
+        if shapes != edited_matrices(lm):  # before anything of their size is made
+            raise ValueError("shapes of other matrices")
+        network = kind(shapes, **about["size"])
         network.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        training = {**about["training"], **{key: int(about["training"][key]) for key in ("facts", "steps", "seed")}}
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise EditError(f"'{name}' is not a hypernetwork's file.", "", train_one(lm, kind.kind)) from error
-    return Checkpoint(network.to(lm.device).eval().requires_grad_(False), about["base"], about["training"])
+    return Checkpoint(network.to(lm.device).eval().requires_grad_(False), about["base"], training)
 
 
 def checkpoint_path(lm: LanguageModel, kind: str) -> Path:

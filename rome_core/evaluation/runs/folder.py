@@ -43,7 +43,7 @@ def read_about(folder: Path, format: str) -> dict[str, Any]:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"'{folder}' is no run's folder.", "It has no run.json.", hint) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"'{folder}' is no run's folder.", str(error), hint) from None
     if not isinstance(about, dict) or about.get("format") != format:
         raise DataError(f"'{folder}' was written by another version.", "", hint)
@@ -64,11 +64,24 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of JSON lines, none if there is no file; a line that a kill cut off is passed over."""
+    """The records of a file of JSON lines, none if there is no file; a line that a kill cut off is passed over.
+
+    Raises DataError for a whole line that is no record.
+    """
     if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                yield _record_of(line, f"'{path}', line {number}")
+
+
+def _record_of(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON.", str(error)[:200], "Take the line out of the file.") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{place} is no record.", "", "Take the line out of the file.")
+    return record
 
 
 def cut_off(path: Path) -> None:

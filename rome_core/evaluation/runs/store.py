@@ -30,6 +30,7 @@ NEW_OBJECTS = "new objects: "  # and how it says what facts without one were giv
 FORMAT = "rome-explorer run 1"
 GROWING = frozenset({"methods", "records"})
 SITTINGS = "sittings.jsonl"
+NEEDED = ("method", "position", "fact", "subject", "stage", "answers")  # of every row
 _ANSWER = pa.struct(
     [
         *(("kind", pa.string()), ("text", pa.string())),
@@ -180,10 +181,20 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return about
 
 
+def _typed(table: pa.Table) -> pa.Table:
+    """A part's table, each column of its type; raises ArrowException where it cannot be. Older parts lack some."""
+    for place, name in enumerate(table.column_names):
+        if name in SCHEMA.names and table.schema.field(name).type != (wanted := SCHEMA.field(name)).type:
+            table = table.set_column(place, wanted, table.column(name).cast(wanted.type))
+    return table
+
+
 def _read_part(path: Path) -> list[Row]:
     """The rows of one finished piece of work. Raises DataError if its file is damaged."""
     try:
-        records = pq.ParquetFile(path).read().to_pylist()
+        records = _typed(pq.ParquetFile(path).read()).to_pylist()
+        if any(record.get(name, "") is None for record in records for name in NEEDED):
+            raise ValueError(f"A row lacks one of {', '.join(NEEDED)}.")
         return [Row(**{**record, "values": dict(record["values"])}) for record in records]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rome_core.editing.edit import Edit
 from rome_core.editing.methods import MethodConfig
 from rome_core.editing.storage import config_of, load_edit, save_edit
-from rome_core.errors import DataError
+from rome_core.errors import DataError, RomeError
 from rome_core.evaluation.answers import Answer
 from rome_core.evaluation.runs.folder import (
     PACKAGES,
@@ -36,7 +36,7 @@ from rome_core.facts.datasets import Fact, Probe
 from rome_core.files import versions, write_whole
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.tokens import Prompt
-from rome_core.settings import setting
+from rome_core.settings import first_fault, setting
 
 FORMAT = "rome-explorer sequence 1"
 RECORDS = "records.jsonl"
@@ -134,6 +134,11 @@ class Record:
     def norm(self) -> float:
         """‖ΔW‖_F/‖W‖_F of the module that moved most."""
         return max(self.norms.values(), default=0.0)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The facts that it speaks of, by their places in the plan."""
+        return (*self.facts, *(check.fact for check in (*self.before, *self.checks)))
 
 
 @dataclass(frozen=True)
@@ -238,17 +243,21 @@ def open_run(folder: str | Path) -> SequenceRun:
     try:
         about = read_about(source, FORMAT)
         facts = tuple(_fact(data) for data in json.loads((source / "facts.json").read_text(encoding="utf-8")))
+        _check_texts(about["model"], about["fingerprint"], *about["versions"].values())
         if about["facts_hash"] not in (hash_of(facts), _former_hash(facts)):
             raise ValueError("its facts were changed")
         pace = Pace(**about["pace"] | {"openings": tuple(about["pace"]["openings"])})
         plan = SequencePlan(config_of(about["method"], about["config"]), facts, pace, about["order_seed"])
-        parent = about["parent"] and (about["parent"][0], int(about["parent"][1]))
+        if fault := first_fault(pace) or first_fault(plan.config):
+            raise ValueError(fault)
+        parent = about["parent"] and (str(about["parent"][0]), int(about["parent"][1]))
         run = SequenceRun(source, plan, about["model"], about["fingerprint"], about["versions"], parent)
-        _ = run.records
-    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(0 <= at < len(facts) for record in run.records for at in record.places):
+            raise ValueError("its records are of other facts")
+    except (RomeError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"'{source}' holds no sequential run that can be read.",
-            error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}.",
+            error.what if isinstance(error, RomeError) else f"{type(error).__name__}: {error}.",
             "Choose a folder that was written by this program.",
         ) from error
     return run
@@ -290,13 +299,35 @@ def branch_run(
 
 def _record(data: dict[str, Any]) -> Record:
     checks = {name: tuple(Check(*check) for check in data[name]) for name in ("before", "checks")}
-    return Record(**data | checks | {"facts": tuple(data["facts"]), "texts": tuple(data["texts"])})
+    record = Record(**data | checks | {"facts": tuple(data["facts"]), "texts": tuple(data["texts"])})
+    asked = [number for check in (*record.before, *record.checks) for number in check[:3]]
+    seconds = (record.solve_seconds, record.measure_seconds)
+    _check_numbers(record.step, record.edited, record.perplexity, record.own, *record.norms.values(), *seconds, *asked)
+    _check_texts(record.method, record.edit, record.error, *record.norms, *record.texts)
+    return record
+
+
+def _check_numbers(*values: object) -> None:
+    """Raise TypeError for what is no number."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{value!r:.80} is no number")
+
+
+def _check_texts(*values: object) -> None:
+    """Raise TypeError for what is no text."""
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r:.80} is no text")
 
 
 def _fact(data: dict[str, Any]) -> Fact:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     probes = tuple(Probe(**probe) for probe in data.get("portability", ()))
-    return Fact(**values | {"prompt": Prompt(**data["prompt"]), "portability": probes})
+    fact = Fact(**values | {"prompt": Prompt(**data["prompt"]), "portability": probes})
+    lists = (*fact.paraphrases, *fact.neighbours, *fact.generations, *fact.neighbour_answers, fact.reversed or "")
+    _check_texts(fact.id, fact.relation, fact.target_true, fact.target_new, fact.neighbour_true, *lists)
+    return fact
 
 
 def _former_hash(facts: Sequence[Fact]) -> str:

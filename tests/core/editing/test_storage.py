@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rome_core.editing import storage
 from rome_core.editing.edit import Edit, Step, make_edit, merge_edits
 from rome_core.editing.hypernetworks.training import KINDS
 from rome_core.editing.method import Foreign
@@ -166,6 +167,97 @@ def test_an_update_that_cannot_act_is_refused(tmp_path: Path, delta: Delta, sent
 
     with pytest.raises(EditError, match=sentence):
         load_edit(tmp_path / "one.safetensors", lm)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["model", "model.layers.1", "model.layers.1.input_layernorm", "model.layers.1.mlp.act_fn", "model.layers.9.x", ""],
+)
+def test_what_is_no_matrix_in_the_blocks_cannot_be_named(tmp_path: Path, module: str) -> None:
+    lm, path = tiny_model(), tmp_path / "one.safetensors"
+    save_edit(random_edit(lm), path)
+    rewritten(path, modules=[module])
+
+    with pytest.raises(EditError, match=rf"changes '{module}', which does not fit 'tiny-llama'"):
+        load_edit(path, lm)
+
+
+CRAFTED: dict[str, dict[str, Tensor]] = {
+    "a matrix larger than any": {"delta.0.U": torch.ones(2**16, 1), "delta.0.V": torch.ones(1, 2**16)},
+    "no rank": {"delta.0.U": torch.ones(16, 0), "delta.0.V": torch.ones(0, 24)},
+    "two ranks": {"delta.0.U": torch.ones(16, 2), "delta.0.V": torch.ones(1, 24)},
+    "a vector": {"delta.0.U": torch.ones(16)},
+    "whole numbers": {"delta.0.U": torch.ones(16, 1, dtype=torch.int64)},
+    "a key of another model": {"k_star": torch.ones(25)},
+    "a value for each of two requests": {"v_star": torch.ones(2, 16)},
+    "keys of a layer beyond": {"extra.keys_9": torch.ones(24, 1)},
+    "no prefixed prompts": {"extra.keys": torch.ones(0, 24)},
+}
+
+
+@pytest.mark.parametrize("tensors", CRAFTED.values(), ids=CRAFTED)
+def test_shapes_are_seen_before_a_tensor_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Tensor]
+) -> None:
+    lm, path = tiny_model(), tmp_path / "one.safetensors"
+    save_edit(random_edit(lm), path)
+    save_file({**load_file(path), **tensors}, path, {"edit": json.dumps(about(path))})
+    monkeypatch.setattr(Tensor, "clone", lambda tensor: pytest.fail("a tensor was read"))
+
+    with pytest.raises(EditError, match=r"is not an edit saved by ROME Explorer|does not fit"):
+        load_edit(path, lm)
+
+
+def test_a_description_that_is_too_large_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.safetensors"
+    save_edit(random_edit(tiny_model()), path)
+    rewritten(path, on=["x" * 100] * 300)
+    assert load_edit(path).on == ("x" * 100,) * 300
+
+    monkeypatch.setattr(storage, "MOST_VALUES", 200)
+    with pytest.raises(EditError, match="is not an edit saved by"):
+        load_edit(path)
+    monkeypatch.setattr(storage, "MOST_HEADER", 20_000)
+    with pytest.raises(EditError, match=r"describes itself in [0-9,]+ bytes; at most 20,000 are read"):
+        load_edit(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history": [{**asdict(Step(0, 1, 1, 1, 1, 1, 1, 1, 1)), "loss": "1"}]},
+        {"history": [{"loss": 1}]},
+        {"corpus": 3},
+        {"on": [["x"]]},
+        {"moment_keys": {"1": 2}},
+        {"moment_keys": ["1"]},
+        {"config": [1]},
+        {"config": {"steps": "many"}},
+        {"requests": []},
+        {"modules": []},
+        {"requests": [{"prompt": {"template": "{} is", "subject": ["x"]}, "target_new": "a", "target_true": None}]},
+    ],
+    ids=str,
+)
+def test_every_field_is_of_its_type(tmp_path: Path, changes: dict[str, object]) -> None:
+    path = tmp_path / "one.safetensors"
+    save_edit(random_edit(tiny_model()), path)
+    rewritten(path, **changes)
+
+    with pytest.raises(EditError, match="is not an edit saved by ROME Explorer"):
+        load_edit(path)
+
+
+@pytest.mark.parametrize("place", ["folder", "file/one.safetensors", "zero\0"])
+def test_a_place_that_cannot_be_written_has_a_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    edit = random_edit(tiny_model())
+
+    with pytest.raises(EditError, match="cannot be written"):
+        save_edit(edit, tmp_path / place)
+    with pytest.raises(EditError, match="cannot be written"):
+        export_adapter(edit, tmp_path / "file" if place == "folder" else tmp_path / place)
 
 
 def test_an_edit_of_another_version_has_a_sentence(tmp_path: Path) -> None:
