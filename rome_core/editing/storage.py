@@ -169,8 +169,9 @@ def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_mod
     }
     weights = {}
     for module, delta in deltas.items():
-        weights[f"base_model.model.{module}.lora_A.weight"] = delta.V.detach().cpu().contiguous().clone()
-        weights[f"base_model.model.{module}.lora_B.weight"] = delta.U.detach().cpu().contiguous().clone()
+        U, V = (factor.detach().cpu().contiguous().clone() for factor in delta.balanced)
+        weights[f"base_model.model.{module}.lora_A.weight"] = V
+        weights[f"base_model.model.{module}.lora_B.weight"] = U
     save_file(weights, target / "adapter_model.safetensors", {"format": "pt"})
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 

@@ -27,7 +27,7 @@ from rome_core.editing.value import (
     sampled_prefixes,
 )
 from rome_core.errors import EditError
-from rome_core.model.edits import Delta, Update, outputs_of
+from rome_core.model.edits import Delta, Update, outputs_as_applied, outputs_of
 from rome_core.model.hooks import Point, activations
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import replay_note
@@ -226,16 +226,24 @@ class ValueSearch(LayerConfig):
         found, keys = list[Term](), self.keys_asked(edit, self.layers[-1])
         if keys is not None:
             values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
-            reached = outputs_of(lm, edit.deltas[-1].module, [*below, edit], keys)
-            error = ((reached - values).norm(dim=0) / values.norm(dim=0)).max()
+            module, active = edit.deltas[-1].module, [*below, edit]
+            error = _worst(outputs_of(lm, module, active, keys), values)
             key, value = (self.asks_at, "v^*") if len(edit.requests) == 1 else ("K", "V")
             found.append(
                 Term(
                     rf"\lVert\hat W {key} - {value}\rVert / \lVert {value}\rVert",
-                    float(error),
+                    error,
                     "how exactly the constraint is met" + ", the worst of all facts" * (key == "K"),
                 )
             )
+            if lm.dtype.itemsize < 4:
+                found.append(
+                    Term(
+                        rf"\lVert\operatorname{{fl}}(\hat W {key}) - {value}\rVert / \lVert {value}\rVert",
+                        _worst(outputs_as_applied(lm, module, active, keys), values),
+                        f"the same as it is applied, rounded to {str(lm.dtype).removeprefix('torch.')}",
+                    )
+                )
         if edit.keys is not None and edit.keys.delta is not None:
             delta, bare = edit.keys.delta.double().cpu(), edit.k_0.double().cpu()
             share = float(edit.deltas[-1].matrix().cpu() @ bare @ delta / delta.square().sum().clamp(min=1e-300))
@@ -247,6 +255,11 @@ class ValueSearch(LayerConfig):
                 )
             )
         return found
+
+
+def _worst(found: Float[Tensor, "d_model n"], wanted: Float[Tensor, "d_model n"]) -> float:
+    """The largest relative error of a column."""
+    return float(((found - wanted).norm(dim=0) / wanted.norm(dim=0)).max())
 
 
 def states_at(

@@ -86,11 +86,11 @@ class NRome(RomePolicy):
         solved = moment.solve(torch.cat([keys, k_star.double().cpu()[None]]).T, self.ridge)
         likeness = (keys @ solved[:, -1]).abs() / (keys * solved[:, :-1].T).sum(1).sqrt()
         nearest = keys[likeness.topk(min(self.held, len(keys))).indices]
-        C = moment.C.double() + self.hold * nearest.T @ nearest / len(nearest)
+        C = torch.addmm(moment.C.double(), nearest.T, nearest, alpha=self.hold / len(nearest))
         alike = make_namesakes(request.prompt, self.namesakes)
         if alike and self.hold_namesakes:
             keys = subject_keys(lm, alike, moment.layer).double().cpu()
-            C += self.hold_namesakes * keys.T @ keys / len(keys)
+            C.addmm_(keys.T, keys, alpha=self.hold_namesakes / len(keys))
         return replace(moment, C=C)
 
     def denominator(self, edit: Edit, products: KeyProducts) -> float:
