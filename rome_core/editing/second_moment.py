@@ -83,7 +83,8 @@ class Moment:
 
     def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
-        columns = keys.double() if keys.dim() == 2 else keys.double()[:, None]
+        keys = keys.cpu().double()
+        columns = keys if keys.dim() == 2 else keys[:, None]
         solved = torch.cholesky_solve(columns, self.factor(ridge))
         return solved if keys.dim() == 2 else solved[:, 0]
 

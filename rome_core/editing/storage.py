@@ -183,8 +183,8 @@ def export_merged(lm: LanguageModel, edits: Sequence[Update], folder: str | Path
     weights = dict(lm.hf.state_dict())
     for module, delta in factors(edits).items():
         key = f"{module}.weight"
-        change = delta.matrix().to(weights[key].device)
+        change = delta.matrix()
         change = change.T if is_transposed(lm.module(module)) else change
-        weights[key] = (weights[key].double() + change).to(weights[key].dtype)
+        weights[key] = (weights[key].cpu().double() + change).to(weights[key].dtype)
     lm.hf.save_pretrained(target, state_dict=weights, max_shard_size="2GB")
     lm.tokenizer.save_pretrained(target)

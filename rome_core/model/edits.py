@@ -56,22 +56,22 @@ class Delta:
         return self.matrix().to(self.U.dtype)
 
     def matrix(self) -> Float[Tensor, "d_model d_mlp"]:
-        """Δ = U V in float64."""
-        return self.U.double() @ self.V.double()
+        """Δ = U V in float64, on the processor: Apple's GPUs have no float64."""
+        return self.U.cpu().double() @ self.V.cpu().double()
 
     def norm(self) -> float:
         """‖Δ‖_F, computed from the factors."""
-        gram_u, gram_v = self.U.double().T @ self.U.double(), self.V.double() @ self.V.double().T
-        return float(torch.sum(gram_u * gram_v).clamp(min=0).sqrt())
+        U, V = self.U.cpu().double(), self.V.cpu().double()
+        return float(torch.sum((U.T @ U) * (V @ V.T)).clamp(min=0).sqrt())
 
     def norm_under(self, C: Float[Tensor, "d_mlp d_mlp"]) -> float:
         """‖ΔC^½‖_F, the root of E‖Δk‖² over keys with second moment C."""
-        U, V = self.U.double().cpu(), self.V.double().cpu()
+        U, V = self.U.cpu().double(), self.V.cpu().double()
         return float(((U.T @ U) * (V @ C.double() @ V.T)).sum().clamp(min=0).sqrt())
 
     def singular_values(self) -> Float[Tensor, " rank"]:
         """Of Δ, largest first, float64: those of the small matrix between the orthonormal factors of U and V."""
-        small = torch.linalg.qr(self.U.double().cpu()).R @ torch.linalg.qr(self.V.double().cpu().T).R.T
+        small = torch.linalg.qr(self.U.cpu().double()).R @ torch.linalg.qr(self.V.cpu().double().T).R.T
         if not bool(small.isfinite().all()):
             return torch.full((len(small),), torch.nan, dtype=small.dtype)
         return torch.linalg.svdvals(small)
@@ -132,7 +132,7 @@ def outputs_of(
     lm: LanguageModel, module: str, edits: Sequence[Update], keys: Float[Tensor, "d_mlp n"]
 ) -> Float[Tensor, "d_model n"]:
     """W K of a matrix with the updates of it, float64."""
-    outputs = lm.matrix(module).detach().double().cpu() @ keys
+    outputs = lm.matrix(module).detach().cpu().double() @ keys
     for delta in (delta for edit in edits for delta in edit.deltas if delta.module == module):
         outputs = outputs + delta.matrix().cpu() @ keys
     return outputs
@@ -164,7 +164,7 @@ def check_base(lm: LanguageModel, edits: Sequence[Update]) -> None:
 def relative_norms(lm: LanguageModel, edits: Sequence[Update]) -> dict[str, float]:
     """‖ΔW‖_F/‖W‖_F of all edits together, by module."""
     return {
-        module: delta.norm() / float(lm.matrix(module).detach().double().norm())
+        module: delta.norm() / float(lm.matrix(module).detach().cpu().double().norm())
         for module, delta in factors(edits).items()
     }
 
@@ -178,5 +178,5 @@ def _stacked(module: str, deltas: Sequence[Delta]) -> Delta:
         return Delta(module, U, V)
     whole = first.matrix()
     for delta in deltas[1:]:
-        whole += delta.matrix().to(whole.device)
+        whole += delta.matrix()
     return dense_delta(module, whole.to(first.U.dtype))

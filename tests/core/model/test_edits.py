@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rome_core.model.edits import Delta, relative_norms
+from rome_core.model.edits import Delta, Update, factors, relative_norms
 from tests.tiny import random_edit, tiny_model
 
 
@@ -122,5 +122,15 @@ def test_what_is_not_finite_fits_no_precision(bad: float) -> None:
     update, _ = delta(1)
 
     assert update.fits(torch.float16)
-    for factors in ((bad * update.U, update.V), (update.U, bad * update.V), (1e9 * update.U, 1e9 * update.V)):
-        assert not Delta("block.mlp", *factors).fits(torch.float16)
+    for U, V in ((bad * update.U, update.V), (update.U, bad * update.V), (1e9 * update.U, 1e9 * update.V)):
+        assert not Delta("block.mlp", U, V).fits(torch.float16)
+
+
+def test_updates_of_several_devices_are_put_together_on_the_first_ones() -> None:
+    """An edit from a file is on the processor, a solved one where its model is; `meta` stands for another device."""
+    here, there = delta(1)[0], Delta("block.mlp", torch.zeros(5, 1, device="meta"), torch.zeros(1, 7, device="meta"))
+    edits = [Update((there,), "f"), Update((here,), "f")]
+
+    stacked = factors(edits)["block.mlp"]
+
+    assert stacked.U.device.type == stacked.V.device.type == "meta" and stacked.U.shape == (5, 2)
