@@ -130,3 +130,10 @@ def test_only_the_hooks_register_hooks(path: Path) -> None:
 
     assert "register_forward" not in text
     assert ".lock:" not in text
+
+
+def test_tensors_leave_their_device_before_they_become_float64() -> None:
+    """Apple's GPUs have no float64, so that the other order raises there, and only there."""
+    sources = [file for part in ("rome_core", "pages") for file in (ROOT / part).rglob("*.py")]
+
+    assert sources and not [file.name for file in sources if ".double().cpu()" in file.read_text(encoding="utf-8")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from pages.shared.text import count, literal
 from pages.shared.uploads import Upload, text_of, uploaded
 from rome_core import LanguageModel, Moment, MomentError, RomeError, load_facts
 from rome_core.editing.second_moment import (
-    DEFAULT_TOKENS,
+    SETTLED,
     convergence,
+    default_tokens,
+    factor_memory,
     memory_needed,
     moment_steps,
     moments_for,
@@ -29,6 +31,7 @@ from rome_core.model.subjects import subject_keys
 OWN, FILE, DATASET = "The model's own text", "A text file", "A Hugging Face dataset"
 RIDGE = 1e-6
 N_KEYS = 20
+COPIES = 4  # of C's size beside its sum: the last step and the new one, each with its factor
 WHY = (
     "C = E[k kᵀ] over ordinary text says which keys the edited matrix sees anyway; the update is smallest for them. "
     "Made again from other text, C stays in this session and is used by its next edits of this layer."
@@ -37,9 +40,9 @@ WHY = (
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """C at every doubling of the tokens so far, and how settled it was: (tokens, mean cosine with the next one)."""
+    """C as far as it is, and how settled it was at every doubling: (tokens, mean cosine with the next one)."""
 
-    steps: tuple[Moment, ...]
+    moment: Moment
     settled: tuple[tuple[int, float], ...]
 
 
@@ -57,7 +60,7 @@ def moments(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Moment] | Non
 def chosen(lm: LanguageModel, layer: int) -> Moment | None:
     """The C that this session made: of a run that was stopped, as far as it came."""
     job = _job(lm, layer)
-    return None if job is None or job.live or not job.partial else job.partial.steps[-1]
+    return None if job is None or job.live or not job.partial else job.partial.moment
 
 
 def panel(lm: LanguageModel, layer: int) -> None:
@@ -84,21 +87,28 @@ def _job(lm: LanguageModel, layer: int) -> track.Job[Made, None] | None:
 
 def _in_use(lm: LanguageModel, layer: int, moment: Moment | None, own: bool) -> str:
     if moment is None:
-        needed = memory_needed(lm, [layer]) / 2**20
+        needed = (memory_needed(lm, [layer]) + factor_memory(lm)) / 2**20
         return (
-            f"There is none yet: the first edit of this layer makes it from {DEFAULT_TOKENS:,} tokens of the model's "
-            f"own text and keeps it, with {needed:,.0f} MiB of memory while it runs."
+            f"There is none yet: the first edit of this layer makes it from {default_tokens(lm):,} tokens of the "
+            f"model's own text and keeps it, with {needed:,.0f} MiB of memory while it runs."
         )
     seed = "" if moment.seed is None else f", seed {moment.seed}"
     where = "made in this session" if own else "kept for every session"
-    return f"In use: {literal(moment.corpus)}{seed}, {count(moment.n_tokens, 'token')}, {where}."
+    few = f" It is from {moment.warning}." if moment.warning else ""
+    return f"In use: {literal(moment.corpus)}{seed}, {count(moment.n_tokens, 'token')}, {where}.{few}"
 
 
 # ------------------------------------------------------------------------------------------------------------ making
 
 
 def _form(lm: LanguageModel, layer: int) -> None:
-    enough = f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough."
+    needed = memory_needed(lm, [layer], COPIES) / 2**20
+    enough = (
+        f"At least the keys' {lm.d_mlp:,} entries, so that C can be inverted; 2 to 10 times as many are enough. "
+        f"Takes {needed:,.0f} MiB while it runs, however many they are."
+    )
+    if st.session_state.get("moment-tokens", lm.d_mlp) < lm.d_mlp:  # chosen for a smaller model
+        del st.session_state["moment-tokens"]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = st.segmented_control(
             "Made from", [OWN, FILE, DATASET], default=OWN, required=True, key="moment-source", persist_state="session"
@@ -107,7 +117,7 @@ def _form(lm: LanguageModel, layer: int) -> None:
             "Tokens",
             lm.d_mlp,
             2_000_000,
-            DEFAULT_TOKENS,
+            default_tokens(lm),
             10_000,
             key="moment-tokens",
             width=150,
@@ -118,6 +128,11 @@ def _form(lm: LanguageModel, layer: int) -> None:
             seed = st.number_input(
                 "Seed", 0, 2**31 - 1, 0, key="moment-seed", width=110, help="Of the text.", persist_state="session"
             )
+    if n_tokens < SETTLED * lm.d_mlp:
+        st.caption(
+            f"That is {n_tokens / lm.d_mlp:.1f} × the keys' {lm.d_mlp:,} entries. From fewer than {SETTLED} × C is too "
+            "rough: edits move ordinary outputs more than they need to."
+        )
     try:
         texts = None if source == OWN else _file() if source == FILE else _dataset()
     except RomeError as error:
@@ -156,12 +171,18 @@ def _start(lm: LanguageModel, layer: int, n_tokens: int, options: dict[str, Any]
     """Queue the making of C; every doubling of its tokens is drawn."""
 
     def work(job: track.Job[Made, None]) -> None:
-        keys, steps = subject_keys(lm, [fact.prompt for fact in load_facts()[:N_KEYS]], layer), list[Moment]()
-        for step in moment_steps(lm, [layer], n_tokens, track=job.track, **options):
-            if step[layer].n_tokens >= lm.d_mlp:  # fewer keys than entries: C cannot be inverted yet
-                steps.append(step[layer])
-                job.partial = Made(tuple(steps), tuple(convergence(steps, keys, RIDGE)))
-        if not steps:
+        keys = subject_keys(lm, [fact.prompt for fact in load_facts()[:N_KEYS]], layer)
+        settled = list[tuple[int, float]]()
+
+        def steps() -> Iterator[Moment]:
+            for step in moment_steps(lm, [layer], n_tokens, track=job.track, **options):
+                if step[layer].n_tokens >= lm.d_mlp:  # fewer keys than entries: C cannot be inverted yet
+                    yield step[layer]
+                    job.partial = Made(step[layer], tuple(settled))
+
+        for point in convergence(steps(), keys, RIDGE):
+            settled.append(point)
+        if job.partial is None:
             raise MomentError(
                 f"The texts hold fewer tokens than the keys have entries ({lm.d_mlp:,}), so C cannot be inverted.",
                 "",
@@ -192,7 +213,7 @@ def convergence_figure(made: Made, theme: Theme) -> go.Figure:
         marker={"size": 7},
         hovertemplate="%{x:,} tokens: cosine %{y:.4f}<extra></extra>",
     )
-    now = made.steps[-1]
+    now = made.moment
     title = f"From {tokens[-1]:,} to {now.n_tokens:,} tokens the direction C⁻¹k turns by a cosine of {cosines[-1]:.3f}"
     caption = f"mean over the keys of {N_KEYS} facts · layer {now.layer} · ridge {RIDGE:g} · {now.corpus}"
     frame_figure(fig, title, caption, 240, theme, left=64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rome_core import DEFAULT_METHOD, METHODS, EditRequest, LanguageModel, Prompt
 from rome_core.editing.presets import preset, resolve
-from rome_core.editing.second_moment import DEFAULT_TOKENS, SHIPPED, kept_path
+from rome_core.editing.second_moment import SHIPPED, default_tokens, kept_path
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,4 @@ def tell_moment(lm: LanguageModel, layer: int) -> str:
         return f"C of layer {layer} comes with the project."
     if kept.exists():
         return f"C of layer {layer} is kept on this machine."
-    return f"C of layer {layer} is not there yet: the first edit there makes it from {DEFAULT_TOKENS:,} tokens."
+    return f"C of layer {layer} is not there yet: the first edit there makes it from {default_tokens(lm):,} tokens."

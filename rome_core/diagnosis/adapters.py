@@ -120,7 +120,7 @@ def _differences(
             if bias not in own or not config.get("lora_bias"):
                 raise ModelError(f"The adapter in '{name}' adds a bias to '{module}'.", "It has none there.", MERGE)
             shift = parts["B.bias"].double() * _scaling(config, module)
-            saved[bias] = saved.get(bias, own[bias]).double().cpu() + shift
+            saved[bias] = saved.get(bias, own[bias]).cpu().double() + shift
     for weight, value in sorted(saved.items()):
         if (found := difference_of(weight, own[weight].cpu(), value, lm.name)) is not None:
             yield found

@@ -196,7 +196,7 @@ def suspects(
     v, found = change.delta.V[0], list[float]()
     starts = range(0, len(asked), BATCH)
     for at in track(starts, "Asking known subjects", len(starts)):
-        keys = subject_keys(lm, asked[at : at + BATCH], change.layer).double().cpu()
+        keys = subject_keys(lm, asked[at : at + BATCH], change.layer).cpu().double()
         found += (keys @ v / keys.norm(dim=1).clamp(min=1e-300) / v.norm()).tolist()
     order = sorted(range(len(asked)), key=lambda i: -abs(found[i]))[:k]
     return tuple(Suspect(asked[i].text, asked[i].subject, found[i]) for i in order)

@@ -70,7 +70,7 @@ def key_cosines(edit: Edit) -> Float[Tensor, "n n"]:
     """
     if edit.known_keys.prompts is None:
         raise EditError(f"Edits by '{edit.method}' keep no keys of single prompts.")
-    keys = torch.nn.functional.normalize(edit.known_keys.prompts.keys.double(), dim=-1)
+    keys = torch.nn.functional.normalize(edit.known_keys.prompts.keys.cpu().double(), dim=-1)
     return keys @ keys.T
 
 
@@ -83,7 +83,7 @@ def constraint_error(lm: LanguageModel, edit: Edit, *, edits: Sequence[Edit] = (
     keys = edit.config.keys_asked(edit, layer)
     if keys is None:
         raise EditError(f"Edits by '{edit.method}' ask for no value at a key.")
-    values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
+    values = edit.v_star.cpu().double().reshape(-1, lm.d_model).T
     reached = outputs_of(lm, delta.module, [*edits, edit], keys)
     return float((reached - values).norm() / values.norm())
 
@@ -91,7 +91,7 @@ def constraint_error(lm: LanguageModel, edit: Edit, *, edits: Sequence[Edit] = (
 def spectrum(lm: LanguageModel, edit: Edit) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Singular values of W and of W_hat, largest first."""
     (delta,) = edit.deltas
-    W = lm.matrix(delta.module).detach().double().cpu()
+    W = lm.matrix(delta.module).detach().cpu().double()
     return torch.linalg.svdvals(W), torch.linalg.svdvals(W + delta.matrix().cpu())
 
 

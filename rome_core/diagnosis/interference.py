@@ -92,7 +92,7 @@ def keys_at(
     lm: LanguageModel, requests: Sequence[EditRequest], layer: int, edits: Sequence[Edit] = ()
 ) -> Float[Tensor, "n d_mlp"]:
     """Keys of the bare prompts at the subjects' last tokens, float64."""
-    return subject_keys(lm, [request.prompt for request in requests], layer, edits=edits).double().cpu()
+    return subject_keys(lm, [request.prompt for request in requests], layer, edits=edits).cpu().double()
 
 
 def predict(lm: LanguageModel, new: Edit, earlier: Sequence[Edit]) -> tuple[Moved, ...]:
@@ -122,7 +122,7 @@ def measure_moves(lm: LanguageModel, new: Edit, earlier: Sequence[Edit], track: 
         for layer in layers:
             point, prompts = Point("mlp_out", layer), [request.prompt for request in edit.requests]
             without, with_it = (
-                subject_states(lm, prompts, [point], edits=edits)[point].double().cpu()
+                subject_states(lm, prompts, [point], edits=edits)[point].cpu().double()
                 for edits in (earlier, [*earlier, new])
             )
             for i in range(len(edit.requests)):

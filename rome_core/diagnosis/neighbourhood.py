@@ -71,7 +71,7 @@ def shifts(
         some = prompts[at : at + BATCH]
         rows = batch_of(lm, [text_ids(lm.tokenizer, prompt.text) for _, prompt in some])
         before, after = (next_logits(lm, rows, edits=edits) for edits in (below, [*below, edit]))
-        kl = kl_divergence(*(logits.double().log_softmax(-1) for logits in (before, after))).tolist()
+        kl = kl_divergence(*(logits.cpu().double().log_softmax(-1) for logits in (before, after))).tolist()
         answers = responses(lm, edit, [prompt for _, prompt in some], below).tolist()
         tops = [
             [str(lm.tokenizer.decode([token])) for token in logits.argmax(-1).tolist()] for logits in (before, after)
@@ -89,6 +89,6 @@ def responses(
     """‖Δk‖/‖Wk‖ at the subjects' last tokens, in the module of the edit's first update."""
     delta = edit.deltas[0]
     layer = next(layer for layer in range(lm.n_layers) if lm.down_projection(layer) == delta.module)
-    keys = subject_keys(lm, prompts, layer, edits=below).double().cpu()
-    W = lm.matrix(delta.module).detach().double().cpu()
+    keys = subject_keys(lm, prompts, layer, edits=below).cpu().double()
+    W = lm.matrix(delta.module).detach().cpu().double()
     return delta(keys).norm(dim=1) / (keys @ W.T).norm(dim=1)

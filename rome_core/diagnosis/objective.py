@@ -81,14 +81,14 @@ def _changed(
     keys: Float[Tensor, "d_mlp n"] | None,
     residuals: Float[Tensor, "d_model n"] | None,
 ) -> Changed:
-    W = lm.matrix(delta.module).detach().double().cpu()
+    W = lm.matrix(delta.module).detach().cpu().double()
     change = relative = least = missed = None
     if moment is not None:
         C = moment.C.double()
         change = delta.norm_under(C)
         relative = change / float(((W @ C) * W).sum().sqrt())
     if keys is not None and residuals is not None:
-        added = delta.U.double().cpu() @ (delta.V.double().cpu() @ keys)
+        added = delta.U.cpu().double() @ (delta.V.cpu().double() @ keys)
         missed = float((residuals - added).norm() / residuals.norm().clamp(min=1e-300))
         if moment is not None:
             gram = keys.T @ moment.solve(keys, edit.config.conditioning)

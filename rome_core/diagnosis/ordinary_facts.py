@@ -75,6 +75,6 @@ def _keys(lm: LanguageModel, layer: int, prefixes: tuple[str, ...]) -> OrdinaryK
     rows = [encode(lm.tokenizer, prompt.behind(prefix)) for prompt in chosen for prefix in ("", *prefixes)]
     batch = batch_of(lm, [row.ids[: row.subject[1]] for row in rows])
     point = Point("mlp_key", layer)
-    keys = activations(lm, batch, [point])[point].double().cpu()
+    keys = activations(lm, batch, [point])[point].cpu().double()
     ends = keys[torch.arange(len(rows)), batch.last.cpu()].unflatten(0, (len(chosen), -1))
     return OrdinaryKeys(ends[:, 0], ends.mean(1), keys[:, 0].clone())  # a view would keep all tokens

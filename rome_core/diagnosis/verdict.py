@@ -172,7 +172,7 @@ def diagnose(lm: LanguageModel, edit: Edit, moments: Mapping[int, Moment] | None
 def _own_keys(edit: Edit, layer: int) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_mlp"]]:
     """k_0 and the mean key of the prefixed prompts, float64."""
     assert edit.keys is not None and edit.keys.prompts is not None
-    k_0, k_mean = edit.k_0.double().cpu(), edit.keys.prompts.keys.double().cpu().mean(0)
+    k_0, k_mean = edit.k_0.cpu().double(), edit.keys.prompts.keys.cpu().double().mean(0)
     if not all(bool(key.isfinite().all()) and bool(key.any()) for key in (k_0, k_mean)):
         raise EditError(
             f"A key of this edit at layer {layer} is zero or not finite.",
@@ -191,7 +191,7 @@ def _products(
 
 
 def _sizes(lm: LanguageModel, edit: Edit, delta: Delta, moment: Moment) -> dict[str, float]:
-    W, C = lm.matrix(delta.module).detach().double().cpu(), moment.C.double()
+    W, C = lm.matrix(delta.module).detach().cpu().double(), moment.C.double()
     start = ordinary_keys(lm, moment.layer, edit.config.prefixes_used).start
     return {
         "relative_F": delta.norm() / float(W.norm()),

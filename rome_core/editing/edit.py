@@ -180,7 +180,14 @@ def make_edit(
     moments: Sequence[Moment] = (),
 ) -> Edit:
     """An edit of this model, solved on top of `edits`. moments: the C that it was solved with, the last one's source
-    said."""
+    said. Raises EditError where an update is not finite in the model's precision."""
+    for delta in deltas:
+        if not delta.fits(lm.dtype):
+            raise EditError(
+                f"The update of '{delta.module}' is not finite in {str(lm.dtype).removeprefix('torch.')}.",
+                "A loss or a key was not finite, or the numbers are too large for this precision.",
+                "Choose another layer or a smaller clamp, or load the model in float32.",
+            )
     return Edit(
         requests=tuple(requests),
         config=config,

@@ -7,7 +7,7 @@ import json
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +32,11 @@ SHIPPED = ASSETS / "moments"
 MOMENTS = Kept["Moment"]("second moments", limit=8)
 TEXT_TOKENS = 128  # length of a text the model writes
 TEXTS_AT_ONCE = 128
+TEXT_CACHE = 2**30  # bytes of keys and values that the texts written at once may take
+ROWS_AT_ONCE = 256  # of C, where it is looked at in pieces
+DEFAULT_TOKENS = 20_000  # 13 × d_mlp of the default model
+ENOUGH = 10  # tokens in units of d_mlp; 2 to 10 are enough (arXiv 2506.04226)
+SETTLED = 2  # fewer than so many are said to be few. Moved ordinary outputs: docs/scale.md
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +65,26 @@ class Moment:
         """A short hash of everything that this C is, its entries in single precision: the same after save and load."""
         about = (self.fingerprint, self.layer, self.n_tokens, self.corpus, self.seed)
         digest = hashlib.blake2b(repr(about).encode(), digest_size=8)
-        digest.update(self.C.detach().cpu().float().contiguous().numpy().tobytes())
+        for rows in self.C.detach().split(ROWS_AT_ONCE):
+            digest.update(rows.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @property
     def source(self) -> str:
-        """What it was made from, in words."""
-        return f"{self.corpus}, {self.n_tokens:,} tokens"
+        """What it was made from, in words, and whether that is little."""
+        made = f"{self.corpus}, {self.n_tokens:,} tokens"
+        return f"{made} ({self.warning})" if self.warning else made
+
+    @property
+    def warning(self) -> str:
+        """That it was made from fewer tokens than are enough; empty where they are enough."""
+        times = self.n_tokens / len(self.C)
+        return f"only {times:.1f} × d_mlp: edits disturb more than they need to" if times < SETTLED else ""
 
     def solve(self, keys: Float[Tensor, "d_mlp *n"], ridge: float) -> Float[Tensor, "d_mlp *n"]:
         """(C + ridge·tr(C)/d_mlp·I)⁻¹ keys in float64, by a Cholesky factor and never by an inverse."""
-        columns = keys.double() if keys.dim() == 2 else keys.double()[:, None]
+        keys = keys.cpu().double()
+        columns = keys if keys.dim() == 2 else keys[:, None]
         solved = torch.cholesky_solve(columns, self.factor(ridge))
         return solved if keys.dim() == 2 else solved[:, 0]
 
@@ -80,8 +94,9 @@ class Moment:
             if ridge not in self._factors:
                 C = self.C.double().clone()
                 C.diagonal().add_(ridge * float(C.trace()) / len(C))
-                factor, failed = torch.linalg.cholesky_ex(C)
-                if int(failed) or not bool(factor.isfinite().all()):
+                # In place: C is symmetric, so its transpose is itself in the memory order that the factor needs.
+                factor, failed = torch.linalg.cholesky_ex(C.mT, out=(C.mT, torch.empty(0, dtype=torch.int32)))
+                if int(failed) or not bool(factor.sum().isfinite()):
                     raise MomentError(
                         f"C of layer {self.layer} is singular (made from {self.n_tokens:,} tokens, ridge {ridge:g}).",
                         "",
@@ -106,15 +121,25 @@ class Moment:
             raise MomentError(f"C has shape {tuple(self.C.shape)}, keys of '{lm.name}' have {lm.d_mlp} entries.")
         if self.n_tokens < 1:
             raise MomentError("C was made from no tokens.", "", "Compute it again.")
+        if self.n_tokens < lm.d_mlp:
+            raise MomentError(
+                f"C of layer {self.layer} was made from {self.n_tokens:,} tokens, fewer than the {lm.d_mlp:,} entries "
+                "of a key, so it cannot be inverted.",
+                "",
+                f"Make it from at least {SETTLED} × {lm.d_mlp:,} tokens; {default_tokens(lm):,} are taken by default.",
+            )
         if self._flaw:
             raise MomentError(self._flaw, "", "Compute it again.")
 
     @cached_property
     def _flaw(self) -> str:
         """What is wrong with the entries, if anything; every solve asks, and C does not change."""
-        if not bool(self.C.isfinite().all()):
+        C = self.C
+        blocks = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(C), ROWS_AT_ONCE)]
+        if not all(bool(C[rows].isfinite().all()) for rows in blocks):
             return "C has entries that are not finite."
-        symmetric = torch.allclose(self.C, self.C.T, rtol=1e-5, atol=1e-6 * float(self.C.abs().max()))
+        atol = 1e-6 * max(float(C[rows].abs().max()) for rows in blocks)
+        symmetric = all(torch.allclose(C[rows], C[:, rows].T, rtol=1e-5, atol=atol) for rows in blocks)
         return "" if symmetric else "C is not symmetric."
 
 
@@ -133,8 +158,10 @@ def estimate_moment(
     texts: a corpus of one's own; without it the model writes the text (seeded sampling at temperature 1). Every token
     but padding counts. Memory: see `memory_needed`.
     """
-    *_, last = moment_steps(lm, layers, n_tokens, seed=seed, texts=texts, edits=edits, track=track)
-    return last
+    source = _source(lm, layers, n_tokens, seed, texts, edits, track)
+    sums = _no_sums(lm, layers)
+    *_, seen = _collect(lm, source, sums, n_tokens, edits, track)
+    return {layer: source.moment(lm, layer, total.div_(seen), seen) for layer, total in sums.items()}
 
 
 def moment_steps(
@@ -147,52 +174,105 @@ def moment_steps(
     edits: Sequence[Update] = (),
     track: Track = silent,
 ) -> Iterator[dict[int, Moment]]:
-    """C as it grows: at every doubling of the number of tokens, and at the end."""
+    """C as it grows: at every doubling of the number of tokens, and at the end. Each is a copy of its own."""
+    source = _source(lm, layers, n_tokens, seed, texts, edits, track)
+    sums = _no_sums(lm, layers)
+    seen, shown = 0, 0
+
+    def moments() -> dict[int, Moment]:
+        return {layer: source.moment(lm, layer, total / seen, seen) for layer, total in sums.items()}
+
+    for seen in _collect(lm, source, sums, n_tokens, edits, track):
+        if seen >= 2 * shown:
+            shown = seen
+            yield moments()
+    if shown != seen:
+        yield moments()
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Token rows that C is made from, and what is said of them."""
+
+    rows: Sequence[tuple[int, ...]]
+    corpus: str
+    seed: int | None
+
+    def moment(self, lm: LanguageModel, layer: int, C: Float[Tensor, "d_mlp d_mlp"], seen: int) -> Moment:
+        return Moment(layer, C, seen, self.corpus, lm.fingerprint, self.seed)
+
+
+def _source(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    n_tokens: int,
+    seed: int,
+    texts: Sequence[str] | None,
+    edits: Sequence[Update],
+    track: Track,
+) -> _Text:
     if outside := [layer for layer in layers if not 0 <= layer < lm.n_layers]:
         raise MomentError(f"Layer {outside[0]} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
     own = texts is None
     source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]
     digest = hashlib.blake2b("\0".join(source).encode(), digest_size=6).hexdigest()
-    corpus = "self-written text" if own else f"{len(rows)} texts, {digest}"
-    sums = {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
-    points = {layer: Point("mlp_key", layer) for layer in layers}
-    seen, shown = 0, 0
+    if not rows:
+        raise MomentError("The texts hold no tokens.", "", "Give texts with words in them.")
+    return _Text(rows, "self-written text" if own else f"{len(rows)} texts, {digest}", seed if own else None)
 
-    def moments() -> dict[int, Moment]:
-        return {
-            layer: Moment(layer, total / seen, seen, corpus, lm.fingerprint, seed if own else None)
-            for layer, total in sums.items()
-        }
 
-    parts = list(chunks(_first_tokens(rows, n_tokens), len))
+def _no_sums(lm: LanguageModel, layers: Sequence[int]) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    return {layer: torch.zeros(lm.d_mlp, lm.d_mlp, dtype=torch.float64) for layer in layers}
+
+
+def _collect(
+    lm: LanguageModel,
+    source: _Text,
+    sums: Mapping[int, Float[Tensor, "d_mlp d_mlp"]],
+    n_tokens: int,
+    edits: Sequence[Update],
+    track: Track,
+) -> Iterator[int]:
+    """Add k kᵀ of every token to the sums in place; yields the number of tokens so far, after every batch."""
+    points, seen = {layer: Point("mlp_key", layer) for layer in sums}, 0
+    parts = list(chunks(_first_tokens(source.rows, n_tokens), len))
     for chunk in track(parts, "Collecting keys", len(parts)):
         batch = batch_of(lm, chunk)
         kept = activations(lm, batch, list(points.values()), edits=edits)
         for layer, point in points.items():
-            keys = kept[point][batch.mask].double().cpu()
-            sums[layer] += keys.T @ keys
+            keys = kept.pop(point)[batch.mask].cpu().double()
+            sums[layer].addmm_(keys.T, keys)
         seen += int(batch.mask.sum())
-        if seen >= 2 * shown:
-            shown = seen
-            yield moments()
-    if not seen:
-        raise MomentError("The texts hold no tokens.", "", "Give texts with words in them.")
-    if shown != seen:
-        yield moments()
+        yield seen
 
 
-def memory_needed(lm: LanguageModel, layers: Sequence[int]) -> int:
-    """Bytes that collecting C of these layers takes besides the model: float64 sums, and one batch of keys."""
-    sums = 8 * lm.d_mlp**2 * len(layers)
-    return sums + 12 * BATCH_TOKENS * lm.d_mlp * len(layers)
+def memory_needed(lm: LanguageModel, layers: Sequence[int], steps: int = 0) -> int:
+    """Bytes that collecting C of these layers takes besides the model and a forward pass: one float64 sum a layer, a
+    batch of keys of every layer in the model's precision, and one layer's of them in float64 (and once more in the
+    model's, without the padding).
+
+    steps: copies of C that are kept beside, such as steps of `moment_steps` and their factors.
+    """
+    sums = 8 * lm.d_mlp**2 * len(layers) * (1 + steps)
+    keys = BATCH_TOKENS * lm.d_mlp * lm.dtype.itemsize
+    return sums + keys * (len(layers) + 1) + 8 * BATCH_TOKENS * lm.d_mlp
 
 
-def convergence(steps: Sequence[Moment], keys: Float[Tensor, "n d_mlp"], ridge: float) -> list[tuple[int, float]]:
-    """How settled C is: (tokens, mean cosine between C_n⁻¹k and C_2n⁻¹k over some keys) for each doubling."""
-    solved = [moment.solve(keys.T.cpu(), ridge) for moment in steps]
-    pairs = zip(steps, solved, solved[1:], strict=False)
-    return [(m.n_tokens, float(torch.cosine_similarity(now, then, dim=0).mean())) for m, now, then in pairs]
+def factor_memory(lm: LanguageModel) -> int:
+    """Bytes that a Cholesky factor of C takes beside C: it is made in place, in a copy of C."""
+    return 8 * lm.d_mlp**2
+
+
+def convergence(steps: Iterable[Moment], keys: Float[Tensor, "n d_mlp"], ridge: float) -> Iterator[tuple[int, float]]:
+    """How settled C is: (tokens, mean cosine between C_n⁻¹k and C_2n⁻¹k over some keys) for each doubling, as soon as
+    the next one is there. No step is kept."""
+    tokens, former = 0, None
+    for moment in steps:
+        solved = moment.solve(keys.T.cpu(), ridge)
+        if former is not None:
+            yield tokens, float(torch.cosine_similarity(former, solved, dim=0).mean())
+        tokens, former = moment.n_tokens, solved
 
 
 def self_written_texts(
@@ -220,11 +300,21 @@ def _written_batch(lm: LanguageModel, seed: int, batch: int, edits: Sequence[Upd
     for folder in folders:
         if (folder / name).exists():
             return list(json.loads((folder / name).read_text(encoding="utf-8")))
-    texts = sample_texts(lm, TEXTS_AT_ONCE, TEXT_TOKENS, seed=1_000 * seed + batch, edits=edits, track=track)
+    texts = sample_texts(lm, texts_at_once(lm), TEXT_TOKENS, seed=1_000 * seed + batch, edits=edits, track=track)
     if folders:
         written = json.dumps(texts, ensure_ascii=False)
         write_whole(folders[-1] / name, lambda part: part.write_text(written, encoding="utf-8"))
     return texts
+
+
+def texts_at_once(lm: LanguageModel) -> int:
+    """As many as have room for their keys and values in TEXT_CACHE. It depends on the model and its precision alone,
+    never on what is free, because the text does."""
+    config = lm.hf.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_text = 2 * lm.n_layers * heads * width * TEXT_TOKENS * lm.dtype.itemsize
+    return max(1, min(TEXTS_AT_ONCE, TEXT_CACHE // a_text))
 
 
 def _first_tokens(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[tuple[int, ...]]:
@@ -237,8 +327,12 @@ def _first_tokens(rows: Sequence[tuple[int, ...]], n_tokens: int) -> Iterator[tu
 
 
 def save_moment(moment: Moment, path: Path) -> None:
-    """Write C as its upper triangle in float32, atomically."""
-    upper = moment.C[tuple(torch.triu_indices(*moment.C.shape))].float().numpy()
+    """Write C as its upper triangle in float32, row by row, atomically."""
+    C, d = moment.C, len(moment.C)
+    upper, at = np.empty(d * (d + 1) // 2, dtype=np.float32), 0
+    for row in range(d):
+        upper[at : at + d - row] = C[row, row:].cpu().float().numpy()
+        at += d - row
     about = {name: getattr(moment, name) for name in ("layer", "n_tokens", "corpus", "fingerprint")}
     seed = -1 if moment.seed is None else moment.seed
 
@@ -254,13 +348,13 @@ def load_moment(path: Path, lm: LanguageModel) -> Moment:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             d = lm.d_mlp
-            C = torch.zeros(d, d, dtype=torch.float64)
-            rows, columns = torch.triu_indices(d, d)
-            upper = torch.from_numpy(data["upper"]).double()
-            if upper.shape != rows.shape:
+            upper, at = torch.from_numpy(data["upper"]), 0
+            if upper.shape != (d * (d + 1) // 2,):
                 raise MomentError(f"'{path.name}' holds a C of another size than the keys of '{lm.name}'.")
-            C[rows, columns] = upper
-            C[columns, rows] = upper
+            C = torch.zeros(d, d, dtype=torch.float64)
+            for row in range(d):
+                C[row, row:] = C[row:, row] = upper[at : at + d - row].double()
+                at += d - row
             layer, n_tokens, seed = (int(data[name]) for name in ("layer", "n_tokens", "seed"))
             corpus, fingerprint = str(data["corpus"]), str(data["fingerprint"])
             moment = Moment(layer, C, n_tokens, corpus, fingerprint, None if seed < 0 else seed)
@@ -287,7 +381,9 @@ def stored_moment(lm: LanguageModel, layer: int) -> Moment | None:
     return None
 
 
-DEFAULT_TOKENS = 20_000  # 13 × d_mlp of the default model; 2–10 × d_mlp is enough (arXiv 2506.04226)
+def default_tokens(lm: LanguageModel) -> int:
+    """How many tokens C is made from unless one says otherwise: ten times a key's entries, and 20,000 at least."""
+    return max(DEFAULT_TOKENS, ENOUGH * lm.d_mlp)
 
 
 def moments_for(
@@ -307,8 +403,11 @@ def moments_for(
         return {layer: moments[layer] for layer in layers}
     found = {layer: stored for layer in layers if (stored := stored_moment(lm, layer)) is not None}
     if missing := [layer for layer in layers if layer not in found]:
-        made = estimate_moment(lm, missing, DEFAULT_TOKENS, track=track)
-        for layer, moment in made.items():
-            save_moment(moment, kept_path(lm, layer))
-            found[layer] = stored_moment(lm, layer) or moment  # as it is on the disk, so that nobody has another one
+        made = estimate_moment(lm, missing, default_tokens(lm), track=track)
+        for layer in missing:
+            save_moment(made.pop(layer), kept_path(lm, layer))  # popped, so that there are never two copies of it
+            kept = stored_moment(lm, layer)  # as it is on the disk, so that nobody has another one
+            if kept is None:
+                raise MomentError(f"C of layer {layer} was made, but it cannot be read from '{kept_path(lm, layer)}'.")
+            found[layer] = kept
     return found

@@ -292,8 +292,9 @@ def export_adapter(edit: Update | Sequence[Update], folder: str | Path, base_mod
     }
     weights = {}
     for module, delta in deltas.items():
-        weights[f"base_model.model.{module}.lora_A.weight"] = delta.V.detach().cpu().contiguous().clone()
-        weights[f"base_model.model.{module}.lora_B.weight"] = delta.U.detach().cpu().contiguous().clone()
+        U, V = (factor.detach().cpu().contiguous().clone() for factor in delta.balanced)
+        weights[f"base_model.model.{module}.lora_A.weight"] = V
+        weights[f"base_model.model.{module}.lora_B.weight"] = U
 
     def write() -> None:
         target = Path(folder)
@@ -314,9 +315,9 @@ def export_merged(lm: LanguageModel, edits: Sequence[Update], folder: str | Path
     weights = dict(lm.hf.state_dict())
     for module, delta in factors(edits).items():
         key = f"{module}.weight"
-        change = delta.matrix().to(weights[key].device)
+        change = delta.matrix()
         change = change.T if is_transposed(lm.module(module)) else change
-        weights[key] = (weights[key].double() + change).to(weights[key].dtype)
+        weights[key] = (weights[key].cpu().double() + change).to(weights[key].dtype)
 
     def write() -> None:
         lm.hf.save_pretrained(target, state_dict=weights, max_shard_size="2GB")

@@ -102,7 +102,7 @@ def final_by_replay(
     def final(delta: Float[Tensor, " d_model"]) -> Float[Tensor, "batch tail d_model"]:
         add: Patch = lambda state: state + delta.to(state)  # noqa: E731
         own = run_block(lm, recording, layer, column, entry, rows, [(Point(site, layer), add)])
-        state = torch.cat([own, rest], 1)
+        state = torch.cat([own, rest.to(own.device)], 1)
         for later in range(layer + 1, lm.n_layers):
             state = run_block(lm, recording, later, column, state, rows)
         return lm.module(lm.layout.norm)(state)
@@ -149,20 +149,22 @@ def optimise_delta(
     scale = float(v_0.norm()) if scale is None else scale
     limit = config.clamp * scale
     column, essence = prompts.column, prompts.essence
-    wanted = torch.tensor(prompts.targets, device=v_0.device)
-    rows = torch.arange(prompts.rows.start, prompts.rows.stop, device=v_0.device)[:, None]
+    wanted = torch.tensor(prompts.targets)
+    rows = torch.arange(prompts.rows.start, prompts.rows.stop)[:, None]
+    places = prompts.positions.cpu() - column
     original: Tensor | None = None
     history: list[Step] = []
     for index in track(range(config.steps), "Optimising v*", config.steps):
         with torch.enable_grad():
             states = final(delta)
-            log_probs = lm.unembed(states[rows, prompts.positions - column]).float().log_softmax(-1)
+            log_probs = lm.unembed(states[rows, places]).float().log_softmax(-1)
+            wanted = wanted.to(log_probs.device)
             nll = -log_probs.gather(-1, wanted.expand(len(rows), -1)[..., None])[..., 0].mean(1)
             now = lm.unembed(states[essence, prompts.kl_column - column]).float().log_softmax(-1)
             original = now.detach() if original is None else original
             kl = (now.exp() * (now - original)).sum()
             decay = config.decay * delta.norm() / scale**2
-            loss = nll.mean() + config.kl_weight * kl + decay
+            loss = nll.mean() + config.kl_weight * kl + decay.to(nll.device)
         first = log_probs[0, 0].detach()
         step = Step(
             index=index,

@@ -27,7 +27,7 @@ from rome_core.editing.value import (
     sampled_prefixes,
 )
 from rome_core.errors import EditError
-from rome_core.model.edits import Delta, Update, outputs_of
+from rome_core.model.edits import Delta, Update, outputs_as_applied, outputs_of
 from rome_core.model.hooks import Point, activations
 from rome_core.model.language_model import LanguageModel
 from rome_core.model.replay import replay_note
@@ -211,12 +211,12 @@ class ValueSearch(LayerConfig):
 
     def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
         keys = None if edit.keys is None else edit.keys.by_layer.get(layer)
-        return None if keys is None else keys.double().cpu()
+        return None if keys is None else keys.cpu().double()
 
     def residuals_asked(
         self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], number: int, keys: Float[Tensor, "d_mlp n"]
     ) -> Float[Tensor, "d_model n"]:
-        values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
+        values = edit.v_star.cpu().double().reshape(-1, lm.d_model).T
         return values - outputs_of(lm, edit.deltas[number].module, below, keys)
 
     def terms(
@@ -225,19 +225,27 @@ class ValueSearch(LayerConfig):
         """How exactly the constraint is met, and what the bare prompt's key gets of δ."""
         found, keys = list[Term](), self.keys_asked(edit, self.layers[-1])
         if keys is not None:
-            values = edit.v_star.double().cpu().reshape(-1, lm.d_model).T
-            reached = outputs_of(lm, edit.deltas[-1].module, [*below, edit], keys)
-            error = ((reached - values).norm(dim=0) / values.norm(dim=0)).max()
+            values = edit.v_star.cpu().double().reshape(-1, lm.d_model).T
+            module, active = edit.deltas[-1].module, [*below, edit]
+            error = _worst(outputs_of(lm, module, active, keys), values)
             key, value = (self.asks_at, "v^*") if len(edit.requests) == 1 else ("K", "V")
             found.append(
                 Term(
                     rf"\lVert\hat W {key} - {value}\rVert / \lVert {value}\rVert",
-                    float(error),
+                    error,
                     "how exactly the constraint is met" + ", the worst of all facts" * (key == "K"),
                 )
             )
+            if lm.dtype.itemsize < 4:
+                found.append(
+                    Term(
+                        rf"\lVert\operatorname{{fl}}(\hat W {key}) - {value}\rVert / \lVert {value}\rVert",
+                        _worst(outputs_as_applied(lm, module, active, keys), values),
+                        f"the same as it is applied, rounded to {str(lm.dtype).removeprefix('torch.')}",
+                    )
+                )
         if edit.keys is not None and edit.keys.delta is not None:
-            delta, bare = edit.keys.delta.double().cpu(), edit.k_0.double().cpu()
+            delta, bare = edit.keys.delta.cpu().double(), edit.k_0.cpu().double()
             share = float(edit.deltas[-1].matrix().cpu() @ bare @ delta / delta.square().sum().clamp(min=1e-300))
             found.append(
                 Term(
@@ -247,6 +255,11 @@ class ValueSearch(LayerConfig):
                 )
             )
         return found
+
+
+def _worst(found: Float[Tensor, "d_model n"], wanted: Float[Tensor, "d_model n"]) -> float:
+    """The largest relative error of a column."""
+    return float(((found - wanted).norm(dim=0) / wanted.norm(dim=0)).max())
 
 
 def states_at(

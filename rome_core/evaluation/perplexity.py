@@ -35,6 +35,6 @@ def perplexity(lm: LanguageModel, texts: Sequence[str] | None = None, *, edits: 
         following = batch.ids[:, 1:][batch.mask[:, 1:]]
         for states, tokens in zip(hidden.split(HEAD_ROWS), following.split(HEAD_ROWS), strict=True):
             log_probs = lm.unembed(states).float().log_softmax(-1)
-            total -= float(log_probs.gather(1, tokens[:, None]).double().sum())
+            total -= float(log_probs.gather(1, tokens[:, None]).cpu().double().sum())
         count += len(following)
     return math.exp(min(total / max(count, 1), 700.0)) if math.isfinite(total) else math.inf

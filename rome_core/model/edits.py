@@ -34,30 +34,44 @@ class Delta:
         (d_model, rank), d_mlp = self.U.shape, self.V.shape[1]
         if rank * (d_model + d_mlp) > d_model * d_mlp:
             return keys @ self._whole.to(keys.device, keys.dtype).T
-        U, V = (factor.to(keys.device, keys.dtype) for factor in (self.U, self.V))
+        U, V = (factor.to(keys.device, keys.dtype) for factor in self.balanced)
         return (keys @ V.T) @ U.T
+
+    @cached_property
+    def balanced(self) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, "rank d_mlp"]]:
+        """Factors of the same Δ for half precision, which ends at 65,504: U's columns and V's rows have equal norms, up
+        to a factor of two. They are scaled by powers of two, so nothing is rounded."""
+        U, V = self.U, self.V
+        ratio = V.float().norm(dim=1) / U.float().norm(dim=0)  # infinite or NaN where a factor is zero
+        exponent = (ratio.log2() / 2).round().nan_to_num(0.0, 0.0, 0.0)
+        scale = exponent.exp2().to(U.dtype)
+        return U * scale, V / scale[:, None]
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether every number of it is finite, in the precision that it is applied in, too."""
+        return all(bool(factor.to(dtype).isfinite().all()) for factor in self.balanced)
 
     @cached_property
     def _whole(self) -> Float[Tensor, "d_model d_mlp"]:
         return self.matrix().to(self.U.dtype)
 
     def matrix(self) -> Float[Tensor, "d_model d_mlp"]:
-        """Δ = U V in float64."""
-        return self.U.double() @ self.V.double()
+        """Δ = U V in float64, on the processor: Apple's GPUs have no float64."""
+        return self.U.cpu().double() @ self.V.cpu().double()
 
     def norm(self) -> float:
         """‖Δ‖_F, computed from the factors."""
-        gram_u, gram_v = self.U.double().T @ self.U.double(), self.V.double() @ self.V.double().T
-        return float(torch.sum(gram_u * gram_v).clamp(min=0).sqrt())
+        U, V = self.U.cpu().double(), self.V.cpu().double()
+        return float(torch.sum((U.T @ U) * (V @ V.T)).clamp(min=0).sqrt())
 
     def norm_under(self, C: Float[Tensor, "d_mlp d_mlp"]) -> float:
         """‖ΔC^½‖_F, the root of E‖Δk‖² over keys with second moment C."""
-        U, V = self.U.double().cpu(), self.V.double().cpu()
+        U, V = self.U.cpu().double(), self.V.cpu().double()
         return float(((U.T @ U) * (V @ C.double() @ V.T)).sum().clamp(min=0).sqrt())
 
     def singular_values(self) -> Float[Tensor, " rank"]:
         """Of Δ, largest first, float64: those of the small matrix between the orthonormal factors of U and V."""
-        small = torch.linalg.qr(self.U.double().cpu()).R @ torch.linalg.qr(self.V.double().cpu().T).R.T
+        small = torch.linalg.qr(self.U.cpu().double()).R @ torch.linalg.qr(self.V.cpu().double().T).R.T
         if not bool(small.isfinite().all()):
             return torch.full((len(small),), torch.nan, dtype=small.dtype)
         return torch.linalg.svdvals(small)
@@ -118,24 +132,39 @@ def outputs_of(
     lm: LanguageModel, module: str, edits: Sequence[Update], keys: Float[Tensor, "d_mlp n"]
 ) -> Float[Tensor, "d_model n"]:
     """W K of a matrix with the updates of it, float64."""
-    outputs = lm.matrix(module).detach().double().cpu() @ keys
+    outputs = lm.matrix(module).detach().cpu().double() @ keys
     for delta in (delta for edit in edits for delta in edit.deltas if delta.module == module):
         outputs = outputs + delta.matrix().cpu() @ keys
     return outputs
+
+
+@torch.no_grad()
+def outputs_as_applied(
+    lm: LanguageModel, module: str, edits: Sequence[Update], keys: Float[Tensor, "d_mlp n"]
+) -> Float[Tensor, "d_model n"]:
+    """W K as the model computes it: keys, matrix, overlays and their sum in its own precision; returned in float64."""
+    W = lm.matrix(module).detach()
+    rows = keys.T.to(W.device, W.dtype)
+    outputs = rows @ W.T
+    for delta in (delta for edit in edits for delta in edit.deltas if delta.module == module):
+        outputs = outputs + delta(rows)
+    return outputs.T.cpu().double()
 
 
 def check_base(lm: LanguageModel, edits: Sequence[Update]) -> None:
     """Raise EditError unless the edits are for this model."""
     if any(edit.base != lm.fingerprint for edit in edits):
         raise EditError(
-            f"This edit was solved for another model than '{lm.name}'.", "", "Solve it again on this model."
+            f"This edit was solved for another model than '{lm.name}'.",
+            "The same model in another precision counts as another one: its weights were rounded differently.",
+            "Solve it again on this model, or load the model in the precision that the edit was solved in.",
         )
 
 
 def relative_norms(lm: LanguageModel, edits: Sequence[Update]) -> dict[str, float]:
     """‖ΔW‖_F/‖W‖_F of all edits together, by module."""
     return {
-        module: delta.norm() / float(lm.matrix(module).detach().double().norm())
+        module: delta.norm() / float(lm.matrix(module).detach().cpu().double().norm())
         for module, delta in factors(edits).items()
     }
 
@@ -145,7 +174,8 @@ def _stacked(module: str, deltas: Sequence[Delta]) -> Delta:
     if len(deltas) == 1:
         return first
     if sum(delta.U.shape[1] for delta in deltas) < min(first.U.shape[0], first.V.shape[1]):
-        return Delta(module, torch.cat([d.U for d in deltas], 1), torch.cat([d.V for d in deltas], 0))
+        U, V = torch.cat([d.U.to(first.U) for d in deltas], 1), torch.cat([d.V.to(first.V) for d in deltas], 0)
+        return Delta(module, U, V)
     whole = first.matrix()
     for delta in deltas[1:]:
         whole += delta.matrix()

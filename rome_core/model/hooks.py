@@ -224,7 +224,8 @@ def next_logits(
 ) -> Float[Tensor, "batch vocab"]:
     """Logits of the token after each row's last one. The head is applied to that position only."""
     hidden = hidden_states(lm, batch, edits=edits, patches=patches)
-    return lm.unembed(hidden[torch.arange(len(hidden)), batch.last])
+    rows = torch.arange(len(hidden), device=hidden.device)  # with several devices, where the last block is
+    return lm.unembed(hidden[rows, batch.last.to(hidden.device)])
 
 
 def attention_pattern(

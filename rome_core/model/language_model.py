@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 V = TypeVar("V")
+SUMMED_AT_ONCE = 2**22  # weights, 32 MB in int64
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def fingerprint(hf: PreTrainedModel) -> str:
             _check_finite(path, parameter)
             bits = parameter.detach().reshape(-1).view(_BITS[parameter.element_size()])
             sample = bits[:: max(1, bits.numel() // 1024)].cpu().contiguous()
-            digest.update(f"{path}{tuple(parameter.shape)}{int(bits.sum(dtype=torch.int64))}".encode())
+            digest.update(f"{path}{tuple(parameter.shape)}{_sum_of_bits(bits)}".encode())
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
 
@@ -204,6 +205,14 @@ def _setting(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except (ValueError, AttributeError, TypeError, RuntimeError):  # some are computed, and not for every model
         return None
+
+
+def _sum_of_bits(bits: Tensor) -> int:
+    """In pieces: the sum of a whole matrix in int64 would make a copy of it in int64 first."""
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for part in bits.split(SUMMED_AT_ONCE):
+        total += part.sum(dtype=torch.int64)
+    return int(total)
 
 
 def _check_finite(path: str, parameter: Tensor) -> None:

@@ -263,7 +263,9 @@ def _bytes_per_row(lm: LanguageModel, tail: int, width: int) -> int:
     """What one variant holds at its largest: states, MLP intermediates, attention weights, keys and values."""
     config = lm.hf.config.get_text_config()
     heads = config.num_attention_heads
-    return 4 * (tail * (6 * lm.d_model + 4 * lm.d_mlp) + 4 * heads * tail * width + 6 * lm.d_model * width)
+    return lm.dtype.itemsize * (
+        tail * (6 * lm.d_model + 4 * lm.d_mlp) + 4 * heads * tail * width + 6 * lm.d_model * width
+    )
 
 
 def _patches(layer: int, token: int, runs: Sequence[Sequence[Cell]], samples: int) -> list[tuple[Point, Patch]]:

@@ -98,7 +98,7 @@ def continuation_probabilities(
 
 def kl_divergence(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
     """KL(before ‖ after) of each row in nats, float64, from log-probabilities."""
-    p, q = before.double(), after.double()
+    p, q = before.cpu().double(), after.cpu().double()
     return (p.exp() * (p - q)).sum(-1)
 
 

@@ -33,18 +33,41 @@ def restored_states(
             )
             yield [(cell, lm.unembed(hidden[:, -tail:]))]
         return
-    for group in batches(lm, runs.corrupted, cells, runs.request.budget):
+    for group in batches(lm, runs.corrupted, cells, _budget(lm, runs)):
         for finished in sweep(lm, runs.clean, runs.corrupted, group, tail):
             yield _read(lm, finished)
 
 
-HEAD_ROWS = 512  # states that go through the head together: enough to be fast, 100 MB of logits at 50,000 tokens
+def _budget(lm: LanguageModel, runs: Runs) -> int:
+    """The budget that was asked for, or half of what the device has beside the weights. Not what happens to be free:
+    the number of steps must be the same whenever it is asked for."""
+    memory = device_memory(lm.device)
+    if memory is None:
+        return runs.request.budget
+    weights = sum(p.numel() * p.element_size() for p in lm.hf.parameters() if p.device == lm.device)
+    return max(1, min(runs.request.budget, (memory - weights) // 2))
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that an accelerator has in all; None of the processor, whose memory others use, too."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(torch.mps.recommended_max_memory()) if device.type == "mps" else None
+
+
+HEAD_ROWS = 512  # states that go through the head together: enough to be fast
+HEAD_BYTES = 2**28  # of their logits; a softmax over them takes as much again
+
+
+def _head_rows(lm: LanguageModel) -> int:
+    """512 states up to a vocabulary of 130,000 words, fewer for larger ones."""
+    return max(1, min(HEAD_ROWS, HEAD_BYTES // (4 * lm.hf.config.get_text_config().vocab_size)))
 
 
 def _read(lm: LanguageModel, finished: Finished) -> list[tuple[Cell, Float[Tensor, "samples tail vocab"]]]:
     """Logits of the finished cells. Ten rows at a time would run the head at a fifth of the processor's rate."""
     read: list[tuple[Cell, Tensor]] = []
-    at_once = max(1, HEAD_ROWS // max(1, finished[0][1].shape[:2].numel())) if finished else 1
+    at_once = max(1, _head_rows(lm) // max(1, finished[0][1].shape[:2].numel())) if finished else 1
     for at in range(0, len(finished), at_once):
         chunk = finished[at : at + at_once]
         logits = lm.logits(torch.stack([state for _, state in chunk]))  # [cell samples tail vocab]
@@ -56,4 +79,4 @@ def n_steps(lm: LanguageModel, runs: Runs, cells: Sequence[Cell]) -> int:
     """How often `restored_states` yields."""
     if replay_note(lm):
         return len(cells)
-    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, runs.request.budget))
+    return sum(lm.n_layers - group[0].entry for group in batches(lm, runs.corrupted, cells, _budget(lm, runs)))

@@ -137,10 +137,10 @@ def noise_sigma(lm: LanguageModel, source: Literal["subjects", "vocabulary"]) ->
     embed = lm.module(lm.layout.embed)
     with torch.no_grad():
         if source == "vocabulary":
-            return float(embed(torch.arange(embed.weight.shape[0], device=lm.device)).double().std())
+            return float(embed(torch.arange(embed.weight.shape[0], device=lm.device)).cpu().double().std())
         subjects = [fact.prompt.subject for fact in load_facts()]
         ids = [i for s in subjects for i in lm.tokenizer(s, add_special_tokens=False)["input_ids"]]
-        return float(embed(torch.tensor(ids, device=lm.device)).double().std())
+        return float(embed(torch.tensor(ids, device=lm.device)).cpu().double().std())
 
 
 def draw_noise(

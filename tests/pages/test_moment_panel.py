@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import moment_panel
 from pages.shared.moment_panel import Made, convergence_figure
 from pages.shared.style import LIGHT
-from rome_core import Moment
+from rome_core import LanguageModel, Moment
 from tests.pages.conftest import edits_of, end_of_jobs, goto, texts
 
 
@@ -42,6 +42,21 @@ def test_a_closed_panel_costs_nothing(app: AppTest) -> None:
     assert not [button for button in app.button if button.key == "moment-make"]
 
 
+def test_a_model_with_wide_keys_can_be_given_enough_tokens_and_is_told_what_is_few(
+    app: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 tokens, the default of small models, would be fewer than this one's keys have entries."""
+    monkeypatch.setattr(LanguageModel, "d_mlp", property(lambda lm: 24_576))
+    app.session_state["moment-panel"] = True
+    goto(app, "edit")
+
+    tokens = app.number_input(key="moment-tokens")
+    assert not app.exception and (tokens.min, tokens.value) == (24_576, 245_760)
+    assert "From fewer than 2 ×" not in texts(app.caption)
+    tokens.set_value(30_000).run()
+    assert "1.2 × the keys' 24,576 entries. From fewer than 2 × C is too rough" in texts(app.caption)
+
+
 def test_too_little_text_is_one_sentence(opened: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moment_panel, "_file", lambda: ["Three short words."])
     opened.segmented_control(key="moment-source").set_value(moment_panel.FILE).run()
@@ -54,7 +69,7 @@ def test_too_little_text_is_one_sentence(opened: AppTest, monkeypatch: pytest.Mo
 def test_the_figure_says_how_far_the_direction_still_turns() -> None:
     step = Moment(1, torch.eye(4, dtype=torch.float64), 4_000, "mine", "f")
 
-    figure = convergence_figure(Made((step,), ((1_000, 0.91), (2_000, 0.987))), LIGHT)
+    figure = convergence_figure(Made(step, ((1_000, 0.91), (2_000, 0.987))), LIGHT)
 
     assert "From 2,000 to 4,000 tokens" in figure.layout.title.text and "0.987" in figure.layout.title.text
     assert list(figure.data[0].x) == [1_000, 2_000]

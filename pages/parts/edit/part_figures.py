@@ -69,7 +69,7 @@ def promoted_figure(before: Tokens, after: Tokens, caption: str, theme: Theme) -
 
 def factors_figure(delta: Delta, caption: str, theme: Theme) -> go.Figure:
     """The two factors of a rank-one update, entry by entry: what it writes (U) and what it listens to (V)."""
-    u, v = delta.U[:, 0].double().cpu().numpy(), delta.V[0].double().cpu().numpy()
+    u, v = delta.U[:, 0].cpu().double().numpy(), delta.V[0].cpu().double().numpy()
     titles = (f"U: what is written, {len(u):,} entries", f"V: what is listened to, {len(v):,} neurons")
     fig = make_subplots(rows=2, cols=1, vertical_spacing=0.2, subplot_titles=titles)
     for row, (factor, colour) in enumerate(((u, AFTER), (v, theme.grey)), start=1):

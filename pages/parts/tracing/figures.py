@@ -21,7 +21,7 @@ MANY = 30  # tokens; a longer prompt has lower rows
 
 def scores(trace: Trace) -> np.ndarray:
     """The heat map in the config's metric: corrupted value + indirect effect, [pos, layer]."""
-    return trace.corrupted_score + trace.indirect_effect.double().cpu().numpy()
+    return trace.corrupted_score + trace.indirect_effect.cpu().double().numpy()
 
 
 def metric_name(trace: Trace) -> str:

@@ -62,7 +62,7 @@ class AlphaEdit(SpreadUpdate):
     ) -> Delta:
         """Solved in the coordinates of the null space, where P is the identity: k' = Qᵀk."""
         Q = null_space(moment, self.energy)
-        own, kept = Q.T @ keys.double().cpu(), Q.T @ earlier.double().cpu()
+        own, kept = Q.T @ keys.cpu().double(), Q.T @ earlier.cpu().double()
         scale = float(own.square().sum(0).mean())
         if Q.shape[1] == 0 or scale == 0:
             raise EditError(
@@ -72,7 +72,7 @@ class AlphaEdit(SpreadUpdate):
             )
         gram = own @ own.T + kept @ kept.T
         gram.diagonal().add_(self.weight * scale)
-        return delta_of(module, residuals.double().cpu(), torch.linalg.solve(gram, own).T @ Q.T, residuals)
+        return delta_of(module, residuals.cpu().double(), torch.linalg.solve(gram, own).T @ Q.T, residuals)
 
     def terms(
         self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]

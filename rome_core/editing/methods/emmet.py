@@ -47,7 +47,7 @@ class Emmet(ValueSearch):
         residuals = torch.stack([value.delta for value in values], 1)
         weight = 0.0
         if len(values) > 1:
-            K = keys.double().cpu()
+            K = keys.cpu().double()
             weight = self.slack * float((K * moment.solve(K, self.ridge)).sum(0).mean())
         delta = least_squares(lm.down_projection(layer), residuals, keys, moment, self.ridge, weight)
         v_star = torch.stack([own.values.mean(0) for own in rows]) + residuals.T

@@ -80,7 +80,7 @@ class FineTune(LayerConfig):
             with torch.enable_grad():
                 nll, first, p = losses(lm, forced, (module, lambda keys: keys @ change.T.to(keys)), self)
             decay = self.weight_decay / 2 * (W + change.detach()).square().sum().item()
-            norm = change.detach().double().norm().item()
+            norm = change.detach().cpu().double().norm().item()
             limit = float("inf") if self.bound is None else self.bound * W.numel() ** 0.5
             rank = int((first[0] > first[0, forced.targets[0, 0]]).sum()) + 1
             step = Step(

@@ -37,11 +37,11 @@ def least_squares(
 
     It minimises ‖ΔK − R‖² + λ‖ΔC^½‖² (MEMIT, equation 14); λ = 0 makes ΔK = R hold exactly (EMMET).
     """
-    K = keys.double().cpu()
+    K = keys.cpu().double()
     solved = moment.solve(K, ridge)
     gram = K.T @ solved
     gram.diagonal().add_(weight)
-    U, info = torch.linalg.solve_ex(gram, residuals.double().cpu().T)
+    U, info = torch.linalg.solve_ex(gram, residuals.cpu().double().T)
     if int(info) or not bool(U.isfinite().all()) or not bool(solved.isfinite().all()):
         raise EditError(
             "The keys of these facts cannot be told apart under C⁻¹, so the update cannot be formed.",
@@ -134,7 +134,7 @@ class SpreadUpdate(ValueSearch):
         point, prompts = Point("resid_post", self.layers[-1]), [request.prompt for request in edit.requests]
         active = [*below, replace(edit, deltas=edit.deltas[:done])]
         now = subject_states(lm, prompts, [point], edits=active)[point]
-        return (edit.v_star.double().cpu() - now.double().cpu()).T
+        return (edit.v_star.cpu().double() - now.cpu().double()).T
 
     def terms(
         self, lm: LanguageModel, edit: Edit, below: Sequence[Edit], moments: Callable[[int], Moment | None]

@@ -82,20 +82,20 @@ class NRome(RomePolicy):
     ) -> Moment:
         """C_T = C + μ E[k_s k_sᵀ] + ν E[k_n k_nᵀ]: over the keys k_s nearest to k* in direction, as C⁻¹ measures it,
         and over those of namesakes."""
-        keys = other_keys(lm, request, moment.layer).double().cpu()
-        solved = moment.solve(torch.cat([keys, k_star.double().cpu()[None]]).T, self.ridge)
+        keys = other_keys(lm, request, moment.layer).cpu().double()
+        solved = moment.solve(torch.cat([keys, k_star.cpu().double()[None]]).T, self.ridge)
         likeness = (keys @ solved[:, -1]).abs() / (keys * solved[:, :-1].T).sum(1).sqrt()
         nearest = keys[likeness.topk(min(self.held, len(keys))).indices]
-        C = moment.C.double() + self.hold * nearest.T @ nearest / len(nearest)
+        C = torch.addmm(moment.C.double(), nearest.T, nearest, alpha=self.hold / len(nearest))
         alike = make_namesakes(request.prompt, self.namesakes)
         if alike and self.hold_namesakes:
-            keys = subject_keys(lm, alike, moment.layer).double().cpu()
-            C += self.hold_namesakes * keys.T @ keys / len(keys)
+            keys = subject_keys(lm, alike, moment.layer).cpu().double()
+            C.addmm_(keys.T, keys, alpha=self.hold_namesakes / len(keys))
         return replace(moment, C=C)
 
     def denominator(self, edit: Edit, products: KeyProducts) -> float:
         """What its update brings about at the bare key, whose inverse size it has: its keys are measured by C_T."""
-        return float(edit.deltas[0].V[0].double().cpu() @ edit.k_0.double().cpu())
+        return float(edit.deltas[0].V[0].cpu().double() @ edit.k_0.cpu().double())
 
     def notes(self, edit: Edit, missed: Mapping[int, float | None]) -> list[str]:
         return [

@@ -72,7 +72,7 @@ class RomePolicy(ValueSearch):
         return FoundValue(edit.requests[0], self.prefixes_used, edit.v_0, edit.keys.delta, edit.history, keys)
 
     def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
-        return None if edit.keys is None or edit.keys.prompts is None else edit.k_star.double().cpu()[:, None]
+        return None if edit.keys is None or edit.keys.prompts is None else edit.k_star.cpu().double()[:, None]
 
 
 class Rome(RomePolicy):
@@ -86,7 +86,7 @@ class Rome(RomePolicy):
         return Terms(keys.keys.mean(0)[:, None], keys.k_0[:, None], delta, keys.v_0)
 
     def keys_asked(self, edit: Edit, layer: int) -> Float[Tensor, "d_mlp n"] | None:
-        return None if super().keys_asked(edit, layer) is None else edit.k_0.double().cpu()[:, None]
+        return None if super().keys_asked(edit, layer) is None else edit.k_0.cpu().double()[:, None]
 
     def denominator(self, edit: Edit, products: KeyProducts) -> float:
         return products.k0_kstar
@@ -154,7 +154,7 @@ class HRome(RomePolicy):
 def rank_one(module: str, terms: Terms, moment: Moment, ridge: float) -> Delta:
     """The update's two factors, solved in float64 (Meng et al. 2022, equation 2; for several keys EMMET's form)."""
     solved = moment.solve(terms.direction.cpu(), ridge)
-    gram = terms.denominator.double().cpu().T @ solved
+    gram = terms.denominator.cpu().double().T @ solved
     # Equal keys ask for one thing twice: the pseudo-inverse takes it once.
     w = torch.linalg.pinv(gram, rtol=1e-12).sum(1) if bool(gram.isfinite().all()) else gram[0]
     total = float(w.sum())
@@ -165,6 +165,6 @@ def rank_one(module: str, terms: Terms, moment: Moment, ridge: float) -> Delta:
             "Choose another layer or subject.",
         )
     u = solved @ (w / total)
-    U = (terms.residual.double().cpu() * total)[:, None]
+    U = (terms.residual.cpu().double() * total)[:, None]
     device, dtype = terms.residual.device, terms.residual.dtype
     return Delta(module, U.to(device, dtype), u[None].to(device, dtype))

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from rome_core import METHODS, EditError, EditRequest, LanguageModel, Moment, Prompt, solve
-from rome_core.editing.edit import Edit
+from rome_core.editing.edit import Edit, make_edit
 from rome_core.editing.methods.alphaedit import null_space
 from rome_core.editing.methods.least_squares import least_squares, mean_key
 from rome_core.editing.value import prompts_of
 from rome_core.editing.value_search import states_at
-from rome_core.model.hooks import Point
-from tests.tiny import REQUEST, random_edit
+from rome_core.model.hooks import Point, batch_of, next_logits
+from tests.tiny import REQUEST, random_edit, random_moment, tiny_model, tiny_tokenizer
 
 PREFIXES = ("", "x. ", "So it is. ")
 REQUESTS = (
@@ -23,6 +23,7 @@ REQUESTS = (
     EditRequest(Prompt("The capital of {} is", "France"), "London", "Paris"),
     EditRequest(Prompt("{} plays the sport of", "LeBron James"), "golf", "basketball"),
 )
+IDS = tuple(tiny_tokenizer()("The Eiffel Tower is located in")["input_ids"])
 QUICK = {"prefixes": PREFIXES, "steps": 4, "clamp": 1.0}
 
 
@@ -176,3 +177,36 @@ def test_a_spread_over_more_layers_than_there_are_takes_those_there_are(
 
     assert edit.config.layers == [0, 1]
     assert [delta.module for delta in edit.deltas] == [lm.down_projection(layer) for layer in (0, 1)]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["r-rome", "n-rome", "memit", "ft-m"])
+def test_an_edit_in_half_precision_is_finite_however_small_c_is(family: str, dtype: torch.dtype, method: str) -> None:
+    """C of small keys makes C⁻¹k larger than float16 can hold; what is added at k* is v* all the same."""
+    lm = tiny_model(family, dtype=dtype)
+    moments = {layer: replace(m := random_moment(lm, layer), C=1e-7 * m.C) for layer in range(lm.n_layers)}
+    config = METHODS[method](layer=2, **(QUICK if method != "ft-m" else {"steps": 4}))
+
+    edit = solve(lm, [REQUEST], config, moments=moments)
+
+    logits = next_logits(lm, batch_of(lm, [IDS]), edits=[edit])
+    assert bool(logits.isfinite().all()) and not torch.equal(logits, next_logits(lm, batch_of(lm, [IDS])))
+    if method == "r-rome":
+        exact, applied = (
+            term for term in edit.config.terms(lm, edit, [], lambda layer: None) if "hat W" in term.symbol
+        )
+        eps = torch.finfo(dtype).eps
+        assert exact.value < eps  # what is left is of v_0, which the model itself has rounded
+        assert 0 < applied.value < 4 * eps and str(dtype).removeprefix("torch.") in applied.meaning
+
+
+def test_an_update_that_is_not_finite_is_never_given_out(lm: LanguageModel) -> None:
+    delta, config, half = random_edit(lm).deltas[0], METHODS["r-rome"](layer=1), tiny_model(dtype=torch.float16)
+    no_number, too_large = replace(delta, U=delta.U * torch.nan), replace(delta, U=1e12 * delta.U)
+
+    with pytest.raises(EditError, match="is not finite in float32"):
+        make_edit(lm, [REQUEST], config, (no_number,), [])
+    with pytest.raises(EditError, match="is not finite in float16"):
+        make_edit(half, [REQUEST], config, (too_large,), [])
+    make_edit(lm, [REQUEST], config, (too_large,), [])

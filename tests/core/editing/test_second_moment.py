@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from rome_core.editing import second_moment as module
 from rome_core.editing.second_moment import (
     Moment,
     convergence,
+    default_tokens,
     estimate_moment,
+    factor_memory,
     kept_path,
     load_moment,
     memory_needed,
@@ -26,6 +29,7 @@ from rome_core.editing.second_moment import (
     save_moment,
     self_written_texts,
     stored_moment,
+    texts_at_once,
 )
 from rome_core.errors import MomentError
 from rome_core.files import cache_dir
@@ -208,17 +212,92 @@ def test_convergence_is_the_cosine_between_solutions() -> None:
         for a, b in itertools.pairwise(solved)
     ]
 
-    found = convergence(steps, torch.from_numpy(keys).float(), 0.0)
+    found = list(convergence(steps, torch.from_numpy(keys).float(), 0.0))
 
     assert [n for n, _ in found] == [96, 96]
     assert [c for _, c in found] == pytest.approx(cosines, rel=1e-5)
 
 
-def test_the_memory_that_is_announced_holds_the_sums() -> None:
-    lm = tiny_model()
+def peak(work: Callable[[], object]) -> int:
+    """The most bytes that torch held at once beyond those at the beginning."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        kept = work()
+    sizes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert kept is not None and sizes
+    return max(itertools.accumulate(sizes))
 
-    assert memory_needed(lm, [0, 1, 2]) == 3 * memory_needed(lm, [0])
-    assert memory_needed(lm, [0]) > 8 * 24 * 24
+
+@pytest.mark.parametrize("layers", [[1], [0, 1, 2]])
+def test_collecting_takes_no_more_than_is_announced_and_holds_one_sum_a_layer(
+    layers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 40)
+    lm = tiny_model(intermediate_size=768)
+    one = 8 * 768**2
+
+    taken = peak(lambda: estimate_moment(lm, layers, 1_000, texts=[*TEXTS] * 40))
+
+    assert len(layers) * one < taken < (len(layers) + 0.5) * one  # however many doublings there were
+    forward = 40 * (4 * 768 * 4 + lm.hf.config.vocab_size * 4)
+    assert taken <= memory_needed(lm, layers) + forward
+
+
+def test_what_is_done_with_a_c_takes_one_copy_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 16)
+    lm = tiny_model(intermediate_size=512)
+    moment, file, one = random_moment(lm), tmp_path / "c.npz", 8 * 512**2
+
+    assert peak(lambda: moment.factor(1e-6)) < 1.01 * one and factor_memory(lm) == one
+    for work in (lambda: moment.key, lambda: moment.check(lm) or 1, lambda: save_moment(moment, file) or 1):
+        assert peak(work) < 0.2 * one
+    assert peak(lambda: load_moment(file, lm)) < 1.2 * one
+
+
+@pytest.mark.parametrize("d", [24, 200])
+def test_a_factor_is_lower_triangular_and_its_square_is_c(d: int) -> None:
+    """It is made in place, over C's own copy."""
+    moment = random_moment(tiny_model(intermediate_size=d))
+    before = moment.C.clone()
+
+    factor = moment.factor(0.1).numpy()
+
+    ridge = 0.1 * np.trace(before.numpy()) / d * np.eye(d)
+    np.testing.assert_allclose(factor, np.linalg.cholesky(before.numpy() + ridge), rtol=1e-9, atol=1e-12)
+    assert torch.equal(moment.C, before)
+
+
+def test_an_edit_is_not_solved_with_fewer_tokens_than_a_key_has_entries() -> None:
+    lm = tiny_model()
+    moment = replace(random_moment(lm), n_tokens=23)
+
+    with pytest.raises(MomentError, match="23 tokens, fewer than the 24 entries of a key"):
+        moments_for(lm, [1], {1: moment})
+    moments_for(lm, [1], {1: replace(moment, n_tokens=24)})
+
+
+def test_few_tokens_are_said_wherever_the_source_is() -> None:
+    moment = random_moment(tiny_model())
+
+    assert "only 1.9 × d_mlp" in replace(moment, n_tokens=46).source
+    assert replace(moment, n_tokens=48).source == "random numbers, 48 tokens"
+
+
+def test_c_is_made_from_ten_times_the_entries_of_a_key_and_20_000_tokens_at_least() -> None:
+    assert default_tokens(tiny_model()) == 20_000
+    assert default_tokens(tiny_model(intermediate_size=2_100)) == 21_000
+
+
+def test_texts_written_at_once_have_room_for_their_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    config = lm.hf.config
+    a_text = 2 * lm.n_layers * config.num_key_value_heads * config.head_dim * module.TEXT_TOKENS * 4
+
+    assert texts_at_once(lm) == 128
+    monkeypatch.setattr(module, "TEXT_CACHE", 5 * a_text + 1)
+    assert texts_at_once(lm) == 5 and texts_at_once(tiny_model(dtype=torch.bfloat16)) == 10
+    monkeypatch.setattr(module, "TEXT_CACHE", 1)
+    assert texts_at_once(lm) == 1
 
 
 def test_a_stored_c_comes_back_within_float32(tmp_path: Path) -> None:
@@ -338,14 +417,14 @@ def test_given_moments_are_used_as_they_are_and_a_missing_one_has_a_sentence() -
 
 
 def test_without_moments_what_is_missing_is_made_once_and_kept(little: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEFAULT_TOKENS", 40)
+    monkeypatch.setattr(module, "DEFAULT_TOKENS", 250)
     lm = tiny_model()
     save_moment(random_moment(lm, 1), cache_dir() / "moments" / f"{lm.fingerprint}-1.npz")
 
     found = moments_for(lm, [1, 2], None)
 
     assert found[1].corpus == "random numbers" and found[2].corpus == "self-written text"
-    assert found[2].n_tokens == 40
+    assert found[2].n_tokens == 250
     monkeypatch.setattr(module, "estimate_moment", None)  # not called again
     torch.testing.assert_close(moments_for(lm, [2], None)[2].C, found[2].C, rtol=1e-6, atol=1e-6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rome_core.model.edits import Delta, relative_norms
+from rome_core.model.edits import Delta, Update, factors, relative_norms
 from tests.tiny import random_edit, tiny_model
 
 
@@ -90,3 +90,47 @@ def test_the_relative_norm_of_several_updates_on_one_module_is_that_of_their_sum
     W = lm.weight(1)
     expected = {delta.module: pytest.approx(2 * float(delta.matrix().norm() / W.norm()), rel=1e-5)}
     assert relative_norms(lm, [replace(edit, deltas=edit.deltas * 2)]) == relative_norms(lm, [edit, edit]) == expected
+
+
+def test_balanced_factors_are_the_same_update_bit_for_bit_and_fit_half_precision() -> None:
+    """C⁻¹k is as large as C is small: its entries go far beyond where float16 ends."""
+    draw = torch.Generator().manual_seed(0)
+    U, V = 3e-7 * torch.randn(5, 3, generator=draw), 9e6 * torch.randn(3, 7, generator=draw)
+    update = Delta("block.mlp", U, V)
+
+    balanced = Delta("block.mlp", *update.balanced)
+
+    assert torch.equal(balanced.matrix(), update.matrix())
+    ratio = balanced.V.norm(dim=1) / balanced.U.norm(dim=0)
+    assert bool((ratio >= 0.5).all()) and bool((ratio <= 2.0).all())
+    keys = torch.randn(4, 7, generator=draw)
+    added = update(keys.half())
+    assert not bool(V.half().isfinite().all()) and update.fits(torch.float16)
+    np.testing.assert_allclose(added.double(), keys.double() @ update.matrix().T, atol=2e-2 * float(added.abs().max()))
+
+
+def test_factors_of_nothing_stay_as_they_are() -> None:
+    U, V = torch.tensor([[0.0, 1.0, 0.0]]).repeat(5, 1), torch.tensor([[1.0], [0.0], [0.0]]).repeat(1, 7)
+
+    update = Delta("block.mlp", U, V)
+
+    assert all(torch.equal(own, kept) for own, kept in zip(update.balanced, (U, V), strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_fits_no_precision(bad: float) -> None:
+    update, _ = delta(1)
+
+    assert update.fits(torch.float16)
+    for U, V in ((bad * update.U, update.V), (update.U, bad * update.V), (1e9 * update.U, 1e9 * update.V)):
+        assert not Delta("block.mlp", U, V).fits(torch.float16)
+
+
+def test_updates_of_several_devices_are_put_together_on_the_first_ones() -> None:
+    """An edit from a file is on the processor, a solved one where its model is; `meta` stands for another device."""
+    here, there = delta(1)[0], Delta("block.mlp", torch.zeros(5, 1, device="meta"), torch.zeros(1, 7, device="meta"))
+    edits = [Update((there,), "f"), Update((here,), "f")]
+
+    stacked = factors(edits)["block.mlp"]
+
+    assert stacked.U.device.type == stacked.V.device.type == "meta" and stacked.U.shape == (5, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rome_core.errors import ModelError
+from rome_core.model import language_model
 from rome_core.model.language_model import Kept, LanguageModel, fingerprint
 from tests.tiny import FAMILIES, plain_run, plain_states, tiny_model, tiny_tokenizer
 
@@ -131,3 +132,14 @@ def test_what_is_kept_with_a_model_is_bounded_and_the_least_used_goes_first() ->
     assert tiny_model().remember(kind, 1, lambda: 5) == 5  # another model's are its own
     lm.forget(kind)
     assert square(1) == 1 and made[-1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_fingerprint_sums_in_pieces_what_a_whole_sum_is(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = tiny_model(dtype=dtype).hf
+    monkeypatch.setattr(language_model, "SUMMED_AT_ONCE", 2**62)
+    whole = fingerprint(hf)
+
+    monkeypatch.setattr(language_model, "SUMMED_AT_ONCE", 7)
+
+    assert fingerprint(hf) == whole

@@ -278,3 +278,9 @@ def test_too_little_memory_is_raised_and_not_remembered(monkeypatch: pytest.Monk
 
     assert raised.value is error
     assert replay_note(lm) == ""
+
+
+def test_a_row_in_half_precision_counts_half() -> None:
+    rows = [replay._bytes_per_row(tiny_model(dtype=dtype), 3, 9) for dtype in (torch.float32, torch.bfloat16)]
+
+    assert rows[0] == 2 * rows[1] > 0

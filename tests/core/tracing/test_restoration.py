@@ -7,6 +7,7 @@ import torch
 
 from rome_core.model.replay import REPLAY, Cell, Window
 from rome_core.model.tokens import Prompt
+from rome_core.tracing import restoration
 from rome_core.tracing.restoration import n_steps, restored_states, window_of
 from rome_core.tracing.runs import TraceConfig, TraceRequest, prepare
 from tests.tiny import tiny_model
@@ -72,3 +73,25 @@ def test_the_number_of_steps_is_known_before(monkeypatch: pytest.MonkeyPatch, bu
     lm.forget(REPLAY)
     lm.remember(REPLAY, (), lambda: "Not on this model.")
     assert n_steps(lm, runs, cells) == len(list(restored_states(lm, runs, cells))) == 4
+
+
+def test_logits_read_at_once_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    vocabulary = lm.hf.config.vocab_size
+
+    assert restoration._head_rows(lm) == 512
+    monkeypatch.setattr(restoration, "HEAD_BYTES", 7 * 4 * vocabulary)
+    assert restoration._head_rows(lm) == 7
+    monkeypatch.setattr(restoration, "HEAD_BYTES", 1)
+    assert restoration._head_rows(lm) == 1
+
+
+def test_a_budget_is_at_most_half_of_what_the_device_has_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_model()
+    runs = prepare(lm, TraceRequest(PROMPT, CONFIG, budget=5_000))
+    weights = 4 * lm.n_parameters
+
+    assert restoration._budget(lm, runs) == 5_000 and restoration.device_memory(torch.device("cpu")) is None
+    for memory, budget in ((weights + 2_000, 1_000), (weights + 20_000, 5_000), (weights - 1, 1)):
+        monkeypatch.setattr(restoration, "device_memory", lambda device, memory=memory: memory)
+        assert restoration._budget(lm, runs) == budget
