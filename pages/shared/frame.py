@@ -100,10 +100,21 @@ def _model_chooser() -> None:
         )
     lm = session.loaded()
     st.caption(describe_model(lm) if lm else "Loaded when a page needs it.")
+    if lm and (missing := not_possible(lm)):
+        st.warning(literal(missing))
 
 
 def describe_model(lm: LanguageModel) -> str:
     return f"{size(lm.n_parameters)} parameters · {lm.n_layers} layers · {lm.device}"
+
+
+def not_possible(lm: LanguageModel) -> str:
+    """What a model does not allow, each with its reason; empty where everything is possible."""
+    by_reason: dict[str, list[str]] = {}
+    for capability, reason in lm.cannot.items():
+        by_reason.setdefault(reason, []).append(capability)
+    parts = [f"{', '.join(names)}, because {reason}" for reason, names in by_reason.items() if names != ["cache"]]
+    return f"Not possible on this model: {'; '.join(parts)}." if parts else ""
 
 
 def size(n: int) -> str:

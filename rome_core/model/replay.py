@@ -36,7 +36,7 @@ class Recording:
     states: list[Float[Tensor, "batch pos d_model"]]
     outputs: dict[Module, list[Float[Tensor, "batch pos d_model"]]]
     keys: list[Float[Tensor, "batch heads pos d_head"]]
-    values: list[Float[Tensor, "batch heads pos d_head"]]
+    values: list[Float[Tensor, "batch heads pos d_value"]]
     calls: list[dict[str, Any]]
     cache_name: str
 

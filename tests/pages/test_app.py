@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import text
 from pages.shared.track import Job, describe
 from rome_core import DEFAULT_MODEL
-from tests.pages.conftest import ROOT, edits_of, goto, texts
+from tests.pages.conftest import ROOT, edits_of, end_of_jobs, goto, texts
 from tests.tiny import random_edit, save_model, tiny_model
 
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
@@ -58,13 +58,30 @@ def test_an_unknown_model_id_is_one_sentence_and_the_former_model_stays(app: App
 
 
 def test_a_model_of_an_unknown_type_is_one_sentence(app: AppTest, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     goto(app, "tracing")
 
     app.text_input(key="model").set_value(str(tmp_path)).run()
 
     assert len(app.error) == 1
-    assert app.error[0].value.startswith("Models of type 'bert' are not supported.")
+    assert "is of type 't5', and no model of that type continues a text." in app.error[0].value
+
+
+def test_a_mixture_of_experts_is_traced_and_the_sidebar_says_why_it_is_not_edited(app: AppTest, tmp_path: Path) -> None:
+    save_model(tiny_model("mixtral"), tmp_path / "experts")
+    goto(app, "tracing")
+
+    app.text_input(key="model").set_value(str(tmp_path / "experts")).run()
+
+    assert not app.error and not app.exception
+    assert texts(app.sidebar.warning).startswith(
+        "Not possible on this model: edit, hypernetworks, because its MLP has no"
+    )
+    page = goto(app, "edit", template="The {} is located in the city of", subject="Eiffel Tower", target="Rome")
+    assert not page.exception
+    page.button(key="run").click().run()
+    end_of_jobs(page)
+    assert "cannot be used for this: its MLP has no single matrix W" in texts(page.error)
 
 
 def test_a_model_that_comes_with_code_is_one_sentence_and_its_code_is_not_run(app: AppTest, tmp_path: Path) -> None:
