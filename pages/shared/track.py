@@ -134,10 +134,11 @@ class Job(Progress, Generic[P, R]):
             self.result = work(self)
         except Stopped:
             end = "stopped"
-        except Exception as error:
+        except BaseException as error:  # whatever it was, the thread goes on with the next one's work
             if not isinstance(error, RomeError):
                 log.exception("Work of '%s' failed", journal.kind_of(work))
-            self.error, end = error, "error"
+            self.error = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+            end = "error"
         self.ended = time.monotonic()
         journal.note_work(work, end, self.began - self.asked_for, self.seconds, self.error)
         self.state = end  # last, because pages look at it first

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rome_core.errors import DataError
-from rome_core.files import ASSETS
+from rome_core.files import ASSETS, write_whole
 
 FOLDER = ASSETS / "calibration"
 Verdict = Literal["safe", "caution", "disabling"]
@@ -87,7 +87,8 @@ class Calibration:
     def write(self, folder: Path = FOLDER) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.fingerprint}.json"
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
         return path
 
 

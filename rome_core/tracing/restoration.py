@@ -5,15 +5,19 @@ Step 3 of causal tracing (Meng et al. 2022, section 2): by replay where it agree
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_core.errors import ModelError
 from rome_core.model.language_model import LanguageModel
-from rome_core.model.replay import Cell, Finished, batches, plain_cell, replay_note, sweep
+from rome_core.model.replay import Cell, Finished, batches, is_out_of_memory, plain_cell, replay_note, sweep
 from rome_core.tracing.runs import Runs
+
+log = logging.getLogger(__name__)
 
 
 def window_of(layer: int, width: int, n_layers: int) -> tuple[int, int]:
@@ -34,8 +38,30 @@ def restored_states(
             yield [(cell, lm.unembed(hidden[:, -tail:]))]
         return
     for group in batches(lm, runs.corrupted, cells, _budget(lm, runs)):
+        yield from _swept(lm, runs, group, tail)
+
+
+def _swept(
+    lm: LanguageModel, runs: Runs, group: Sequence[Cell], tail: int
+) -> Iterator[list[tuple[Cell, Float[Tensor, "samples tail vocab"]]]]:
+    """One batch of cells; where memory ends its halves, one after the other. Nothing of a batch is finished before its
+    last step, so nothing is done twice that counts."""
+    try:
         for finished in sweep(lm, runs.clean, runs.corrupted, group, tail):
             yield _read(lm, finished)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(group) == 1:
+            raise ModelError(
+                f"There is not enough memory for one restored run of {len(runs.labels)} tokens and "
+                f"{len(runs.corrupted.batch.ids)} noise draws.",
+                "",
+                "Shorten the prompt, or take fewer draws.",
+            ) from None
+        log.warning("Out of memory with %d restored runs at once: going on with half of them.", len(group))
+        for half in (group[: len(group) // 2], group[len(group) // 2 :]):
+            yield from _swept(lm, runs, half, tail)
 
 
 def _budget(lm: LanguageModel, runs: Runs) -> int:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_core.errors import PromptError
+from rome_core.errors import ModelError, PromptError
 from rome_core.facts.datasets import load_facts
 from rome_core.model.edits import Update
 from rome_core.model.hooks import Patch, Point, batch_of, next_logits
@@ -187,6 +187,13 @@ def prepare(
     clean = record(lm, batch_of(lm, [ids]), edits=request.edits)
     corruption = _corruption(encoded.subject, noise)
     corrupted = record(lm, batch_of(lm, [ids] * len(noise)), edits=request.edits, patches=[corruption])
+    for run in (clean, corrupted):
+        if not bool(run.states[-1].isfinite().all()):
+            raise ModelError(
+                f"'{lm.name}' computes numbers that are not finite on this prompt.",
+                "Nothing can be traced in them.",
+                "Switch edits off if any are on; else load the model again, or in another dtype.",
+            )
     return Runs(request, encoded.labels, encoded.subject, answer, foil, sigma, clean, corrupted, corruption)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 import streamlit as st
 
 from pages.shared import track
+from pages.shared.public import describe_fault
 from pages.shared.track import Job, describe
-from pages.shared.worker import Worker
+from pages.shared.worker import Task, Worker
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +58,20 @@ def test_before_its_first_step_a_job_says_what_it_does() -> None:
     job.run(lambda job: said.append(describe(job)))
 
     assert said[0].startswith("France → London · reading C · ")
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), MemoryError("no memory")])
+def test_whatever_ends_a_piece_of_work_the_thread_goes_on_with_the_next(fault: BaseException) -> None:
+    made, first, second = Worker(), Job[None, str]("dies"), Job[None, str]("lives")
+
+    def die(job: Job[None, str]) -> str:
+        raise fault
+
+    made.submit(Task(first, lambda: first.run(die)))
+    made.submit(Task(second, lambda: second.run(lambda job: "done")))
+    deadline = time.monotonic() + 30
+    while second.live and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert second.result == "done"
+    assert first.state == "error" and first.error is not None and "Something unforeseen" in describe_fault(first.error)

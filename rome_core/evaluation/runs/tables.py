@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from rome_core.evaluation.measures import COUNTERFACT, MEASURES, ZSRE
 from rome_core.evaluation.runs.store import Row, Store
 from rome_core.evaluation.scores import Score, summarise
-from rome_core.files import csv_text
+from rome_core.files import csv_text, write_whole
 
 NO_EDIT = "no edit"
 STAGES = ("before", "after", "end")
@@ -154,6 +155,10 @@ def columns_for(rows: Sequence[Row]) -> tuple[str, ...]:
     return ZSRE if prompts and all(prompt.rstrip().endswith("?") for prompt in prompts) else COUNTERFACT
 
 
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 def as_parquet(lines: Sequence[Line], about: Mapping[str, object], path: Path) -> None:
     """The rows of the CSV as Parquet, with what the run says of itself in the file's metadata."""
     table = [
@@ -175,6 +180,6 @@ def export(store: Store, *, known_only: bool = False) -> list[Path]:
     short = merge_unedited(lines)
     texts = {".csv": scores_csv(lines), ".tex": as_latex(short, names), ".md": as_markdown(short, names) + "\n"}
     for suffix, text in texts.items():
-        stem.with_suffix(suffix).write_text(text, encoding="utf-8")
+        write_whole(stem.with_suffix(suffix), partial(_write_text, text))
     as_parquet(lines, store.about, stem.with_suffix(".parquet"))
     return [stem.with_suffix(suffix) for suffix in (*texts, ".parquet")]
