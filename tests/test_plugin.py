@@ -58,8 +58,8 @@ terminal.load_model = lambda *args, **options: lm
 quick = ["--neighbours", "1", "--generated", "0", "--passages", "0"]
 assert command.main(["--out", sys.argv[1], "--records", "2", "--methods", "toy,ke", *quick]) == 0
 
-import pages.shared.session as session
-session.load_model = lambda *args, **options: lm
+import pages.shared.models as models
+models.load_model = lambda *args, **options: lm
 page = AppTest.from_file("app.py", default_timeout=120).run()
 page = page.switch_page("pages/edit.py").run()
 assert "toy" in page.selectbox(key="method").options, page.error

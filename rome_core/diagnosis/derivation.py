@@ -87,9 +87,9 @@ def derive(lm: LanguageModel, edit: Edit, moment: Moment, below: Sequence[Edit] 
     moment.check(lm)
     layer = edit.config.layers[-1]
     module = lm.down_projection(layer)
-    W = lm.weight(layer).detach().double().cpu()
+    W = lm.weight(layer).detach().cpu().double()
     if module in (written := factors(below)):
-        W = W + written[module].matrix().double().cpu()
+        W = W + written[module].matrix().cpu().double()
     k, k_0, v = (_first(vectors) for vectors in (edit.k_star, edit.k_0, edit.v_star))
     solved = moment.solve(k, edit.config.conditioning)
     residual, alpha = v - W @ k, float(k @ solved)
@@ -107,14 +107,14 @@ def derive(lm: LanguageModel, edit: Edit, moment: Moment, below: Sequence[Edit] 
         alpha=alpha,
         multiplier=residual / alpha,
         delta=torch.outer(residual / alpha, solved),
-        own=factors([edit])[module].matrix().double().cpu(),
+        own=factors([edit])[module].matrix().cpu().double(),
         n_tokens=moment.n_tokens,
     )
 
 
 def _first(vectors: Tensor) -> Tensor:
     """The first request's vector of an edit that may hold several."""
-    return vectors.reshape(-1, vectors.shape[-1])[0].double().cpu()
+    return vectors.reshape(-1, vectors.shape[-1])[0].cpu().double()
 
 
 # ------------------------------------------------------------------------------------------------------------- steps

@@ -213,6 +213,8 @@ def _source(
 ) -> _Text:
     if outside := [layer for layer in layers if not 0 <= layer < lm.n_layers]:
         raise MomentError(f"Layer {outside[0]} does not exist.", "", f"'{lm.name}' has layers 0 to {lm.n_layers - 1}.")
+    if not layers or n_tokens < 1:
+        raise MomentError(f"C of {len(layers)} layers from {n_tokens:,} tokens is nothing.", "", "Name one of each.")
     own = texts is None
     source = self_written_texts(lm, n_tokens, seed, edits=edits, track=track) if texts is None else list(texts)
     rows = [ids for text in source if (ids := text_ids(lm.tokenizer, text)[: lm.max_positions])]

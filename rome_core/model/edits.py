@@ -42,7 +42,8 @@ class Delta:
         """Factors of the same Δ for half precision, which ends at 65,504: U's columns and V's rows have equal norms, up
         to a factor of two. They are scaled by powers of two, so nothing is rounded."""
         U, V = self.U, self.V
-        ratio = V.float().norm(dim=1) / U.float().norm(dim=0)  # infinite or NaN where a factor is zero
+        # Infinite or NaN where a factor is zero. The scale is a constant to whoever differentiates: it cancels.
+        ratio = V.detach().float().norm(dim=1) / U.detach().float().norm(dim=0)
         exponent = (ratio.log2() / 2).round().nan_to_num(0.0, 0.0, 0.0)
         scale = exponent.exp2().to(U.dtype)
         return U * scale, V / scale[:, None]
