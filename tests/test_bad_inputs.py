@@ -479,7 +479,6 @@ Command = Callable[[Sequence[str]], int]
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, random_moments: None) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rome_core.cli.terminal.load_model", lambda name, **options: LM)
-    monkeypatch.setattr(train_command, "load_model", lambda name: LM)
     return tmp_path
 
 

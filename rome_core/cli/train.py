@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from rome_core.cli import values
-from rome_core.cli.terminal import run_guarded, settings_arguments, settings_from
+from rome_core.cli.terminal import loader, model_arguments, run_guarded, settings_arguments, settings_from
 from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
 from rome_core.editing.hypernetworks.training import KINDS, Look, Schedule, state_path, train
-from rome_core.model.default_model import DEFAULT_MODEL
-from rome_core.model.loading import load_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         prog="rome-train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("kind", choices=list(KINDS))
-    made.add_argument("--model", default=DEFAULT_MODEL, help="a name or a folder, as for load_model")
+    model_arguments(made)
     settings_arguments(made, Schedule)
     made.add_argument(
         "--minutes", type=values.amount, default=float("inf"), help="ends at the first look after so long"
@@ -48,7 +46,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    lm = load_model(args.model)
+    lm = loader(args)()
     path = args.out or checkpoint_path(lm, args.kind)
     done = train(lm, args.kind, path, settings_from(args, Schedule), minutes=args.minutes, track=tqdm, log=say_look)
     tqdm.write(f"The best network, after {done.training['steps']:,} steps, is in {path}.")

@@ -50,7 +50,8 @@ class PublishedSet:
         """Short, for a list."""
         layers = self.values["layer"] - self.values.get("span", 1) + 1, self.values["layer"]
         where = f"layer {layers[1]}" if layers[0] == layers[1] else f"layers {layers[0]}–{layers[1]}"
-        return f"{self.repository.split('/')[-1]}, for {self.model}: {where}"
+        further = [f"{name} {self.values[name]:g}" for name in ("clamp", "epsilon", "lr") if name in self.values]
+        return f"{self.repository.split('/')[-1]}, for {self.model}: {', '.join([where, *further])}"
 
     @property
     def source(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rome_core import ModelError
-from rome_core.cli import train
+from rome_core.cli import terminal, train
 from rome_core.editing.hypernetworks.hypernetwork import checkpoint_path
 from rome_core.editing.hypernetworks.training import Look, Schedule, state_path
 from tests.tiny import tiny_model
@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         options["log"](Look(200, 1.5, 0.01, 0.16))
         return SimpleNamespace(training={"steps": 200})
 
-    monkeypatch.setattr(train, "load_model", lambda name: tiny_model())
+    monkeypatch.setattr(train, "loader", lambda args: tiny_model)
     monkeypatch.setattr(train, "train", stand_in)
     return seen
 
@@ -49,10 +49,10 @@ def test_every_option_reaches_the_schedule(asked: list[Any], tmp_path: Path) -> 
 
 
 def test_what_goes_wrong_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing(name: str) -> None:
+    def missing(name: str, **options: Any) -> None:
         raise ModelError(f"The model '{name}' could not be loaded.")
 
-    monkeypatch.setattr(train, "load_model", missing)
+    monkeypatch.setattr(terminal, "load_model", missing)
 
     assert train.command(["mend", "--model", "nowhere"]) == 1
     assert capsys.readouterr().err == "Error: The model 'nowhere' could not be loaded.\n"

@@ -50,4 +50,7 @@ def test_a_models_sets_are_found_by_its_shape(monkeypatch: pytest.MonkeyPatch) -
 
     found = published_for(lm, "memit")
     assert [one.values["layer"] for one in found] == [8, 11]
-    assert [one.label for one in found] == ["EasyEdit, for Qwen2.5-7B: layers 4–8", "NAS, for Qwen2.5-7B: layers 7–11"]
+    assert [one.label for one in found] == [
+        "EasyEdit, for Qwen2.5-7B: layers 4–8, clamp 4, lr 0.5",
+        "NAS, for Qwen2.5-7B: layers 7–11, clamp 0.75, lr 0.1",
+    ]
