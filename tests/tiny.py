@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rome_core.editing.methods import METHODS
 from rome_core.editing.second_moment import Moment
 from rome_core.evaluation.answers import Answer, Change, Kind, Question
 from rome_core.model.edits import Delta
-from rome_core.model.language_model import LanguageModel
+from rome_core.model.language_model import LanguageModel, fingerprint
 from rome_core.model.layout import LAYOUTS
 from rome_core.model.loading import from_pretrained_parts
 from rome_core.model.scoring import Scored
@@ -75,9 +76,13 @@ def tiny_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    proven: bool = False,
     **changes: Any,
 ) -> LanguageModel:
-    """A random decoder with all the family's peculiarities: grouped heads, sliding windows, soft caps, post-norms."""
+    """A random decoder with all the family's peculiarities: grouped heads, sliding windows, soft caps, post-norms.
+
+    proven: put through what a loaded model is; a family of the table is taken as it is, as its proof has a test.
+    """
     kind, sizes = FOUND.get(family) or MIXTURES.get(family) or (family, _sizes(family, layers))
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**COMMON, **sizes, **changes})
@@ -88,7 +93,14 @@ def tiny_model(
                 parameter.normal_(0.0, 1.0 if "embed" in name or "wte" in name else 0.25)
             elif "bias" in name:
                 parameter.normal_(0.0, 0.1)
-    return from_pretrained_parts(hf, tokenizer or tiny_tokenizer(), f"tiny-{family}")
+    make = from_pretrained_parts if proven or family not in LAYOUTS else as_it_is
+    return make(hf, tokenizer or tiny_tokenizer(), f"tiny-{family}")
+
+
+def as_it_is(hf: Any, tokenizer: Any, name: str) -> LanguageModel:
+    """A model of a family of the table without the checks of loading."""
+    hf.eval().requires_grad_(False)
+    return LanguageModel(hf, tokenizer, LAYOUTS[hf.config.model_type], name, fingerprint(hf))
 
 
 def _sizes(family: str, layers: int) -> dict[str, Any]:
@@ -206,7 +218,7 @@ def written(lm: LanguageModel, *edits: Edit) -> LanguageModel:
     for delta in (delta for edit in edits for delta in edit.deltas):
         module, change = hf.get_submodule(delta.module), delta.U @ delta.V
         module.weight.data += change if isinstance(module, nn.Linear) else change.T
-    return from_pretrained_parts(hf, lm.tokenizer, lm.name)
+    return replace(lm, hf=hf, fingerprint=fingerprint(hf), _kept={})
 
 
 def subject_end(lm: LanguageModel, prompt: Prompt, prefix: str = "") -> tuple[list[int], int]:

@@ -1,7 +1,7 @@
 """The three heat maps of one prompt: residual stream, MLP and attention, as they fill.
 
 All start from one clean and one corrupted run. First come previews of the three (a few cells measured, the others
-estimated), then the exact cells, the strongest rows of all kinds first.
+estimated), then the exact cells of one kind after the other, its strongest rows first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TraceRun:
 
 
 def trace_kinds(lm: LanguageModel, request: TraceRequest, *, track: Track = silent) -> Iterator[TraceRun]:
-    """The run as it grows: previews of all kinds at once, then exact cells, the rows first that promise most.
+    """The run as it grows: previews of all kinds at once, then the exact cells of each, the strongest rows first.
 
     Every row is run as `trace` runs it, the few measured cells once more: the numbers are the same to the last bit.
     """
@@ -75,6 +75,10 @@ def trace_kinds(lm: LanguageModel, request: TraceRequest, *, track: Track = sile
 
 
 def promising(preview: Mapping[str, Trace]) -> list[tuple[TracedSite, int]]:
-    """Rows of all kinds, a kind and a token each, by their strongest cell as the preview has it."""
+    """Rows of one kind after the other, a kind and a token each, within a kind by the strongest cell in the preview.
+
+    One kind at a time: a heat map that has changed is drawn again, and drawing three takes the time of computing them.
+    """
     rows = [(site, token) for site in SITES for token in range(preview[site].subject[0], len(preview[site].labels))]
-    return sorted(rows, key=lambda row: -float(preview[row[0]].indirect_effect[row[1]].max()))
+    strongest = {(site, token): float(preview[site].indirect_effect[token].max()) for site, token in rows}
+    return sorted(rows, key=lambda row: (SITES.index(row[0]), -strongest[row]))
