@@ -128,7 +128,7 @@ def test_a_server_that_is_stopped_ends_what_it_writes_and_has_told_no_secret(tmp
 
     said = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     works = [(one["kind"], one["state"]) for one in said if one["event"] == "work"]
-    assert works == [("session", "done"), ("tracing", "done"), ("sequence", "stopped")], log.read_text()
+    assert works == [("models", "done"), ("tracing", "done"), ("sequence", "stopped")], log.read_text()
     assert SECRET not in log.read_text() and urlencode({"s": SECRET})[2:] not in log.read_text()
     assert not list(cache.rglob("*.part"))
     (run,) = runs_in(cache / "sequences")
